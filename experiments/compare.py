@@ -1,0 +1,119 @@
+"""Recipes side by side: `python -m experiments.compare experiment=glyphs_5way_1shot 'recipes=[mtl,maml]'`.
+
+Same net, same episodes, same number of gradient evaluations; at test every recipe may adapt in the same
+ways to the same support sets. Writes `table.md`, `table.json` and `figure.png`, and the folder of every
+run: `<recipe>/seed<seed>/`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from metamtl import Estimate
+
+from . import train
+from .figure import draw
+from .measure import trivial
+from .report import environment, markdown, write_json, write_text
+
+OWN = ("recipes=", "seeds=", "recipe=", "seed=")
+
+
+def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
+    """Train every recipe with every seed; write and return the table."""
+    passed_on = [text for text in overrides if not text.lstrip("+").startswith(OWN)]
+    budget = cfg.gradient_evaluations or 2 * cfg.steps * cfg.tasks_per_step
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for recipe in cfg.recipes:
+        for seed in cfg.seeds:
+            one = compose("train", [*passed_on, f"recipe={recipe}", f"seed={seed}"])
+            one.gradient_evaluations, one.steps = budget, None  # the budget alone ends a run
+            runs.setdefault(recipe, []).append(train.run(one, folder / recipe / f"seed{seed}"))
+    rows = [_row(recipe, results, cfg.metric) for recipe, results in runs.items()]
+    rows.append(_trivial_row(cfg))
+    table = {
+        "experiment": {"overrides": passed_on, "metric": cfg.metric, "gradient_evaluations": budget},
+        **environment(next(iter(runs.values()))[0]["config"]["device"]),
+        "seeds": list(cfg.seeds),
+        "interval": "95 %, Student t over seeds"
+        if len(cfg.seeds) > 1
+        else "95 %, Student t over test tasks",
+        "batchnorm": next(iter(runs.values()))[0]["batchnorm"],
+        "rows": rows,
+    }
+    write_json(folder / "table.json", table)
+    write_text(folder / "table.md", markdown(table))
+    draw(runs, cfg.metric, folder / "figure.png")
+    return table
+
+
+def _row(recipe: str, results: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+    def over_seeds(split: str, what: str = "mean") -> dict[str, float]:
+        values = [result[split][metric][what] for result in results]
+        if len(values) == 1:
+            single = results[0][split][metric]
+            return {"mean": values[0], "ci95": single["ci95"] if what == "mean" else None}
+        found = Estimate.of(torch.tensor(values, dtype=torch.float64))
+        return {"mean": found.mean, "ci95": found.ci95}
+
+    return {
+        "recipe": recipe,
+        "seen": over_seeds("seen"),
+        "new": over_seeds("test"),
+        "worst_tenth": over_seeds("test", "worst_decile"),
+        "adaptation": [f"{r['adaptation']['way']}, {r['adaptation']['steps']}" for r in results],
+        "gradient_evaluations": results[0]["gradient_evaluations"],
+        "steps": results[0]["steps"],
+        "seconds": sum(result["seconds"] for result in results) / len(results),
+    }
+
+
+def _trivial_row(cfg: DictConfig) -> dict[str, Any]:
+    """The trivial answer, on the very test tasks of the first seed."""
+    source = instantiate(cfg.task)
+    splits = {"seen": source.split("train"), "new": source.split("test")}
+    kinds = {"seen": train.SEEN, "new": train.TEST}
+    examples = splits["seen"].sample(cfg.test.tasks, train.stream(cfg.seeds[0], train.TRAIN))
+    net, recipe = instantiate(cfg.trivial.net), instantiate(cfg.trivial.recipe)
+    found = {
+        name: trivial(
+            net.to(cfg.device),
+            recipe,
+            family,
+            examples,
+            family.sample(cfg.test.tasks, train.stream(cfg.seeds[0], kinds[name])),
+        )[cfg.metric]
+        for name, family in splits.items()
+    }
+    return {
+        "recipe": f"trivial: {cfg.trivial.name}",
+        **{name: {"mean": value["mean"], "ci95": value["ci95"]} for name, value in found.items()},
+        "worst_tenth": {"mean": found["new"]["worst_decile"], "ci95": None},
+        "adaptation": [],
+        "gradient_evaluations": 0,
+        "steps": 0,
+        "seconds": 0.0,
+    }
+
+
+@hydra.main(version_base=None, config_path=train.CONF, config_name="compare")
+def main(cfg: DictConfig) -> None:
+    config = HydraConfig.get()
+    folder = Path(config.runtime.output_dir)
+    if cfg.device == "auto":
+        cfg.device = train.device()
+    run(cfg, list(config.overrides.task), folder)
+    print((folder / "table.md").read_text())
+    print(f"table: {folder / 'table.json'}\nfigure: {folder / 'figure.png'}")
+
+
+if __name__ == "__main__":
+    main()

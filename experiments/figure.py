@@ -1,0 +1,46 @@
+"""Quality against adaptation steps and against training seconds, with intervals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+Run = dict[str, Any]
+
+
+def draw(runs: dict[str, list[Run]], metric: str, path: Path) -> None:
+    """One line for each recipe, of its first seed; bands are the 95 % intervals over tasks."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True, sharey=True)
+    for number, (recipe, results) in enumerate(runs.items()):
+        first, color = results[0], f"C{number}"
+        label = f"{recipe} ({first['adaptation']['way']})"
+        _line(
+            left,
+            list(range(len(first["curve"]))),
+            [stage[metric] for stage in first["curve"]],
+            color,
+            label,
+        )
+        points = [{"mean": entry["validation"], "ci95": entry["ci95"]} for entry in first["history"]]
+        _line(right, [entry["seconds"] for entry in first["history"]], points, color, recipe)
+    left.set(xlabel="adaptation steps at test", ylabel=metric, title="new tasks, chosen way to adapt")
+    right.set(xlabel="training seconds", title="validation tasks")
+    left.xaxis.get_major_locator().set_params(integer=True)
+    left.legend(fontsize=8)
+    right.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _line(axes: Any, x: list[float], found: list[dict[str, float]], color: str, label: str) -> None:
+    mean = [point["mean"] for point in found]
+    low = [point["mean"] - point["ci95"] for point in found]
+    high = [point["mean"] + point["ci95"] for point in found]
+    axes.plot(x, mean, "o-" if len(x) < 25 else "-", color=color, label=label, markersize=3)
+    axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)

@@ -1,0 +1,92 @@
+"""What stands beside every number: where it was measured. And files that are whole or not there."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("metamtl", "torch", "numpy", "torchjd", "hydra-core")
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions and hardware."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:  # run from a checkout that is not installed
+            versions[name] = "not installed"
+    hardware = {
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    return {"versions": versions, "hardware": hardware}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file that other programs can read (no NaN), in one move."""
+    write_text(path, json.dumps(_finite(content), indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one move: it is whole, or it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def markdown(table: dict[str, Any]) -> str:
+    """The comparison as a Markdown table, with how it was measured below it."""
+    percent = table["experiment"]["metric"] == "accuracy"
+
+    def cell(found: dict[str, float]) -> str:
+        factor = 100 if percent else 1
+        mean = f"{found['mean'] * factor:.{1 if percent else 3}f}"
+        known = found["ci95"] is not None and math.isfinite(found["ci95"])
+        return f"{mean} ± {found['ci95'] * factor:.{1 if percent else 3}f}" if known else mean
+
+    unit = f"{table['experiment']['metric']}{', %' if percent else ''}"
+    lines = [
+        f"| recipe | seen tasks ({unit}) | new tasks | worst tenth, new | adapts (way, steps)"
+        " | gradient evaluations | steps | training s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in table["rows"]:
+        lines.append(
+            f"| {row['recipe']} | {cell(row['seen'])} | {cell(row['new'])} | {cell(row['worst_tenth'])}"
+            f" | {'; '.join(sorted(set(row['adaptation']))) or '-'} | {row['gradient_evaluations']:,}"
+            f" | {row['steps']:,} | {row['seconds']:.1f} |"
+        )
+    hardware = table["hardware"]
+    lines += [
+        "",
+        f"Seeds {table['seeds']}; intervals: {table['interval']}; BatchNorm: {table['batchnorm']}."
+        f" {hardware['device']}, {hardware['threads']} threads; torch {table['versions']['torch']}.",
+    ]
+    return "\n".join(lines) + "\n"

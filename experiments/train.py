@@ -1,0 +1,157 @@
+"""Train one recipe and test it: `python -m experiments.train experiment=glyphs_5way_1shot seed=0`.
+
+Reads top to bottom: data, model, recipe; steps of `meta_backward`; on validation tasks the choice of the
+way to adapt; one test. Everything it found stands in `result.json`, the model in `model.safetensors`.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save_file
+from torch.utils.tensorboard import SummaryWriter
+
+from metamtl import Recipe, meta_backward
+from metamtl.nets import batchnorm_statistics
+
+from .measure import Choice, choose, measure
+from .progress import Progress
+from .report import environment, write_json
+
+CONF = str(Path(__file__).parent / "conf")
+TRAIN, VALIDATION, SELECT, SEEN, TEST = range(5)  # streams of random numbers
+
+
+def stream(seed: int, kind: int, step: int = 0) -> torch.Generator:
+    """The generator of one step: every recipe with this seed sees the same episodes in the same order."""
+    mixed = (seed * 5 + kind) * 2**40 + step
+    return torch.Generator().manual_seed(mixed)
+
+
+def device() -> str:
+    """The device of `device=auto`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+    """One training and its test; writes into `folder` and returns what `result.json` holds."""
+    if cfg.device == "auto":
+        cfg.device = device()
+    config = OmegaConf.to_container(cfg, resolve=False)
+
+    # Data, model, recipe. Configs may refer to what the training split and the net know of themselves.
+    source = instantiate(cfg.task)
+    train, validation, test = (source.split(name) for name in ("train", "validation", "test"))
+    _resolve("train", train)
+    torch.manual_seed(cfg.seed)  # for the initial weights alone; all else has its own generator
+    model = instantiate(cfg.net).to(cfg.device)
+    _resolve("net", model)
+    recipe: Recipe = instantiate(cfg.recipe)
+    recipe.adapter.to(cfg.device)
+    ways = {name: Recipe(instantiate(adapter)) for name, adapter in cfg.adapt.items()}
+    parameters = [*model.parameters(), *recipe.adapter.parameters()]
+    optimizer = instantiate(cfg.optimizer)(parameters)
+
+    validation_tasks = validation.sample(cfg.validate.tasks, stream(cfg.seed, VALIDATION))
+    history: list[dict[str, float]] = []
+    best, best_state = None, None
+    step, evaluations, seconds = 0, 0, 0.0
+    losses: list[torch.Tensor] = []
+    with Progress(cfg) as progress, SummaryWriter(str(folder)) as log:
+        while not progress.done(step, evaluations):
+            began = time.perf_counter()
+            optimizer.zero_grad()
+            episodes = train.sample(cfg.meta_batch, stream(cfg.seed, TRAIN, step))
+            try:
+                outcome = meta_backward(model, recipe, episodes, train.loss)
+            except FloatingPointError as error:
+                raise FloatingPointError(f"step {step}: {error}") from error
+            optimizer.step()
+            losses.append(outcome.losses.mean())
+            step += 1
+            evaluations += outcome.gradient_evaluations
+            seconds += time.perf_counter() - began  # training alone: validation is not on the clock
+            if progress.validation_due(step, evaluations):
+                choice = choose(model, ways, validation, validation_tasks, cfg.metric)
+                train_loss = float(torch.stack(losses).mean())
+                losses.clear()
+                history.append(
+                    {
+                        "step": step,
+                        "seconds": seconds,
+                        "gradient_evaluations": evaluations,
+                        "train_loss": train_loss,
+                        "validation": choice.estimate.mean,
+                        "ci95": choice.estimate.ci95,
+                    }
+                )
+                log.add_scalar("loss/train", train_loss, step)
+                log.add_scalar(f"{cfg.metric}/validation", choice.estimate.mean, step)
+                if best is None or choice.better_than(best):
+                    best, best_state = choice, _copy(model, recipe)
+            progress.show(step, evaluations, losses, best and best.estimate.mean)
+
+    # The best weights of the validations, then the way to adapt, on more tasks; then one test.
+    if best_state is not None:
+        model.load_state_dict(best_state[0])
+        recipe.adapter.load_state_dict(best_state[1])
+    chosen: Choice = choose(
+        model, ways, validation, validation.sample(cfg.select.tasks, stream(cfg.seed, SELECT)), cfg.metric
+    )
+    seen = train.sample(cfg.test.tasks, stream(cfg.seed, SEEN))
+    new = test.sample(cfg.test.tasks, stream(cfg.seed, TEST))
+    found, curve = measure(model, ways[chosen.way], chosen.stage, test, new)
+    result = {
+        "config": config,
+        **environment(cfg.device),
+        "seed": cfg.seed,
+        "steps": step,
+        "seconds": seconds,
+        "gradient_evaluations": evaluations,
+        "batchnorm": batchnorm_statistics(model),
+        "interval": "95 %, Student t over test tasks (over examples, for named tasks)",
+        "adaptation": {"way": chosen.way, "steps": chosen.stage, "chosen_by": f"validation {cfg.metric}"},
+        "validation": {cfg.metric: chosen.estimate.as_dict()},
+        "seen": measure(model, ways[chosen.way], chosen.stage, train, seen)[0],
+        "test": found,
+        "curve": curve,
+        "history": history,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {**model.state_dict(), **{f"adapter.{k}": v for k, v in recipe.adapter.state_dict().items()}}
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
+    write_json(folder / "result.json", result)
+    return result
+
+
+def _resolve(name: str, thing: Any) -> None:
+    """Let configs say `${name:attribute}`: a table of heads needs the ids of the training tasks."""
+    OmegaConf.register_new_resolver(name, lambda attribute: getattr(thing, attribute), replace=True)
+
+
+def _copy(model: torch.nn.Module, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
+    return tuple(  # type: ignore[return-value]
+        {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        for module in (model, recipe.adapter)
+    )
+
+
+@hydra.main(version_base=None, config_path=CONF, config_name="train")
+def main(cfg: DictConfig) -> None:
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    result = run(cfg, folder)
+    for split in ("seen", "test"):
+        for name, found in result[split].items():
+            print(f"{split:>5} {name}: {found['mean']:.4f} ± {found['ci95']:.4f} (n={found['n']})")
+    print(f"{result['steps']} steps, {result['seconds']:.1f} s; {folder / 'result.json'}")
+
+
+if __name__ == "__main__":
+    main()

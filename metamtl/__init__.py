@@ -1,0 +1,35 @@
+"""Multi-task learning and meta-learning as one thing.
+
+An adapter says which parameters a task uses, an aggregator what the tasks' gradients say together;
+`meta_backward` goes from episodes to `.grad` through both.
+"""
+
+from . import adapters, aggregators, engines, nets, objectives, recipes, tasks
+from .episode import Batch, Episode
+from .estimate import Estimate
+from .evaluation import adaptation_curve, evaluate
+from .outer import Outcome, meta_backward
+from .recipes import Recipe
+from .task import Metric, Task
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Batch",
+    "Episode",
+    "Estimate",
+    "Metric",
+    "Outcome",
+    "Recipe",
+    "Task",
+    "adaptation_curve",
+    "adapters",
+    "aggregators",
+    "engines",
+    "evaluate",
+    "meta_backward",
+    "nets",
+    "objectives",
+    "recipes",
+    "tasks",
+]

@@ -1,0 +1,89 @@
+"""Multi-task learning on few-shot classes: a persistent head row for every class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..episode import Batch
+from ..functional import Params, named_by
+from ..task import Loss
+from .base import Adapter, start
+
+
+class HeadTable(Adapter):
+    """A table with one head row for each training class; a task's head is made of its classes' rows.
+
+    `W_t = table[task ids]`: for a few-shot task the ids are those of its N classes, and N rows are its
+    head; for a task with one id (a regression) the head is one row. There is no inner step: this is
+    multi-task learning with shared body and own heads. Wang, Zhao, Li 2021,
+    https://arxiv.org/abs/2106.09017.
+
+    The table is the adapter's own; give `[*model.parameters(), *adapter.parameters()]` to the optimizer.
+
+    Args:
+        ids: the ids that tasks may have, as `family.ids` lists them.
+        features: width of the body's output, F.
+        head: name of the model's linear head, whose weight and bias are replaced.
+
+    Raises:
+        ValueError: an id that the table does not hold, when a batch of tasks is checked.
+
+    >>> table = HeadTable(ids=[3, 7, 9], features=4)
+    >>> model = nn.Sequential()
+    >>> model.head = nn.Linear(4, 2)
+    >>> table(model, None, nn.functional.cross_entropy, task=torch.tensor([9, 3]))["head.weight"].shape
+    torch.Size([2, 4])
+    """
+
+    def __init__(self, ids: Iterable[int], features: int, head: str = "head") -> None:
+        super().__init__()
+        listed = torch.as_tensor(list(ids), dtype=torch.long)
+        if listed.numel() == 0 or bool((listed < 0).any()):
+            raise ValueError("HeadTable needs at least one id, none of them negative; give `family.ids`.")
+        bound = 1 / math.sqrt(features)  # as torch.nn.Linear
+        self.weight = nn.Parameter(torch.empty(len(listed), features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(len(listed)).uniform_(-bound, bound))
+        rows = torch.full((int(listed.max()) + 1,), -1)
+        rows[listed] = torch.arange(len(listed))
+        self.register_buffer("rows", rows)
+        self.rows: Tensor
+        self.head = head
+
+    def check(self, model: nn.Module, task: Tensor | str | None) -> None:
+        named_by(model, self.head, "head")
+        if not isinstance(task, Tensor) or task.is_floating_point():
+            raise ValueError(
+                "HeadTable looks a task's head up by its ids, but this episode has none"
+                f" (task={task!r}); use a family with a fixed set of tasks, or another adapter."
+            )
+        held = (task >= 0) & (task < len(self.rows))
+        held &= self.rows[task.where(held, 0)] >= 0
+        if not bool(held.all()):
+            unknown = task[~held].unique().tolist()
+            raise ValueError(
+                f"unknown task ids {unknown[:10]}: the table holds {len(self.weight)} ids"
+                f" up to {len(self.rows) - 1}, and none of these; a task that was not trained needs an"
+                " adapter that learns its head, such as Prototype or Gradient."
+            )
+
+    def forward(
+        self,
+        model: nn.Module,
+        support: Batch | None,
+        loss: Loss,
+        *,
+        params: Params | None = None,
+        task: Any = None,
+    ) -> Params:
+        params = start(model, params)
+        # index_select, because vmap cannot index by a tensor with no dimension
+        at = self.rows.index_select(0, task.reshape(-1))
+        params[f"{self.head}.weight"] = self.weight.index_select(0, at)
+        if f"{self.head}.bias" in params:
+            params[f"{self.head}.bias"] = self.bias.index_select(0, at)
+        return params

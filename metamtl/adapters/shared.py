@@ -1,0 +1,31 @@
+"""Joint training: every task uses the shared parameters as they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ..episode import Batch
+from ..functional import Params
+from ..task import Loss
+from .base import Adapter, start
+
+
+class Shared(Adapter):
+    """The shared parameters: `phi_t = theta`. Zero inner steps.
+
+    >>> sorted(Shared()(nn.Linear(1, 1), None, nn.functional.mse_loss))
+    ['bias', 'weight']
+    """
+
+    def forward(
+        self,
+        model: nn.Module,
+        support: Batch | None,
+        loss: Loss,
+        *,
+        params: Params | None = None,
+        task: Any = None,
+    ) -> Params:
+        return start(model, params)

@@ -1,0 +1,39 @@
+"""The trivial answer to a regression task: the mean of its support targets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..episode import Batch
+from ..functional import Params
+from ..task import Loss
+from .base import Adapter, needed, start
+
+
+class SupportMean(Adapter):
+    """A head that answers every input with the mean of the support targets: `W = 0`, `b = mean(y)`.
+
+    The row that every comparison on regression tasks carries: a method that does not beat it has learned
+    nothing.
+    """
+
+    def __init__(self, head: str = "head") -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(
+        self,
+        model: nn.Module,
+        support: Batch | None,
+        loss: Loss,
+        *,
+        params: Params | None = None,
+        task: Any = None,
+    ) -> Params:
+        params = start(model, params)
+        params[f"{self.head}.weight"] = torch.zeros_like(params[f"{self.head}.weight"])
+        params[f"{self.head}.bias"] = needed(support, self).y.mean(0)
+        return params

@@ -1,0 +1,89 @@
+"""What cannot work is refused before anything changes, in words that say what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from .adapters import Adapter, Shared
+from .engines import Rows
+from .engines.base import at
+from .episode import Batch, Episode
+from .functional import forward
+from .task import Loss
+
+
+def check_episodes(
+    model: nn.Module,
+    adapter: Adapter,
+    episodes: Episode | Mapping[str, Episode],
+    loss: Any,
+) -> None:
+    """Refuse episodes, or an adapter, that cannot work with the model."""
+    if not isinstance(episodes, Mapping):
+        if isinstance(loss, Mapping):
+            raise ValueError("a dict of losses needs a dict of episodes, one for each named task.")
+        episodes.check()
+        adapter.check(model, episodes.task)
+        return
+    if not episodes:
+        raise ValueError("the dict of episodes is empty; give at least one named task.")
+    if not isinstance(loss, Mapping) or set(episodes) - set(loss):
+        found = sorted(loss) if isinstance(loss, Mapping) else "one loss for all"
+        missing = sorted(set(episodes) - set(loss)) if isinstance(loss, Mapping) else sorted(episodes)
+        raise ValueError(f"no loss for tasks {missing}; loss must be a dict by task name, found {found}.")
+    for name, episode in episodes.items():
+        episode.check(named=name)
+    adapted = [name for name, episode in episodes.items() if episode.support is not None]
+    if not adapted and not isinstance(adapter, Shared):
+        raise ValueError(
+            f"{type(adapter).__name__} adapts to support sets, but none of the tasks"
+            f" {', '.join(map(repr, episodes))} has one; give some, or use Shared()."
+        )
+    for name in adapted:
+        adapter.check(model, name)
+
+
+def check_finite(
+    model: nn.Module,
+    adapter: Adapter,
+    episodes: Episode | Mapping[str, Episode],
+    loss: Loss | Mapping[str, Loss],
+    found: Rows,
+) -> None:
+    """Refuse a loss or a gradient that is NaN or infinite, naming the tasks and the inner step."""
+    whole = torch.stack([rows.flatten(1).sum(1) for rows in found.shared.values()]).sum(0)
+    if bool(torch.isfinite(found.losses + whole).all()):
+        return
+    bad_loss = ~torch.isfinite(found.losses)
+    bad_row = ~torch.stack([torch.isfinite(r.flatten(1)).all(1) for r in found.shared.values()]).all(0)
+    if not bool((bad_loss | bad_row).any()):
+        return  # finite values whose sum overflowed
+    what, wrong = ("loss", bad_loss) if bool(bad_loss.any()) else ("gradient", bad_row)
+    positions = wrong.nonzero().flatten().tolist()
+    names = list(episodes) if isinstance(episodes, Mapping) else list(range(len(wrong)))
+    bad = [names[position] for position in positions]
+    first = positions[0]
+    detail = ""
+    if isinstance(episodes, Episode) and not isinstance(loss, Mapping) and episodes.support is not None:
+        detail = _inner_step(model, adapter, episodes, loss, first)
+    values = f" (losses {found.losses[positions[:5]].tolist()})" if what == "loss" else ""
+    raise FloatingPointError(
+        f"the {what} of tasks {bad[:10]} of {len(names)} is not finite{values}.{detail}"
+        " Nothing was added to .grad. Look at the data of these tasks, or lower the learning rates."
+    )
+
+
+def _inner_step(model: nn.Module, adapter: Adapter, episodes: Episode, loss: Loss, task: int) -> str:
+    """At which inner step the support loss of one task left the finite numbers."""
+    support, ids = at((episodes.support, episodes.task), task)
+    support = Batch(*support)
+    with torch.no_grad():
+        for step, params in enumerate(adapter.path(model, support, loss, task=ids)):
+            value = loss(forward(model, params, support.x), support.y)
+            if not torch.isfinite(value):
+                return f" Task {task}: the support loss is {float(value)} after {step} inner steps."
+    return f" Task {task}: the support loss stays finite in every inner step; the query set does not."

@@ -1,0 +1,81 @@
+"""An inner loop written with `higher`, as an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..adapters.base import Adapter, needed
+from ..episode import Batch
+from ..functional import Params
+from ..task import Loss
+from ._plain import begin, peer, refuse_transforms
+
+Inner = Callable[[nn.Module, Any, Batch, Loss], object]
+
+
+class HigherAdapter(Adapter):
+    """The parameters that a loop over `higher`'s `fmodel` and `diffopt` ends with.
+
+    `inner` is the body of `with higher.innerloop_ctx(...) as (fmodel, diffopt):`, as it stands in
+    existing code; https://github.com/facebookresearch/higher, https://arxiv.org/abs/1910.01727.
+
+    Differs from `innerloop_ctx` in: 1. `fmodel` starts from the `params` given, which the gradient
+    reaches (`copy_initial_weights=True`, its default, cuts it); 2. higher gradients are tracked
+    exactly where autograd is on, so that `torch.no_grad()` makes a cheap evaluation; 3. the optimizer
+    is made anew for each task.
+
+    Args:
+        inner: `inner(fmodel, diffopt, support, loss)`, calling `diffopt.step(...)`; its return value
+            is not used.
+        optimizer: makes the torch optimizer to imitate from the model; one over a part of the model's
+            parameters adapts only that part.
+
+    Raises:
+        ImportError: when called without `higher` installed.
+        ValueError: when called inside `vmap`; use `engine=engines.Loop()`.
+
+    ```python
+    def inner(fmodel, diffopt, support, loss):
+        for _ in range(5):
+            diffopt.step(loss(fmodel(support.x), support.y))
+
+    sgd = HigherAdapter(inner, optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.01))
+    meta_backward(model, Recipe(sgd), episode, loss, engine=engines.Loop())
+    ```
+    """
+
+    def __init__(self, inner: Inner, optimizer: Callable[[nn.Module], torch.optim.Optimizer]) -> None:
+        super().__init__()
+        self.inner = inner
+        self.optimizer = optimizer
+
+    def forward(
+        self,
+        model: nn.Module,
+        support: Batch | None,
+        loss: Loss,
+        *,
+        params: Params | None = None,
+        task: Any = None,
+    ) -> Params:
+        batch = needed(support, self)
+        refuse_transforms(self, params, batch)
+        higher = peer("higher")
+        track = torch.is_grad_enabled()
+        first = begin(model, params)
+        with torch.enable_grad():
+            # The parts of higher.innerloop_ctx, which itself can only start from the model's own tensors.
+            fmodel = higher.patch.make_functional(model)
+            higher.patch.buffer_sync(model, fmodel)
+            fmodel.update_params(list(first.values()))
+            fmodel.track_higher_grads = track
+            diffopt = higher.optim.get_diff_optim(
+                self.optimizer(model), model.parameters(), fmodel=fmodel, track_higher_grads=track
+            )
+            self.inner(fmodel, diffopt, batch, loss)
+        fast = dict(zip(first, fmodel.fast_params))
+        return fast if track else {name: tensor.detach() for name, tensor in fast.items()}

@@ -1,0 +1,177 @@
+"""learn2learn's learners as adapters, and its task sets as episodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters.base import Adapter, needed
+from ..episode import Batch, Episode
+from ..functional import Params, is_name
+from ..task import Loss
+from ._plain import begin, peer, refuse_transforms
+
+
+class Learn2Learn(Adapter):
+    """The parameters of a learn2learn learner's clone after K calls of `adapt`.
+
+    For `l2l.algorithms.MAML`, `MetaSGD`, `GBML` and any learner with `module`, `clone()` and
+    `adapt(loss)`; https://github.com/learnables/learn2learn, https://arxiv.org/abs/2008.12284.
+    What the learner learns beside its model (the step sizes of Meta-SGD) are parameters of this adapter.
+
+    Differs from learn2learn in: 1. a clone starts from the `params` given; 2. a clone has buffers of
+    its own, where learn2learn shares BatchNorm's with the base model; 3. under `torch.no_grad()` it
+    adapts without keeping a graph.
+
+    Args:
+        learner: made around the model, or around one with the same parameters.
+        steps: K, the calls of `adapt`.
+
+    Raises:
+        TypeError: `learner` lacks `module`, `clone` or `adapt`.
+        ImportError: when called without learn2learn installed.
+        ValueError: when called inside `vmap` (use `engine=engines.Loop()`), or with a model whose
+            parameters are not those of the learner's.
+
+    ```python
+    learner = learn2learn.algorithms.MAML(model, lr=0.01)
+    meta_backward(model, Recipe(Learn2Learn(learner, steps=5)), episode, loss, engine=engines.Loop())
+    ```
+    """
+
+    def __init__(self, learner: Any, steps: int = 1) -> None:
+        super().__init__()
+        lacking = [name for name in ("module", "clone", "adapt") if not hasattr(learner, name)]
+        if lacking:
+            raise TypeError(
+                f"{type(learner).__name__} has no {', '.join(lacking)}; give a learner such as"
+                " learn2learn.algorithms.MAML(model, lr=0.01)."
+            )
+        self.steps = steps
+        # In a tuple, because the learner's model is not a part of the adapter; the rest of it is.
+        self._learner = (learner,)
+        for name, child in learner.named_children():
+            if name != "module":
+                self.add_module(name, child)
+        for name, param in learner.named_parameters(recurse=False):
+            self.register_parameter(name, param)
+
+    def extra_repr(self) -> str:
+        return f"{type(self._learner[0]).__name__}, steps={self.steps}"
+
+    @property
+    def gradient_evaluations(self) -> int:
+        return self.steps * (1 if getattr(self._learner[0], "first_order", False) else 2)
+
+    def check(self, model: nn.Module, task: Tensor | str | None) -> None:
+        mine, theirs = (
+            [(name, tuple(p.shape)) for name, p in module.named_parameters()]
+            for module in (model, self._learner[0].module)
+        )
+        if mine != theirs:
+            raise ValueError(
+                f"the learner was made around a {type(self._learner[0].module).__name__} with parameters"
+                f" {theirs}, but the model, a {type(model).__name__}, has {mine}; make the learner around"
+                " this model."
+            )
+
+    def forward(
+        self,
+        model: nn.Module,
+        support: Batch | None,
+        loss: Loss,
+        *,
+        params: Params | None = None,
+        task: Any = None,
+    ) -> Params:
+        batch = needed(support, self)
+        refuse_transforms(self, params, batch)
+        self.check(model, None)
+        clone_module = peer("learn2learn").clone_module
+        track = torch.is_grad_enabled()
+        first = begin(model, params)
+        named = {"task": task} if is_name(task) else {}
+        with torch.enable_grad():
+            fast = self._learner[0].clone()
+            # Cloned once more, because learners keep notes on the tensors they adapt (`.grad`, `.update`).
+            fast.module = _placed(clone_module(model), {n: p.clone() for n, p in first.items()})
+            for _ in range(self.steps):
+                value = loss(_call(fast, batch.x, named), batch.y)
+                fast.adapt(value) if track else fast.adapt(value, first_order=True)
+        adapted = dict(fast.module.named_parameters())
+        return adapted if track else {name: tensor.detach() for name, tensor in adapted.items()}
+
+
+def _call(module: nn.Module, x: Any, named: dict[str, Any]) -> Any:
+    if isinstance(x, dict):
+        return module(**x, **named)
+    return module(*x, **named) if isinstance(x, tuple) else module(x, **named)
+
+
+def _placed(shell: nn.Module, params: Params) -> nn.Module:
+    """`shell`, a clone that nobody else holds, with `params` for its parameters and buffers of its own."""
+    names = {id(tensor): name for name, tensor in shell.named_parameters()}
+    for module in shell.modules():
+        for key, tensor in module._parameters.items():
+            if tensor is not None:
+                # By identity, so that a tied parameter stays one tensor.
+                module._parameters[key] = params[names[id(tensor)]]  # type: ignore[assignment]
+        for key, buffer in module._buffers.items():
+            module._buffers[key] = None if buffer is None else buffer.clone()
+        if isinstance(module, nn.RNNBase):  # it keeps a list of its own
+            module._flat_weights = [getattr(module, key) for key in module._flat_weights_names]
+    return shell
+
+
+def episodes(taskset: Any, num_tasks: int, *, ways: int, shots: int) -> Episode:
+    """Tasks of a learn2learn task set as one `Episode`.
+
+    Each task is drawn by `taskset.sample()`, which uses Python's and numpy's global random numbers.
+    Its examples are sorted by label; the first `shots` of each class are the support set, the others
+    the query set, and labels become `0 .. N-1`.
+
+    Args:
+        taskset: a `learn2learn.data.Taskset` (or `TaskDataset`, its older name) with `NWays(n=ways)` and
+            `KShots(k=shots + queries)`, whose task is a pair `(data, labels)` of tensors.
+        num_tasks: T.
+        ways: N.
+        shots: support examples of a class, K.
+
+    Returns:
+        An `Episode` with `support.x` `[T, N*K, ...]` and `query.x` `[T, N*Q, ...]`, class by class. The
+        labels that the task set gives, `[T, N]`, are its `task`; None where it renumbers them
+        (`RemapLabels`, `ConsecutiveLabels`), since they no longer say which classes the task has.
+
+    Raises:
+        ValueError: a task without `ways` classes of equally many examples, more than `shots`.
+
+    ```python
+    dataset = l2l.data.MetaDataset(images_and_labels)
+    transforms = [NWays(dataset, n=5), KShots(dataset, k=1 + 15), LoadData(dataset)]
+    taskset = l2l.data.Taskset(dataset, transforms, num_tasks=20_000)
+    episode = episodes(taskset, 32, ways=5, shots=1)
+    ```
+    """
+    data, ids = [], []
+    for _ in range(num_tasks):
+        x, labels = taskset.sample()
+        found, counts = labels.unique(return_counts=True)
+        if len(found) != ways or len(counts.unique()) != 1 or int(counts[0]) <= shots:
+            raise ValueError(
+                f"a task has {counts.tolist()} examples of the labels {found.tolist()}, but ways={ways},"
+                f" shots={shots} need {ways} classes of equally many examples, more than {shots};"
+                " fit NWays(n=ways) and KShots(k=shots + queries) to them."
+            )
+        data.append(x[labels.argsort(stable=True)].unflatten(0, (ways, -1)))
+        ids.append(found)
+    x, task = torch.stack(data), torch.stack(ids)
+    y = torch.arange(ways, device=x.device)[:, None].expand(num_tasks, ways, x.shape[2])
+    renumbered = bool((task.cpu() == torch.arange(ways)).all())
+    return Episode(
+        support=Batch(x[:, :, :shots].flatten(1, 2), y[:, :, :shots].flatten(1, 2)),
+        query=Batch(x[:, :, shots:].flatten(1, 2), y[:, :, shots:].flatten(1, 2)),
+        task=None if renumbered else task,
+        ways=ways,
+    )

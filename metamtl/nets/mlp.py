@@ -1,0 +1,34 @@
+"""A multilayer perceptron."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them: a `body` of all but the last layer, and a linear `head`."""
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        if len(widths) < 2:
+            raise ValueError(f"mlp{widths} needs at least an input and an output width.")
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise(widths[:-1]):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        self.features = widths[-2]
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(widths[-2], widths[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+def mlp(*widths: int) -> MLP:
+    """`mlp(1, 40, 40, 1)` is the sinusoid net of Finn et al. 2017: `[B, 1] -> [B, 1]`.
+
+    >>> sum(p.numel() for p in mlp(1, 40, 40, 1).parameters())
+    1761
+    """
+    return MLP(*widths)

@@ -1,0 +1,139 @@
+"""Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawers each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..task import Loss, Metric
+from .few_shot import FewShot, Rotations
+from .files import data_folder, split_file
+from .omniglot_files import DRAWERS, Arrays, load
+
+Protocol = Literal["maml", "vinyals"]
+Split = Literal["train", "validation", "test"]
+
+
+class Omniglot:
+    """Few-shot classification of handwritten characters, 28x28 with ink = 1.
+
+    Lake, Salakhutdinov, Tenenbaum: Human-level concept learning through probabilistic program
+    induction. Science 350 (2015). Splits by character:
+
+    - `"maml"`: 1100 train, 100 validation, 423 test characters, shuffled with Python's
+      `random.seed(1)` as in the authors' code of MAML (https://arxiv.org/abs/1703.03400). Differs from
+      it in: 1. theirs shuffles the order in which `os.listdir` happens to give the folders, which
+      depends on the file system and can not be repeated; ours sorts `Alphabet/characterNN` first, and
+      the result is frozen in `data/splits/omniglot_maml.json`. 2. Theirs asks PIL for LANCZOS on the
+      files as opened, and PIL takes the nearest pixel, without a word, where an image is of one bit;
+      ours turns every drawing to 8 bits first.
+    - `"vinyals"`: 1028, 172 and 423 characters (https://arxiv.org/abs/1606.04080).
+
+    Both leave `rotations` to the caller: one random multiple of 90 degrees for each class of each
+    episode, in training and test (`"episode"`, the MAML code); or four classes from each character
+    (`"classes"`: ProtoNet and others), where the character of a class id is `id % 1623`.
+
+    Nothing is read before the first use. The data lies in `<data_dir>/omniglot`: either prepared as
+    `omniglot_28_u8.npz`, or as the two official archives, from which that file is then made; with
+    `download=True` missing archives are fetched first. Everything is checked against the sizes and
+    checksums of `data/sources.yaml`. An id in
+    `Episode.task` is a row of `character_names` and of `alphabets`.
+
+    Args:
+        ways, shots, queries, rotations, device: as in `FewShot`. MAML's authors take `queries=shots`.
+        protocol: which characters are for training, validation and test.
+        data_dir: where `omniglot/` lies; else the variable `METAMTL_DATA`, else the user's cache.
+        download: fetch what is missing.
+
+    Raises:
+        ValueError: unknown options, more than the 20 drawings of a character; when the data is first
+            used, a truncated or altered file.
+        FileNotFoundError: on first use, the data is missing and `download` is False.
+        ConnectionError: on first use, the download failed.
+
+    >>> omniglot = Omniglot(ways=20, shots=1, queries=1, download=True)
+    >>> episode = omniglot.split("train").sample(4, torch.Generator().manual_seed(0))  # doctest: +SKIP
+    >>> episode.support.x.shape  # doctest: +SKIP
+    torch.Size([4, 20, 1, 28, 28])
+    """
+
+    loss: Loss = staticmethod(FewShot.loss)
+    metrics: ClassVar[Mapping[str, Metric]] = FewShot.metrics
+
+    def __init__(
+        self,
+        ways: int = 5,
+        shots: int = 1,
+        queries: int = 15,
+        *,
+        protocol: Protocol = "maml",
+        rotations: Rotations = "episode",
+        data_dir: str | os.PathLike[str] | None = None,
+        download: bool = False,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if protocol not in get_args(Protocol):
+            raise ValueError(f"protocol={protocol!r} is not one of {_listed(get_args(Protocol))}.")
+        if rotations not in get_args(Rotations):
+            raise ValueError(f"rotations={rotations!r} is not one of {_listed(get_args(Rotations))}.")
+        if min(ways, shots, queries) < 1:
+            raise ValueError(f"ways={ways}, shots={shots}, queries={queries}: each must be at least 1.")
+        if shots + queries > DRAWERS:
+            raise ValueError(
+                f"{shots} shots + {queries} queries need {shots + queries} drawings of each character,"
+                f" but Omniglot has {DRAWERS}; lower shots or queries."
+            )
+        self.ways, self.shots, self.queries = ways, shots, queries
+        self.protocol, self.rotations = protocol, rotations
+        self.data_dir, self.download, self.device = data_dir, download, device
+        self._splits: dict[str, FewShot] = {}
+
+    def split(self, name: Split) -> FewShot:
+        """The tasks of one split; images are shared by the splits."""
+        if name not in get_args(Split):
+            raise ValueError(f"split {name!r} is not one of {_listed(get_args(Split))}.")
+        if name not in self._splits:
+            row = {character: index for index, character in enumerate(self.character_names)}
+            self._splits[name] = FewShot(
+                self._images,
+                self._arrays["character"],
+                ways=self.ways,
+                shots=self.shots,
+                queries=self.queries,
+                classes=[row[character] for character in split_file(f"omniglot_{self.protocol}")[name]],
+                rotations=self.rotations,
+            )
+        return self._splits[name]
+
+    @property
+    def character_names(self) -> list[str]:
+        """`Alphabet/characterNN` of each character, `[1623]`."""
+        return self._arrays["character_names"].tolist()
+
+    @property
+    def alphabet_names(self) -> list[str]:
+        """Names of the alphabets, `[50]`: 30 of the background set, then 20 of the evaluation set."""
+        return self._arrays["alphabet_names"].tolist()
+
+    @property
+    def alphabets(self) -> Tensor:
+        """Which alphabet each character belongs to, `[1623]`; turned classes: `alphabets[id % 1623]`."""
+        return torch.as_tensor(self._arrays["alphabet"][::DRAWERS]).long()
+
+    @cached_property
+    def _arrays(self) -> Arrays:
+        return load(data_folder("omniglot", self.data_dir), download=self.download)
+
+    @cached_property
+    def _images(self) -> Tensor:
+        images = torch.as_tensor(self._arrays["images"])
+        return images if self.device is None else images.to(self.device)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(repr(name) for name in names)

@@ -1,0 +1,154 @@
+"""Sinusoid regression, the first experiment of MAML."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..episode import Batch, Episode
+from ..task import Loss, Metric, mse
+
+Range = tuple[float, float]
+
+
+class Sinusoid:
+    """Sine waves to be fitted from K points each (Finn et al. 2017, https://arxiv.org/abs/1703.03400).
+
+    Of each task `A ~ U(amplitude)` and `b ~ U(phase)`; of each point `x ~ U(x_range)` and
+
+        y = A sin(x - b) + noise * N(0, 1).
+
+    Support and query points are drawn anew whenever a task is drawn.
+
+    Args:
+        shots: support points of a task, K.
+        queries: query points of a task, Q.
+        tasks: None for infinitely many tasks, of which none is met twice; a number for a fixed list of
+            that many, made from `seed`. A sample then draws from the list with replacement, and
+            `Episode.task` holds the places in it, so that each task can have a head of its own.
+        amplitude, phase, x_range: lowest and highest value.
+        noise: standard deviation of what is added to y, in support and query.
+        seed: of the fixed list; not used without `tasks`.
+        device: where the episodes are put; they are drawn on the CPU.
+        dtype: of x and y; torch's default where None. Points agree between dtypes up to rounding.
+
+    Raises:
+        ValueError: a number below 1, an empty or infinite range, negative noise.
+
+    >>> sinusoids = Sinusoid(shots=10, queries=5)
+    >>> episode = sinusoids.sample(4, torch.Generator().manual_seed(0))
+    >>> episode.support.x.shape, episode.query.y.shape, episode.task
+    (torch.Size([4, 10, 1]), torch.Size([4, 5, 1]), None)
+    """
+
+    loss: Loss = staticmethod(F.mse_loss)
+    metrics: ClassVar[dict[str, Metric]] = {"mse": mse}
+
+    def __init__(
+        self,
+        shots: int = 10,
+        queries: int = 10,
+        *,
+        tasks: int | None = None,
+        amplitude: Range = (0.1, 5.0),
+        phase: Range = (0.0, math.pi),
+        x_range: Range = (-5.0, 5.0),
+        noise: float = 0.0,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if min(shots, queries) < 1:
+            raise ValueError(f"shots={shots}, queries={queries}: each must be at least 1.")
+        if tasks is not None and tasks < 1:
+            raise ValueError(f"tasks={tasks} must be at least 1, or None for infinitely many.")
+        for name, bounds in (("amplitude", amplitude), ("phase", phase), ("x_range", x_range)):
+            _check_range(name, bounds)
+        if not 0 <= noise < math.inf:
+            raise ValueError(f"noise={noise} is a standard deviation: it must be finite and not negative.")
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"dtype={dtype} can not hold a sine; take a floating-point type.")
+        self.shots, self.queries, self.tasks, self.noise, self.seed = shots, queries, tasks, noise, seed
+        self.amplitude, self.phase, self.x_range = amplitude, phase, x_range
+        self.device, self.dtype = device, dtype
+        self._list: tuple[Tensor, Tensor] | None = None
+        if tasks is not None:
+            self._list = self._waves(tasks, torch.Generator().manual_seed(seed))
+
+    @property
+    def ids(self) -> list[int]:
+        """What `Episode.task` may hold: places in the fixed list of tasks; empty where there is none."""
+        return list(range(self.tasks or 0))
+
+    def split(self, name: Literal["train", "validation", "test"]) -> Sinusoid:
+        """`"train"` is this family itself; `"validation"` and `"test"` draw new tasks of the same kind.
+
+        Which new tasks is up to the generator that `sample` is given.
+        """
+        if name not in ("train", "validation", "test"):
+            raise ValueError(f"split {name!r} is not one of 'train', 'validation', 'test'.")
+        if name == "train" or self.tasks is None:
+            return self
+        return Sinusoid(
+            self.shots,
+            self.queries,
+            amplitude=self.amplitude,
+            phase=self.phase,
+            x_range=self.x_range,
+            noise=self.noise,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+    def sample(self, num_tasks: int, rng: torch.Generator) -> Episode:
+        """Draw `num_tasks` tasks with the random numbers of `rng` (a generator on the CPU).
+
+        Returns:
+            An `Episode` with `support.x`, `support.y` `[T, K, 1]`, `query.x`, `query.y` `[T, Q, 1]`;
+            `task` is `[T]` for a fixed list of tasks, else None.
+
+        Raises:
+            ValueError: `num_tasks` below 1.
+        """
+        if num_tasks < 1:
+            raise ValueError(f"num_tasks={num_tasks} must be at least 1.")
+        ids = None
+        if self._list is None:
+            heights, shifts = self._waves(num_tasks, rng)
+        else:
+            ids = torch.randint(len(self._list[0]), (num_tasks,), generator=rng, device="cpu")
+            heights, shifts = self._list[0][ids], self._list[1][ids]
+        points = (num_tasks, self.shots + self.queries, 1)
+        x = _uniform(self.x_range, points, rng)
+        y = heights.view(-1, 1, 1) * torch.sin(x - shifts.view(-1, 1, 1))
+        if self.noise:
+            y = y + self.noise * torch.randn(points, generator=rng, dtype=torch.float64, device="cpu")
+        x, y = self._placed(x), self._placed(y)
+        return Episode(
+            support=Batch(x[:, : self.shots], y[:, : self.shots]),
+            query=Batch(x[:, self.shots :], y[:, self.shots :]),
+            task=ids if ids is None or self.device is None else ids.to(self.device),
+        )
+
+    def _waves(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Amplitudes and phases of `count` tasks, each `[count]`."""
+        return _uniform(self.amplitude, (count,), rng), _uniform(self.phase, (count,), rng)
+
+    def _placed(self, values: Tensor) -> Tensor:
+        return values.to(device=self.device, dtype=self.dtype or torch.get_default_dtype())
+
+
+def _uniform(bounds: Range, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    low, high = bounds
+    return low + (high - low) * torch.rand(shape, generator=rng, dtype=torch.float64, device="cpu")
+
+
+def _check_range(name: str, bounds: Range) -> None:
+    if len(bounds) != 2 or not all(map(math.isfinite, bounds)) or bounds[0] > bounds[1]:
+        raise ValueError(
+            f"{name}={bounds} must be a pair of finite numbers, the lowest value and the highest."
+        )
