@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,6 +46,17 @@ def check_episodes(
         )
     for name in adapted:
         adapter.check(model, name)
+    _check_takes_task(model)
+
+
+def _check_takes_task(model: nn.Module) -> None:
+    """Named tasks tell the model which of them is asked for."""
+    parameters = inspect.signature(model.forward).parameters
+    if "task" not in parameters and all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+        raise ValueError(
+            f"{type(model).__name__}.forward takes no argument task=, by which named tasks choose their"
+            " head; add one, or use nets.named_heads(backbone, outputs)."
+        )
 
 
 def check_finite(
@@ -55,13 +67,22 @@ def check_finite(
     found: Rows,
 ) -> None:
     """Refuse a loss or a gradient that is NaN or infinite, naming the tasks and the inner step."""
-    whole = torch.stack([rows.flatten(1).sum(1) for rows in found.shared.values()]).sum(0)
-    if bool(torch.isfinite(found.losses + whole).all()):
+    alone = {**found.private, **found.own}
+    sums = [found.losses.sum(), *(gradient.sum() for gradient in (*found.shared.values(), *alone.values()))]
+    if bool(torch.isfinite(torch.stack(sums)).all()):
         return
     bad_loss = ~torch.isfinite(found.losses)
-    bad_row = ~torch.stack([torch.isfinite(r.flatten(1)).all(1) for r in found.shared.values()]).all(0)
+    bad_row = torch.zeros_like(bad_loss)
+    for rows in found.shared.values():
+        bad_row |= ~torch.isfinite(rows.flatten(1)).all(1)
     if not bool((bad_loss | bad_row).any()):
-        return  # finite values whose sum overflowed
+        wrong_ones = [name for name, gradient in alone.items() if not bool(torch.isfinite(gradient).all())]
+        if not wrong_ones:
+            return  # finite values whose sum overflowed
+        raise FloatingPointError(
+            f"the gradient of {', '.join(wrong_ones[:10])} is not finite, though every task's loss is."
+            " Nothing was added to .grad."
+        )
     what, wrong = ("loss", bad_loss) if bool(bad_loss.any()) else ("gradient", bad_row)
     positions = wrong.nonzero().flatten().tolist()
     names = list(episodes) if isinstance(episodes, Mapping) else list(range(len(wrong)))

@@ -18,6 +18,7 @@ class Batch(NamedTuple):
     (keyword arguments). `y` is what the loss gets beside the model's output. A plain tuple `(x, y)`
     serves wherever a `Batch` does.
 
+    >>> import torch
     >>> Batch(torch.zeros(10, 1), torch.zeros(10, 1)).x.shape
     torch.Size([10, 1])
     """
@@ -40,6 +41,7 @@ class Episode:
     `support` is None where nothing is adapted. `ways` is the number of classes N where the maker of
     the episode knows it; otherwise it is read from the labels.
 
+    >>> import torch
     >>> Episode(None, Batch(torch.zeros(4, 10, 1), torch.zeros(4, 10, 1))).num_tasks
     4
     """

@@ -32,6 +32,7 @@ class Estimate:
     def of(cls, values: Tensor, *, higher_is_better: bool = False) -> Estimate:
         """From one value for each task.
 
+        >>> import torch
         >>> Estimate.of(torch.tensor([1.0, 2.0, 3.0]))
         Estimate(mean=2.0, ci95=2.484..., n=3, worst_decile=3.0)
         """

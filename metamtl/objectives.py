@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,10 +31,15 @@ class Adaptation:
     query: Batch
     measure: Callable[[Params, Batch], Tensor]
 
-    @cached_property
+    _query_loss: Tensor | None = field(default=None, init=False, repr=False)
+
+    @property
     def query_loss(self) -> Tensor:
         """The loss of the adapted parameters on the query set; computed once."""
-        return self.measure(self.end, self.query)
+        # By hand, because compilers do not see through the lock of functools.cached_property.
+        if self._query_loss is None:
+            self._query_loss = self.measure(self.end, self.query)
+        return self._query_loss
 
 
 Objective = Callable[[Adaptation], Tensor]

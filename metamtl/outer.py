@@ -94,11 +94,12 @@ def meta_backward(
         found = engine.rows(function, shared, own, function.data)
         evaluations = function.gradient_evaluations * episodes.num_tasks
     check_finite(model, recipe.adapter, episodes, loss, found)
-    matrix = torch.cat([rows.flatten(1) for rows in found.shared.values()], 1)
-    direction = recipe.aggregator(found.losses, matrix)
-    sizes = [rows[0].numel() for rows in found.shared.values()]
-    for name, piece in zip(found.shared, direction.split(sizes)):
-        _accumulate(shared[name], piece)
+    if found.shared:  # a frozen model has none: all that is learned is the adapter's
+        matrix = torch.cat([rows.flatten(1) for rows in found.shared.values()], 1)
+        direction = recipe.aggregator(found.losses, matrix)
+        sizes = [rows[0].numel() for rows in found.shared.values()]
+        for name, piece in zip(found.shared, direction.split(sizes)):
+            _accumulate(shared[name], piece)
     for params, gradients in ((shared, found.private), (own, found.own)):
         for name, gradient in gradients.items():
             _accumulate(params[name], gradient)

@@ -7,13 +7,16 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.func import grad
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..episode import Batch
 from ..functional import Params, forward, named_by
+from ..recompute import Step, Tensors, recomputed
 from ..task import Loss
 from .base import Adapter, needed, start
 
-Order = Literal["exact", "first"]
+Order = Literal["exact", "recompute", "truncated", "first"]
+ORDERS = ("exact", "recompute", "truncated", "first")
 
 
 class Gradient(Adapter):
@@ -29,8 +32,13 @@ class Gradient(Adapter):
         lr: the step size, or K of them.
         adapts: a prefix, or several, of parameter names (`"head"` takes `head.weight` and `head.bias`);
             all trainable parameters, where None.
-        order: `"exact"` differentiates through the inner gradients; `"first"` takes them as constants
-            (first-order MAML).
+        order: `"exact"` differentiates through the inner gradients. `"recompute"` gives the same gradient
+            at flat memory: only each step's parameters are stored, and the backward pass computes one step
+            at a time anew. `"first"` takes the inner gradients as constants (first-order MAML),
+            `"truncated"` those of all but the `last` steps.
+        last: for `"truncated"`, how many of the last steps are differentiated through.
+        segment: for `"recompute"`, how many steps lie between stored parameters; about `sqrt(K)` stores
+            least, for one more computation of every step.
 
     Raises:
         ValueError: negative `steps`, an unknown `order`, rates that are not K in number; when called,
@@ -49,16 +57,24 @@ class Gradient(Adapter):
         lr: float | Sequence[float] = 0.01,
         adapts: str | Iterable[str] | None = None,
         order: Order = "exact",
+        *,
+        last: int = 1,
+        segment: int = 1,
     ) -> None:
         super().__init__()
         if steps < 0:
             raise ValueError(f"steps={steps}: the number of inner steps cannot be negative.")
-        if order not in ("exact", "first"):
-            raise ValueError(f"order={order!r} is not one of 'exact', 'first'.")
+        if order not in ORDERS:
+            raise ValueError(f"order={order!r} is not one of {', '.join(map(repr, ORDERS))}.")
+        if last < 0 or segment < 1:
+            raise ValueError(
+                f"last={last}, segment={segment}: last must be at least 0, segment at least 1."
+            )
         rates = tuple(lr) if isinstance(lr, Sequence) else (lr,) * steps
         if len(rates) != steps:
             raise ValueError(f"lr gives {len(rates)} rates for {steps} steps; give one number, or {steps}.")
         self.steps, self.lr, self.order = steps, rates, order
+        self.last, self.segment = last, segment
         self.adapts = adapts if adapts is None or isinstance(adapts, str) else tuple(adapts)
 
     def extra_repr(self) -> str:
@@ -66,8 +82,13 @@ class Gradient(Adapter):
 
     @property
     def gradient_evaluations(self) -> int:
-        # The exact gradient goes back through every inner gradient once more.
-        return self.steps * (2 if self.order == "exact" else 1)
+        # The outer gradient goes back once more through every inner gradient that it differentiates.
+        return self.steps + sum(self.differentiates(step) for step in range(self.steps))
+
+    def differentiates(self, step: int) -> bool:
+        """Whether the outer gradient goes through the inner gradient of this step."""
+        first = {"first": self.steps, "truncated": self.steps - self.last}.get(self.order, 0)
+        return step >= first
 
     def check(self, model: nn.Module, task: Tensor | str | None) -> None:
         named_by(model, self.adapts)
@@ -81,8 +102,8 @@ class Gradient(Adapter):
         params: Params | None = None,
         task: Any = None,
     ) -> Params:
-        *_, last = self.path(model, support, loss, params=params, task=task)
-        return last
+        *_, end = self._stages(model, support, loss, params, task, self.segment)
+        return end
 
     def path(
         self,
@@ -94,29 +115,77 @@ class Gradient(Adapter):
         task: Any = None,
     ) -> Iterator[Params]:
         """The parameters after 0, 1, ..., K steps."""
+        return self._stages(model, support, loss, params, task, 1)
+
+    def _stages(
+        self,
+        model: nn.Module,
+        support: Batch | None,
+        loss: Loss,
+        params: Params | None,
+        task: Any,
+        stride: int,
+    ) -> Iterator[Params]:
+        """The parameters after every `stride` steps, the start and the end among them."""
         names = named_by(model, self.adapts)
         params = start(model, params)
         yield params
-        for lr in self.lr:
-            params = self.step(model, params, names, needed(support, self), loss, lr, task)
+        for first in range(0, self.steps, stride):
+            steps = range(first, min(first + stride, self.steps))
+            run = self._recomputed if self.order == "recompute" else self._run
+            params = {**params, **run(model, params, names, needed(support, self), loss, task, steps)}
             yield params
 
-    def step(
+    def _run(
         self,
         model: nn.Module,
         params: Params,
         names: Sequence[str],
         support: Batch,
         loss: Loss,
-        lr: float,
-        task: Any = None,
+        task: Any,
+        steps: range,
     ) -> Params:
-        """One step from `params`, over the parameters `names`."""
-        # Detached before the gradient is taken, not after, so that no graph is built for nothing.
-        seen = {n: p.detach() for n, p in params.items()} if self.order == "first" else params
+        """The adapted parameters after these steps."""
+        for step in steps:
+            constant = not self.differentiates(step)
+            # Detached before the gradient is taken, not after, so that no graph is built for nothing.
+            seen = {n: p.detach() for n, p in params.items()} if constant else params
 
-        def support_loss(adapted: Params) -> Tensor:
-            return loss(forward(model, {**seen, **adapted}, support.x, task), support.y)
+            def support_loss(adapted: Params, seen: Params = seen) -> Tensor:
+                return loss(forward(model, {**seen, **adapted}, support.x, task), support.y)
 
-        gradients = grad(support_loss)({name: seen[name] for name in names})
-        return {**params, **{name: params[name] - lr * gradients[name] for name in names}}
+            gradients = grad(support_loss)({name: seen[name] for name in names})
+            moved = {name: params[name] - self.lr[step] * gradients[name] for name in names}
+            params = {**params, **moved}
+        return {name: params[name] for name in names}
+
+    def _recomputed(
+        self,
+        model: nn.Module,
+        params: Params,
+        names: Sequence[str],
+        support: Batch,
+        loss: Loss,
+        task: Any,
+        steps: range,
+    ) -> Params:
+        """The same, storing `params` alone; while several steps are redone, those of each."""
+        others = {name: param for name, param in params.items() if name not in names}
+        leaves, spec = tree_flatten((others, support))
+        at = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+        def one(step: int) -> Step:
+            def run(state: Tensors, constants: Tensors) -> Tensors:
+                values = list(leaves)
+                for i, tensor in zip(at, constants):
+                    values[i] = tensor
+                others, support = tree_unflatten(values, spec)
+                given = {**others, **dict(zip(names, state))}
+                once = range(step, step + 1)
+                return tuple(self._run(model, given, names, support, loss, task, once).values())
+
+            return run
+
+        state = tuple(params[name] for name in names)
+        return dict(zip(names, recomputed([one(k) for k in steps], state, tuple(leaves[i] for i in at))))

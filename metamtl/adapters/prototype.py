@@ -21,7 +21,8 @@ class Prototype(Adapter):
     of minus the distances. Snell, Swersky, Zemel 2017, https://arxiv.org/abs/1703.05175.
 
     Args:
-        ways: number of classes N; as many as the head has outputs, where None.
+        ways: number of classes N; where None, as many as the task has class ids (so that training may
+            have more ways than the test), or else as the head has outputs.
         body: name of the module that makes features `[S, F]`.
         head: name of the linear head, with bias, that is applied to them.
 
@@ -66,7 +67,8 @@ class Prototype(Adapter):
     ) -> Params:
         support = needed(support, self)
         params = start(model, params)
-        ways = self.ways or params[f"{self.head}.weight"].shape[0]
+        listed = task.shape[0] if isinstance(task, Tensor) and task.dim() == 1 else None
+        ways = self.ways or listed or params[f"{self.head}.weight"].shape[0]
         inner = {n.removeprefix(f"{self.body}."): params[n] for n in under(params, self.body)}
         features = forward(model.get_submodule(self.body), inner, support.x)
         member = (support.y[:, None] == torch.arange(ways, device=support.y.device)).to(features.dtype)

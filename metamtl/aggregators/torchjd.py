@@ -13,6 +13,8 @@ from .base import Aggregator
 _WEIGHTINGS = {"SDMGrad": "SDMGradWeighting", "MoDo": "MoDoWeighting"}
 # Bases of TorchJD, and what is ours under the same name.
 _NOT_OFFERED = {"Aggregator", "WeightedAggregator", "GramianWeightedAggregator", "Mean"}
+# What its methods remember outside of their buffers: for which matrix, and for how many calls.
+_MEMORY = ("_state_key", "_n_steps")
 
 
 def names() -> list[str]:
@@ -36,7 +38,8 @@ class TorchJD(Aggregator):
     those of TorchJD's page for it; the losses are not looked at.
 
     Those that draw random numbers (PCGrad's order, GradDrop's mask, ...) draw them from `seed` and the
-    number of calls so far, never from the global generator; that number is part of the state dict.
+    number of calls so far, never from the global generator; that number is part of the state dict. So is
+    what a method remembers from call to call (GradVac, MoDo, PCD, ...), NashMTL's warm start excepted.
 
     Raises:
         ImportError: the method needs a package that TorchJD does not install by itself.
@@ -48,6 +51,8 @@ class TorchJD(Aggregator):
         super().__init__()
         from torchjd import aggregation
 
+        if name not in _WEIGHTINGS and not hasattr(aggregation, name):
+            raise AttributeError(f"TorchJD has no aggregator {name!r}; it has {', '.join(names())}.")
         try:
             if name in _WEIGHTINGS:
                 weighting = getattr(aggregation, _WEIGHTINGS[name])(**options)
@@ -66,6 +71,24 @@ class TorchJD(Aggregator):
         return ", ".join(
             [repr(self.name), f"seed={self.seed}", *(f"{k}={v!r}" for k, v in self.options.items())]
         )
+
+    def get_extra_state(self) -> dict[str, dict[str, Any]]:
+        return {
+            path: {name: vars(module)[name] for name in _MEMORY if name in vars(module)}
+            for path, module in self.inner.named_modules()
+        }
+
+    def set_extra_state(self, state: dict[str, dict[str, Any]]) -> None:
+        for path, memory in state.items():
+            vars(self.inner.get_submodule(path)).update(memory)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # TorchJD's buffers are None until the first call, and what is None cannot be loaded into.
+        for path, module in self.inner.named_modules(prefix=f"{prefix}inner"):
+            for name in dict(module._buffers):
+                saved = state_dict.get(f"{path}.{name}")
+                setattr(module, name, None if saved is None else torch.empty_like(saved))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, losses: Tensor, rows: Tensor) -> Tensor:
         devices = [rows.device] if rows.is_cuda else []

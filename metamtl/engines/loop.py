@@ -26,7 +26,11 @@ class Loop(Engine):
         for task in range(num_tasks):
             with torch.enable_grad():
                 objective, loss = function(shared, own, at(data, task))
-            gradients = torch.autograd.grad(objective, inputs, allow_unused=True, materialize_grads=True)
+            gradients = (
+                torch.autograd.grad(objective, inputs, allow_unused=True, materialize_grads=True)
+                if objective.requires_grad
+                else tuple(torch.zeros_like(param) for param in inputs)  # it depends on nothing learned
+            )
             losses.append(loss.detach())
             rows.append(dict(zip(shared, gradients)))
             for total, gradient in zip(totals, gradients[len(shared) :]):

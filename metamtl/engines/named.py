@@ -36,8 +36,10 @@ def named_rows(functions: Mapping[str, TaskFunction], shared: Params, own: Param
                 function.given = None
                 # The pass through the model is shared by the group, so its graph stays till the last.
                 kept = len(outputs) > 0 and task != group[-1]
-                gradients[task] = torch.autograd.grad(
-                    objective, inputs, allow_unused=True, retain_graph=kept
+                gradients[task] = (
+                    torch.autograd.grad(objective, inputs, allow_unused=True, retain_graph=kept)
+                    if objective.requires_grad
+                    else (None,) * len(inputs)
                 )
                 losses[task] = loss.detach()
     gradients = {task: gradients[task] for task in functions}

@@ -35,18 +35,16 @@ class TaskFunction:
     ) -> None:
         self.model, self.adapter, self.objective = model, adapter, objective
         self.episode, self.name = episode, name
-        self.loss = checked_labels(loss, episode)
+        self.top = check_labels(loss, episode)
+        self.loss = loss if self.top is None else checked(loss, self.top)
+        # Functions of one model with equal identities compute the same.
+        self.identity = (repr(adapter), id(objective), id(loss), self.top, name)
         self.constants = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
         self.data = (episode.support, episode.query, episode.task)
         self.given: Any = None  # the model's output on the query set, where tasks share one pass
+        # Backward passes over a support or query set that one task takes; known after a run.
+        self.gradient_evaluations = 0
         self._end: Params = {}
-        self._measured = 0
-
-    @property
-    def gradient_evaluations(self) -> int:
-        """Backward passes over a support or query set that one task took; known after the first run."""
-        adapted = 0 if self.unadapted else self.adapter.gradient_evaluations
-        return adapted + self._measured
 
     @property
     def unadapted(self) -> bool:
@@ -74,17 +72,20 @@ class TaskFunction:
     def measure(self, params: Params, batch: Batch) -> Tensor:
         """The task's loss on a batch."""
         if torch.is_grad_enabled():
-            self._measured += 1
+            self.gradient_evaluations += 1
         if self.given is not None and params is self._end and batch[0] is self.episode.query[0]:
             return self.loss(self.given, batch[1])
         return self.loss(self.output(params, batch[0]), batch[1])
 
     def output(self, params: Params, x: Any) -> Any:
         """The model's output, from the task's own head where it has a name."""
-        return forward(self.model, params, x, self.name)
+        output = forward(self.model, params, x, self.name)
+        if self.top is not None:
+            refuse(output, self.top)
+        return output
 
     def __call__(self, shared: Params, own: Params, data: Any) -> tuple[Tensor, Tensor]:
-        self._measured = 0
+        self.gradient_evaluations = 0 if self.unadapted else self.adapter.gradient_evaluations
         support, query, _ = data
         end = self.adapt(shared, own, data)
         adaptation = Adaptation(shared, end, support, query, self.measure)
@@ -93,29 +94,41 @@ class TaskFunction:
             return objective, adaptation.query_loss
 
 
-def checked_labels(loss: Loss, episode: Episode) -> Loss:
-    """`loss`, refusing labels that the output has no class for.
+def check_labels(loss: Loss, episode: Episode) -> int | None:
+    """The highest label of a classification episode; None where the loss is no cross-entropy.
 
-    The range of the labels is read once, here: inside an engine, or on a GPU, it is too late to look.
+    Read once, here: inside an engine, or on a GPU, it is too late to look.
     """
     if loss is not F.cross_entropy and not isinstance(loss, nn.CrossEntropyLoss):
-        return loss
+        return None
     ignored = loss.ignore_index if isinstance(loss, nn.CrossEntropyLoss) else -100
     top = -1 if episode.ways is None else episode.ways - 1
     for batch in (episode.support, episode.query):
         y = None if batch is None else batch[1]
-        if episode.ways is None and isinstance(y, Tensor) and not y.is_floating_point() and y.numel():
+        if isinstance(y, Tensor) and y.is_cuda and episode.ways is not None:
+            continue  # looking would wait for the device
+        if isinstance(y, Tensor) and not y.is_floating_point():
             kept = y[y != ignored]
-            top = max(top, int(kept.max())) if kept.numel() else top
             if kept.numel() and int(kept.min()) < 0:
                 raise ValueError(f"labels reach down to {int(kept.min())}; classes are counted from 0.")
+            top = max(top, int(kept.max())) if kept.numel() else top
+    return top
 
-    def checked(output: Any, y: Any) -> Tensor:
-        if isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] <= top:
-            raise ValueError(
-                f"labels reach up to {top}, but the model's output has {output.shape[1]} classes"
-                f" (labels 0 to {output.shape[1] - 1}); widen the head or fix the labels."
-            )
+
+def checked(loss: Loss, top: int) -> Loss:
+    """`loss`, refusing an output that has no class for the label `top`."""
+
+    def refusing(output: Any, y: Any) -> Tensor:
+        refuse(output, top)
         return loss(output, y)
 
-    return checked
+    return refusing
+
+
+def refuse(output: Any, top: int) -> None:
+    """Raise where an output `[B, N]` has no class for the label `top`."""
+    if isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] <= top:
+        raise ValueError(
+            f"labels reach up to {top}, but the model's output has {output.shape[1]} classes"
+            f" (labels 0 to {output.shape[1] - 1}); widen the head or fix the labels."
+        )

@@ -58,6 +58,7 @@ def conv4(
     Differs from the MAML authors' code in: 1. BatchNorm has a scale beside its shift; 2. an inner loop
     over all parameters adapts BatchNorm's too (name prefixes in `adapts` to leave them out).
 
+    >>> import torch
     >>> conv4(5)(torch.zeros(2, 1, 28, 28)).shape, conv4(5, downsample="pool").features
     (torch.Size([2, 5]), 64)
     """
