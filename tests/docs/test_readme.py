@@ -1,0 +1,95 @@
+"""What the documents show runs: Python blocks, commands, docstring examples, links."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+import metamtl
+from experiments import tables, train
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "data/README.md")
+BLOCK = re.compile(r"(?:^<!-- needs: (\w+) -->\n)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+MODULES = sorted(module.name for module in pkgutil.walk_packages(metamtl.__path__, "metamtl."))
+
+
+def blocks(document: str, language: str) -> list[tuple[str, str]]:
+    """The blocks of one language, each with the package that it needs beyond metamtl's own, or ''."""
+    found = BLOCK.findall((ROOT / document).read_text(encoding="utf-8"))
+    return [(needs, code) for needs, kind, code in found if kind == language]
+
+
+def commands() -> Iterator[str]:
+    for document in DOCUMENTS:
+        for _, code in blocks(document, "bash"):
+            lines = code.replace("\\\n", " ").splitlines()
+            yield from (line.partition("  #")[0].strip() for line in lines if line.strip())
+
+
+@pytest.fixture(autouse=True)
+def own_random_numbers() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.mark.filterwarnings("ignore:Failed to load image Python extension")
+@pytest.mark.parametrize(("needs", "code"), blocks("README.md", "python"))
+def test_python_blocks_of_the_readme_run(
+    needs: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if needs:
+        pytest.importorskip(needs, exc_type=ImportError)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_the_readme_has_python_blocks() -> None:
+    assert len(blocks("README.md", "python")) >= 6
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in commands() if c.startswith("python -m ") and "experiments." in c]
+)
+def test_commands_compose(command: str) -> None:
+    module, *overrides = shlex.split(command)[2:]
+    name = module.rpartition(".")[2]
+    assert module.removeprefix("metamtl.") == f"experiments.{name}"
+    assert (ROOT / "experiments" / f"{name}.py").is_file()
+    if (Path(train.CONF) / f"{name}.yaml").is_file():
+        with initialize_config_dir(version_base=None, config_dir=train.CONF):
+            compose(name, overrides, return_hydra_config=True)
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("make ")])
+def test_make_has_the_targets(command: str) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(rf"^{shlex.split(command)[1]}:", makefile, re.MULTILINE)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("https://"):
+            assert (ROOT / document).parent.joinpath(target).exists(), target
+
+
+@pytest.mark.parametrize("module", ["metamtl", *MODULES])
+def test_docstring_examples(module: str) -> None:
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    assert doctest.testmod(importlib.import_module(module), optionflags=flags).failed == 0
+
+
+def test_the_readme_holds_the_results() -> None:
+    assert tables.main(["--check"]) == 0

@@ -1,0 +1,61 @@
+"""Configs composed in this process, small enough for a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from experiments import train
+
+FEW = ("device=cpu", "validate.tasks=4", "select.tasks=4", "test.tasks=4")
+REAL = {"Omniglot": "omniglot"}  # sources whose files have to be there: the name of their set
+Compose = Callable[..., DictConfig]
+
+
+@pytest.fixture(autouse=True)
+def own_random_numbers() -> Iterator[None]:
+    with torch.random.fork_rng():
+        yield
+
+
+@pytest.fixture
+def configs() -> Iterator[None]:
+    """Hydra knows where the configs are, as it does under `hydra.main`."""
+    with initialize_config_dir(version_base=None, config_dir=train.CONF):
+        yield
+
+
+@pytest.fixture
+def composed(configs: None, request: pytest.FixtureRequest) -> Compose:
+    """`composed(*overrides, name="train")`: a small config whose data lies where the tests keep it."""
+
+    def small(*overrides: str, name: str = "train") -> DictConfig:
+        return compose(name, [*FEW, *overrides, *data(compose(name, list(overrides)), request)])
+
+    return small
+
+
+@pytest.fixture
+def overrides(configs: None, request: pytest.FixtureRequest) -> Callable[..., list[str]]:
+    """What `composed` adds to the overrides it is given, and these."""
+
+    def small(*given: str) -> list[str]:
+        return [*FEW, *given, *data(compose("train", list(given)), request)]
+
+    return small
+
+
+def data(cfg: DictConfig, request: pytest.FixtureRequest) -> list[str]:
+    source = cfg.task._target_.rpartition(".")[2]
+    if source in REAL:
+        found: Path = request.getfixturevalue("real_data")(REAL[source])
+    elif source.startswith("Glyph"):
+        found = request.getfixturevalue("glyph_dir")
+    else:
+        return []
+    return [f"data_dir={found}"]

@@ -1,0 +1,144 @@
+"""A comparison is fair, and writes what it found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose
+from torch.utils._pytree import tree_leaves
+
+from experiments import compare, tables, train
+from experiments.report import markdown
+
+Overrides = Callable[..., list[str]]
+
+
+def compared(given: list[str], folder: Path, recipes: str, seeds: str) -> dict[str, Any]:
+    every = [*given, f"recipes={recipes}", f"seeds={seeds}"]
+    return compare.run(compose("compare", every), every, folder)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[float]]]:
+    """For each run, in order: all the numbers of its training episodes, and of those it is measured on."""
+    found: dict[str, list[list[float]]] = {"train": [], "measured": []}
+
+    def print_of(episodes: Any) -> list[float]:
+        parts = episodes.values() if isinstance(episodes, dict) else [episodes]
+        leaves = [leaf for e in parts for leaf in tree_leaves((e.support, e.query)) if leaf is not None]
+        return [float(leaf.double().sum()) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+    original, meta_backward, measure = train.run, train.meta_backward, train.measure
+
+    def run(*args: Any) -> Any:
+        found["train"].append([])
+        found["measured"].append([])
+        return original(*args)
+
+    def backward(model: Any, recipe: Any, episodes: Any, loss: Any) -> Any:
+        found["train"][-1].append(print_of(episodes))  # type: ignore[arg-type]
+        return meta_backward(model, recipe, episodes, loss)
+
+    def measured(model: Any, recipe: Any, stage: int, family: Any, episodes: Any) -> Any:
+        found["measured"][-1].append(print_of(episodes))  # type: ignore[arg-type]
+        return measure(model, recipe, stage, family, episodes)
+
+    monkeypatch.setattr(train, "run", run)
+    monkeypatch.setattr(train, "meta_backward", backward)
+    monkeypatch.setattr(train, "measure", measured)
+    return found
+
+
+def test_recipes_get_the_same_episodes_and_the_same_work(
+    overrides: Overrides, tmp_path: Path, seen: dict[str, list[list[float]]]
+) -> None:
+    given = overrides("experiment=sinusoid", "steps=6", "meta_batch=4")
+    table = compared(given, tmp_path, "[joint,maml]", "[0,1]")
+    joint, joint_1, maml, maml_1 = seen["train"]
+    for one, other in ((joint, maml), (joint_1, maml_1)):
+        least = min(len(one), len(other))
+        assert least >= 2 and one[:least] == other[:least]
+    assert not [episode for episode in joint if episode in joint_1]
+    assert len({str(episode) for episode in joint}) == len(joint)
+    assert seen["measured"][0] == seen["measured"][2] and seen["measured"][1] == seen["measured"][3]
+    assert seen["measured"][0] != seen["measured"][1]
+
+    rows = {row["recipe"]: row for row in table["rows"]}
+    budget = table["experiment"]["gradient_evaluations"]
+    assert budget == 2 * 6 * 4
+    for recipe in ("joint", "maml"):
+        spent, steps = rows[recipe]["gradient_evaluations"], rows[recipe]["steps"]
+        assert budget <= spent < budget + spent / steps  # over by less than one step
+    assert rows["joint"]["steps"] == 6 and rows["maml"]["steps"] == 4
+
+
+def test_what_it_writes(overrides: Overrides, tmp_path: Path) -> None:
+    given = overrides("experiment=glyphs_5way_1shot", "steps=2", "meta_batch=2", "+net.hidden=8")
+    table = compared(given, tmp_path, "[mtl,protonet]", "[0,1]")
+    assert json.loads((tmp_path / "table.json").read_text(encoding="utf-8")) == table
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert table["seeds"] == [0, 1] and "over seeds" in table["interval"]
+    assert table["batchnorm"].startswith("transductive")
+    assert {"versions", "hardware"} <= set(table)
+    assert [row["recipe"] for row in table["rows"]][:2] == ["mtl", "protonet"]
+    assert table["rows"][-1]["recipe"] == "trivial: nearest class mean on raw pixels"
+
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert text == markdown(table)
+    for row in table["rows"]:
+        assert 0 <= row["new"]["mean"] <= 1 and 0 <= row["seen"]["mean"] <= 1
+        assert f"| {row['recipe']} |" in text and f" {100 * row['new']['mean']:.1f} ±" in text
+    for recipe in ("mtl", "protonet"):
+        found = []
+        for seed in (0, 1):
+            path = tmp_path / recipe / f"seed{seed}" / "result.json"
+            result = json.loads(path.read_text(encoding="utf-8"))
+            assert result["seed"] == seed
+            found.append(result["test"]["accuracy"]["mean"])
+        row = next(row for row in table["rows"] if row["recipe"] == recipe)
+        assert row["new"]["mean"] == pytest.approx(sum(found) / 2)
+
+
+def test_one_seed_and_the_trivial_row(overrides: Overrides, tmp_path: Path) -> None:
+    table = compared(overrides("experiment=sinusoid", "steps=2"), tmp_path, "[maml]", "[5]")
+    assert "over test tasks" in table["interval"]
+    assert table["rows"][-1]["recipe"] == "trivial: mean of the support targets"
+    assert table["rows"][0]["new"]["ci95"] > 0
+
+
+@pytest.mark.parametrize("steps", ["null", "0"])
+def test_a_comparison_needs_a_budget(steps: str, overrides: Overrides, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one of the two must be above 0"):
+        compared(
+            overrides("experiment=sinusoid", f"steps={steps}", "max_minutes=1"), tmp_path, "[maml]", "[0]"
+        )
+
+
+def test_unlike_tasks(overrides: Overrides, tmp_path: Path) -> None:
+    given = overrides("experiment=glyphs_multitask", "steps=2", "meta_batch=16", "test.tasks=400")
+    table = compared(given, tmp_path, "[joint,joint_pcgrad]", "[0]")
+    joint, pcgrad, trivial = table["rows"]
+    assert joint["gradient_evaluations"] == pcgrad["gradient_evaluations"]
+    assert trivial["recipe"].startswith("trivial")
+    assert all(0 <= row["new"]["mean"] <= 1 for row in table["rows"])
+
+
+def test_tables_put_a_comparison_between_the_marks(overrides: Overrides, tmp_path: Path) -> None:
+    given = overrides("experiment=sinusoid", "steps=2")
+    folder = tmp_path / "waves"
+    table = compared([*given, "data_dir=somewhere"], folder, "[joint,maml]", "[0]")
+    content = tables.block(tmp_path)
+    assert content.startswith("### waves\n") and markdown(table).strip() in content
+    assert "'recipes=[joint,maml]' 'seeds=[0]'" in content and "somewhere" not in content
+    assert "experiments/results/waves/figure.png" in content
+    text = f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n"
+    once = tables.rewritten(text, content)
+    assert once == tables.rewritten(once, content) != text
+    assert once.startswith("before\n") and once.endswith("\nafter\n") and "old" not in once
+    with pytest.raises(ValueError, match="no place for results"):
+        tables.rewritten("nothing here", content)

@@ -1,0 +1,225 @@
+"""Every committed config runs; what a run writes is whole, true and the same again."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from safetensors.torch import load_file
+
+from experiments import train
+from experiments.measure import measure
+from metamtl import Recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPERIMENTS, RECIPES = (
+    sorted(path.stem for path in (Path(train.CONF) / group).glob("*.yaml"))
+    for group in ("experiment", "recipe")
+)
+Compose = Callable[..., DictConfig]
+KEYS = {
+    "adaptation",
+    "batchnorm",
+    "config",
+    "curve",
+    "gradient_evaluations",
+    "hardware",
+    "history",
+    "interval",
+}
+KEYS |= {"seconds", "seed", "seen", "steps", "test", "validation", "versions"}
+
+
+def no_constant(name: str) -> None:
+    raise AssertionError(f"{name} is not JSON")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    text = (folder / "result.json").read_text(encoding="utf-8")
+    return json.loads(text, parse_constant=no_constant)
+
+
+def timeless(result: dict[str, Any]) -> dict[str, Any]:
+    """Without what a clock says."""
+    history = [{k: v for k, v in entry.items() if k != "seconds"} for entry in result["history"]]
+    return {**{k: v for k, v in result.items() if k != "seconds"}, "history": history}
+
+
+def check_estimates(estimates: dict[str, Any]) -> None:
+    assert estimates
+    for name, found in estimates.items():
+        assert set(found) == {"mean", "ci95", "n", "worst_decile"}, name
+        assert math.isfinite(found["mean"]) and found["ci95"] >= 0 and found["n"] >= 2, name
+        if name.endswith("accuracy"):
+            assert 0 <= found["worst_decile"] <= found["mean"] <= 1
+        if name.endswith("mse"):
+            assert 0 <= found["mean"] <= found["worst_decile"]
+
+
+def check(result: dict[str, Any], metric: str) -> None:
+    assert set(result) == KEYS
+    assert {"python", "torch", "metamtl"} <= set(result["versions"])
+    assert {"device", "cores", "threads"} <= set(result["hardware"])
+    assert (
+        result["steps"] >= 1 and result["seconds"] > 0 and result["gradient_evaluations"] >= result["steps"]
+    )
+    assert isinstance(result["seed"], int) and isinstance(result["batchnorm"], str)
+    for split in ("validation", "seen", "test"):
+        assert metric in result[split]
+        check_estimates(result[split])
+    stage = result["adaptation"]["steps"]
+    assert result["curve"][stage] == result["test"]
+    for entry in result["history"]:
+        assert math.isfinite(entry["train_loss"]) and math.isfinite(entry["validation"])
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_runs(experiment: str, composed: Compose, tmp_path: Path) -> None:
+    cfg = composed(f"experiment={experiment}", "steps=2", "meta_batch=2")
+    returned = train.run(cfg, tmp_path)
+    result = read(tmp_path)
+    check(result, cfg.metric)
+    assert result["steps"] == 2
+    assert result["test"][cfg.metric]["mean"] == returned["test"][cfg.metric]["mean"]
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_runs(recipe: str, composed: Compose, tmp_path: Path) -> None:
+    small = ("steps=2", "meta_batch=2", "+net.hidden=8")
+    cfg = composed("experiment=glyphs_5way_1shot", f"recipe={recipe}", *small)
+    train.run(cfg, tmp_path)
+    result = read(tmp_path)
+    check(result, "accuracy")
+    assert result["batchnorm"].startswith("transductive")
+    assert len(result["history"]) == 2 and result["test"]["accuracy"]["n"] == 4
+
+
+@pytest.mark.parametrize("recipe", ["maml", "mtl"])
+def test_the_saved_model_gives_the_same_results(recipe: str, composed: Compose, tmp_path: Path) -> None:
+    cfg = composed(f"recipe={recipe}", "steps=5", "test.tasks=8")
+    result = train.run(cfg, tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    model = instantiate(cfg.net)
+    model.load_state_dict({name: t for name, t in saved.items() if not name.startswith("adapter.")})
+    own = {name.removeprefix("adapter."): t for name, t in saved.items() if name.startswith("adapter.")}
+    train._resolve("net", model)
+    adapter = instantiate(cfg.recipe).adapter
+    adapter.load_state_dict(own)
+    assert set(own) == set(adapter.state_dict()) and bool(own) == (recipe == "mtl")
+
+    family = instantiate(cfg.task).split("test")
+    way = Recipe(instantiate(cfg.adapt[result["adaptation"]["way"]]))
+    new = family.sample(cfg.test.tasks, train.stream(cfg.seed, train.TEST))
+    assert measure(model, way, result["adaptation"]["steps"], family, new)[0] == result["test"]
+
+
+@pytest.mark.parametrize("recipe", ["maml", "mtl", "joint_pcgrad"])
+def test_a_seed_gives_the_same_result_again(recipe: str, composed: Compose, tmp_path: Path) -> None:
+    settings = (f"recipe={recipe}", "steps=5", "meta_batch=4")
+    first, again = (train.run(composed(*settings), tmp_path / name) for name in ("first", "again"))
+    assert timeless(first) == timeless(again)
+    other = train.run(composed(*settings, "seed=1"), tmp_path / "other")
+    assert other["history"][0]["train_loss"] != first["history"][0]["train_loss"]
+
+
+def test_no_two_streams_are_alike() -> None:
+    drawn = {
+        (seed, kind, step): float(torch.rand((), generator=train.stream(seed, kind, step)))
+        for seed in (0, 1, 2, 2**20)
+        for kind in range(5)
+        for step in (0, 1, 2, 60_000)
+    }
+    assert len(set(drawn.values())) == len(drawn)
+    assert drawn[1, 2, 2] == float(torch.rand((), generator=train.stream(1, 2, 2)))
+
+
+def test_no_episode_is_met_in_two_places(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from metamtl.tasks import Sinusoid
+
+    drawn: list[float] = []
+    sample = Sinusoid.sample
+
+    def spy(family: Sinusoid, num_tasks: int, rng: torch.Generator) -> Any:
+        episode = sample(family, num_tasks, rng)
+        drawn.extend(episode.support.x[:, 0, 0].tolist())
+        return episode
+
+    monkeypatch.setattr(Sinusoid, "sample", spy)
+    for seed in (0, 1):
+        train.run(composed("steps=2", f"seed={seed}"), tmp_path / str(seed))
+    assert len(drawn) == 2 * (2 * 25 + 4 * 4)
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_a_time_limit_ends_a_run_well(composed: Compose, tmp_path: Path) -> None:
+    train.run(composed("steps=1000000", "max_minutes=0.02"), tmp_path)
+    result = read(tmp_path)
+    check(result, "mse")
+    assert 1 <= result["steps"] < 1_000_000 and 0 < result["seconds"] < 10
+    assert result["history"]
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_the_budget_of_gradient_evaluations_ends_a_run(composed: Compose, tmp_path: Path) -> None:
+    result = train.run(composed("steps=null", "gradient_evaluations=400", "meta_batch=10"), tmp_path)
+    assert (
+        result["gradient_evaluations"] == 420
+    )  # a task costs 3: two for the inner step, one for the query
+    assert result["steps"] == 14
+
+
+@pytest.mark.parametrize(
+    ("setting", "step"), [("inner.lr=1e30", 0), ("optimizer.lr=1e30", 1)], ids=["inner", "outer"]
+)
+def test_a_loss_that_is_not_finite_names_the_step(
+    setting: str, step: int, composed: Compose, tmp_path: Path
+) -> None:
+    with pytest.raises(FloatingPointError, match=rf"^step {step}: .* not finite"):
+        train.run(composed(setting, "inner.steps=3", "steps=20"), tmp_path)
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_the_command(tmp_path: Path) -> None:
+    few = (
+        "steps=2",
+        "validate.tasks=4",
+        "select.tasks=4",
+        "test.tasks=4",
+        "max_minutes=1",
+        "data_dir=data",
+    )
+    command = [
+        "-m",
+        "experiments.train",
+        "experiment=sinusoid",
+        "seed=3",
+        *few,
+        f"hydra.run.dir={tmp_path}",
+    ]
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    result = read(tmp_path)
+    check(result, "mse")
+    assert result["seed"] == 3
+    assert f"{result['test']['mse']['mean']:.4f}" in done.stdout
+    assert str(tmp_path / "result.json") in done.stdout

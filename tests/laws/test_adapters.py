@@ -1,0 +1,342 @@
+"""What every adapter obeys. A new adapter joins by one row in `ROWS`."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from metamtl import (
+    Batch,
+    Episode,
+    Metric,
+    Recipe,
+    adapters,
+    engines,
+    evaluate,
+    meta_backward,
+    nets,
+    recipes,
+)
+
+T, WAYS, IDS, FEATURES = 5, 3, 8, 6
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recipe, the problem it is for, and whether its gradient is that of a true function."""
+
+    make: Callable[[], Recipe]
+    kind: str = "classes"
+    exact: bool = True
+
+
+ROWS = {
+    "joint": Row(recipes.joint),
+    "mtl": Row(lambda: recipes.mtl(range(IDS), FEATURES)),
+    "mtl, query alone": Row(lambda: Recipe(adapters.HeadTable(range(IDS), FEATURES))),
+    "maml, K=0": Row(lambda: recipes.maml(0)),
+    "maml, K=1": Row(lambda: recipes.maml(1, 0.3)),
+    "maml, K=3": Row(lambda: recipes.maml(3, 0.3)),
+    "maml, regression": Row(lambda: recipes.maml(3, 0.3), "numbers"),
+    "maml, a rate for each step": Row(lambda: recipes.maml(3, lr=[0.5, 0.2, 0.1])),
+    "maml, recomputed": Row(lambda: recipes.maml(3, 0.3, order="recompute")),
+    "maml, recomputed by segments": Row(
+        lambda: Recipe(adapters.Gradient(5, 0.1, order="recompute", segment=2))
+    ),
+    "maml, truncated": Row(
+        lambda: Recipe(adapters.Gradient(3, 0.3, order="truncated", last=2)), exact=False
+    ),
+    "fomaml": Row(lambda: recipes.fomaml(3, 0.3), exact=False),
+    "anil": Row(lambda: recipes.anil(3, 0.3)),
+    "anil, first order": Row(lambda: recipes.anil(3, 0.3, order="first"), exact=False),
+    "anil, recomputed": Row(lambda: recipes.anil(3, 0.3, order="recompute")),
+    "boil": Row(lambda: recipes.boil(3, 0.3)),
+    "two prefixes": Row(lambda: recipes.maml(2, 0.3, adapts=("body.0.weight", "head.bias"))),
+    "reptile": Row(lambda: recipes.reptile(3, 0.3), exact=False),
+    "protonet": Row(recipes.protonet),
+    "proto-maml": Row(lambda: Recipe(adapters.Chain(adapters.Prototype(), adapters.Gradient(2, 0.1)))),
+    "table, then steps": Row(
+        lambda: Recipe(adapters.Chain(adapters.HeadTable(range(IDS), FEATURES), adapters.Gradient(2, 0.1)))
+    ),
+    "support mean": Row(lambda: Recipe(adapters.SupportMean()), "numbers"),
+}
+
+
+@dataclass
+class Case:
+    row: Row
+    model: nn.Module
+    recipe: Recipe
+    episode: Episode
+    loss: Any
+
+    def params(self) -> dict[str, Tensor]:
+        """All that is learned, the model's and the adapter's."""
+        own = self.recipe.adapter.named_parameters()
+        return {**dict(self.model.named_parameters()), **{f"adapter:{n}": p for n, p in own}}
+
+    def zero(self) -> None:
+        for param in self.params().values():
+            param.grad = None
+
+    def gradient(self, engine: engines.Engine | None = None, episode: Episode | None = None) -> Tensor:
+        self.zero()
+        meta_backward(self.model, self.recipe, episode or self.episode, self.loss, engine=engine)
+        return torch.cat([grad_of(p).flatten() for p in self.params().values()])
+
+    def adapt(self, task: int) -> dict[str, Tensor]:
+        """The adapter, called as somebody's own loop calls it."""
+        one = self.episode[task]
+        return self.recipe.adapter(self.model, one.support, self.loss, task=one.task)
+
+    def objective(self) -> Tensor:
+        """The mean objective, by adapter calls and plain autograd alone."""
+        total = torch.zeros((), dtype=torch.float64)
+        for task in range(T):
+            one, fast = self.episode[task], self.adapt(task)
+            sets = [one.query]
+            if self.recipe.objective is recipes.episode_loss:
+                sets.append(one.support)
+            examples = sum(len(batch.y) for batch in sets)
+            for x, y in sets:
+                total = total + len(y) / examples * self.loss(functional_call(self.model, fast, (x,)), y)
+        return total / T
+
+
+def grad_of(param: Tensor) -> Tensor:
+    return torch.zeros_like(param) if param.grad is None else param.grad.clone()
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """Relative, as whole vectors."""
+    return float((found - expected).norm() / expected.norm().clamp(min=1e-3))
+
+
+def make_case(row: Row) -> Case:
+    """A small smooth model with BatchNorm, 5 tasks, support of 6 and query of 9, all in float64."""
+    rng = torch.Generator().manual_seed(0)
+    outputs = WAYS if row.kind == "classes" else 1
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = nn.Sequential()
+        model.body = nn.Sequential(nn.Linear(4, FEATURES), nets.BatchNorm(FEATURES), nn.Tanh())
+        model.head = nn.Linear(FEATURES, outputs)
+        recipe = row.make()
+    recipe.adapter.double()
+    x = torch.randn(T, 15, 4, generator=rng, dtype=torch.float64)
+    if row.kind == "classes":
+        y, loss = torch.arange(WAYS).repeat(5).expand(T, -1), F.cross_entropy
+    else:
+        y, loss = torch.randn(T, 15, 1, generator=rng, dtype=torch.float64), F.mse_loss
+    ids = torch.stack([torch.randperm(IDS, generator=rng)[:WAYS] for _ in range(T)])
+    episode = Episode(Batch(x[:, :6], y[:, :6]), Batch(x[:, 6:], y[:, 6:]), task=ids)
+    return Case(row, model.double(), recipe, episode, loss)
+
+
+@pytest.fixture(params=ROWS.values(), ids=ROWS)
+def case(request: pytest.FixtureRequest) -> Case:
+    return make_case(request.param)
+
+
+@pytest.fixture(
+    params=[row for row in ROWS.values() if row.exact], ids=[n for n, r in ROWS.items() if r.exact]
+)
+def exact(request: pytest.FixtureRequest) -> Case:
+    return make_case(request.param)
+
+
+def state(module: nn.Module) -> dict[str, Any]:
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return {name: (t.detach().clone(), t.requires_grad, t.data_ptr()) for name, t in tensors}
+
+
+def same_state(found: dict[str, Any], expected: dict[str, Any]) -> bool:
+    return found.keys() == expected.keys() and all(
+        torch.equal(a[0], b[0]) and a[1:] == b[1:] for a, b in zip(found.values(), expected.values())
+    )
+
+
+@pytest.mark.parametrize("engine", [engines.Vmap(), engines.Vmap(chunk_size=2), engines.Vmap(1)], ids=repr)
+def test_engines_agree(case: Case, engine: engines.Engine) -> None:
+    shared = {n: p for n, p in case.model.named_parameters()}
+    own = {n: p for n, p in case.recipe.adapter.named_parameters()}
+    function = engines.TaskFunction(
+        case.model, case.recipe.adapter, case.recipe.objective, case.loss, case.episode
+    )
+    loop = engines.Loop().rows(function, shared, own, function.data)
+    found = engine.rows(function, shared, own, function.data)
+    assert distance(found.losses, loop.losses) <= 1e-12
+    assert loop.shared.keys() == found.shared.keys() and loop.own.keys() == found.own.keys() == own.keys()
+    for theirs, ours in ((loop.shared, found.shared), (loop.own, found.own)):
+        if theirs:
+            pairs = [torch.cat([rows[name].flatten() for name in theirs]) for rows in (ours, theirs)]
+            assert distance(*pairs) <= 1e-12
+    assert not any(t.requires_grad for t in [found.losses, *found.shared.values(), *found.own.values()])
+
+
+@pytest.mark.parametrize("engine", [engines.Loop(), engines.Vmap()], ids=repr)
+def test_nothing_changes_but_grad(case: Case, engine: engines.Engine) -> None:
+    before = state(case.model), state(case.recipe.adapter)
+    data = case.episode.map(torch.clone)
+    case.gradient(engine)
+    evaluate(case.model, case.recipe, case.episode, case.loss, engine=engine)
+    assert same_state(state(case.model), before[0]) and same_state(state(case.recipe.adapter), before[1])
+    assert torch.equal(case.episode.support.x, data.support.x)
+    assert torch.equal(case.episode.query.y, data.query.y)
+
+
+def test_a_call_of_the_adapter_changes_nothing(case: Case) -> None:
+    before = state(case.model), state(case.recipe.adapter)
+    case.gradient()
+    gradients = {name: grad_of(param) for name, param in case.params().items()}
+    case.adapt(0)
+    assert same_state(state(case.model), before[0]) and same_state(state(case.recipe.adapter), before[1])
+    assert all(torch.equal(grad_of(p), gradients[name]) for name, p in case.params().items())
+
+
+def test_running_statistics_stay_and_a_frozen_model_stays_frozen(case: Case) -> None:
+    case.model.body[1] = nn.BatchNorm1d(FEATURES).double()
+    case.model.body[0].weight.requires_grad_(False)
+    case.recipe.adapter.requires_grad_(True)
+    if case.row.make is ROWS["two prefixes"].make:
+        case = replace(case, recipe=recipes.maml(2, 0.3, adapts=("body.0.bias", "head.bias")))
+    before = state(case.model)
+    case.gradient(engines.Loop())
+    case.adapt(1)
+    evaluate(case.model, case.recipe, case.episode, case.loss, engine=engines.Loop())
+    assert same_state(state(case.model), before)
+    assert case.model.body[0].weight.grad is None and case.model.body[0].bias.grad is not None
+
+
+def test_frozen_parameters_are_constants(case: Case) -> None:
+    """They get no gradient and are not adapted; the others get the one they would get anyway."""
+    frozen = case.model.body[0].bias
+    before = case.gradient()
+    start = sum(p.numel() for p in list(case.model.parameters())[:1])
+    frozen.requires_grad_(False)
+    after = case.gradient()
+    assert frozen.grad is None
+    if case.recipe.adapter.gradient_evaluations < 2:  # no inner loop that would have moved it
+        kept = torch.ones_like(after, dtype=torch.bool)
+        kept[start : start + frozen.numel()] = False
+        assert distance(after[kept], before[kept]) <= 1e-12
+    assert torch.equal(case.adapt(0)["body.0.bias"], frozen)
+
+
+def test_grad_accumulates(case: Case) -> None:
+    once = case.gradient()
+    meta_backward(case.model, case.recipe, case.episode, case.loss)
+    twice = torch.cat([grad_of(p).flatten() for p in case.params().values()])
+    assert torch.equal(twice, 2 * once) and (case.row.kind == "numbers" or once.norm() > 1e-3)
+
+
+def test_the_order_of_tasks_does_not_matter_for_the_mean(case: Case) -> None:
+    turned = case.episode[torch.tensor([3, 0, 4, 2, 1])]
+    assert distance(case.gradient(episode=turned), case.gradient()) <= 1e-12
+
+
+def test_a_repeated_call_gives_the_same(case: Case) -> None:
+    assert torch.equal(case.gradient(), case.gradient())
+    first, second = case.adapt(2), case.adapt(2)
+    assert list(first) == list(second) == [name for name, _ in case.model.named_parameters()]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_path_ends_where_the_call_does(case: Case) -> None:
+    one = case.episode[0]
+    *_, last = case.recipe.adapter.path(case.model, one.support, case.loss, task=one.task)
+    found = case.adapt(0)
+    assert all(torch.equal(last[name], found[name]) for name in found)
+
+
+def test_given_params_take_the_place_of_the_models_own(case: Case) -> None:
+    expected = {name: param.clone() for name, param in case.adapt(1).items()}
+    params = {name: p.detach().clone() for name, p in case.model.named_parameters()}
+    with torch.no_grad():
+        for param in case.model.parameters():
+            param.add_(1.0)
+    one = case.episode[1]
+    found = case.recipe.adapter(case.model, one.support, case.loss, params=params, task=one.task)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_outer_gradient_is_that_of_central_differences(exact: Case) -> None:
+    found, params = exact.gradient(), list(exact.params().values())
+    rng = torch.Generator().manual_seed(3)
+    for _ in range(4):
+        aim = torch.randn(found.shape, generator=rng, dtype=torch.float64)
+        aim /= aim.norm()
+        values = []
+        for step in (1e-5, -1e-5):
+            with torch.no_grad():
+                for param, piece in zip(params, aim.split([p.numel() for p in params])):
+                    param.add_(step * piece.view_as(param))
+                values.append(float(exact.objective()))
+                for param, piece in zip(params, aim.split([p.numel() for p in params])):
+                    param.sub_(step * piece.view_as(param))
+        slope = (values[0] - values[1]) / 2e-5
+        assert abs(float(aim @ found) - slope) <= 1e-6 * max(1.0, float(found.norm()))
+
+
+def test_the_adapter_alone_is_differentiable_by_plain_autograd(case: Case) -> None:
+    expected = case.gradient()
+    case.zero()
+    if case.recipe.objective is recipes.displacement:
+        gaps = [p - case.adapt(t)[n].detach() for t in range(T) for n, p in case.model.named_parameters()]
+        (0.5 * sum(gap.square().sum() for gap in gaps) / T).backward()
+    else:
+        case.objective().backward()
+    found = torch.cat([grad_of(p).flatten() for p in case.params().values()])
+    assert distance(found, expected) <= 1e-12
+
+
+@pytest.mark.parametrize("engine", [engines.Loop(), engines.Vmap(), engines.Vmap(chunk_size=2)], ids=repr)
+def test_reported_losses_are_the_query_losses(case: Case, engine: engines.Engine) -> None:
+    outcome = meta_backward(case.model, case.recipe, case.episode, case.loss, engine=engine)
+    measured = evaluate(case.model, case.recipe, case.episode, case.loss, engine=engine)
+    by_hand = []
+    for task in range(T):
+        query = case.episode[task].query
+        by_hand.append(
+            case.loss(functional_call(case.model, case.adapt(task), (query.x,)), query.y).detach()
+        )
+    assert distance(outcome.losses, torch.stack(by_hand)) <= 1e-12
+    assert distance(measured.values, torch.stack(by_hand)) <= 1e-12
+    assert outcome.tasks is None and outcome.loss == pytest.approx(measured.mean, rel=1e-12)
+
+
+@pytest.fixture
+def histories() -> Iterator[Callable[[], int]]:
+    """Counts the tensors with a history that were made since the test began and are alive."""
+    gc.collect()
+    gc.freeze()
+    yield lambda: sum(isinstance(t, Tensor) and t.grad_fn is not None for t in gc.get_objects())
+    gc.unfreeze()
+
+
+@pytest.mark.parametrize("engine", [engines.Loop(), engines.Vmap()], ids=repr)
+def test_evaluation_builds_no_graph(
+    case: Case, engine: engines.Engine, histories: Callable[[], int]
+) -> None:
+    kept, seen = case.adapt(0), []
+    known = histories()  # those of a call outside of evaluation
+
+    def look(output: Tensor, y: Tensor) -> Tensor:
+        seen.append(histories())
+        assert not output.requires_grad
+        return output.sum(-1)
+
+    metrics = {"look": Metric(look, higher_is_better=True)}
+    found = evaluate(case.model, case.recipe, case.episode, case.loss, metrics=metrics, engine=engine)
+    assert not found["look"].values.requires_grad
+    assert len(seen) == (T if isinstance(engine, engines.Loop) else 1)
+    assert set(seen) == {known} and histories() == known
+    assert known > 0 or all(param.is_leaf for param in kept.values())

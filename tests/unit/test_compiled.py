@@ -1,0 +1,94 @@
+"""The compiled engine: Vmap's numbers, compiled once for each shape, never a silent mistake."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from metamtl import Episode, Recipe, adapters, engines, meta_backward, nets, recipes, tasks
+
+# torch.compile warns of its own use of deprecated functions.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+
+FAMILY = tasks.Sinusoid(shots=6, queries=6, dtype=torch.float64)
+RECIPES = {
+    "maml": recipes.maml(3, (0.01, 0.02, 0.03)),
+    "fomaml": recipes.fomaml(3, 0.01),
+    "anil": recipes.anil(3, 0.01),
+    "truncated": Recipe(adapters.Gradient(3, 0.01, order="truncated", last=1)),
+    "reptile": recipes.reptile(3, 0.01),
+}
+
+
+def _rows(model: nn.Module, recipe: Recipe, episode: Episode, engine: engines.Engine):
+    model.zero_grad()
+    outcome = meta_backward(model, recipe, episode, F.mse_loss, engine=engine)
+    return outcome, torch.cat([param.grad.flatten() for param in model.parameters()])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_gives_the_numbers_of_vmap(name):
+    torch.manual_seed(0)
+    model = nets.mlp(1, 8, 1).double()
+    episode = FAMILY.sample(4, torch.Generator().manual_seed(0))
+    plain, expected = _rows(model, RECIPES[name], episode, engines.Vmap())
+    compiled, found = _rows(model, RECIPES[name], episode, engines.Compiled())
+    assert torch.allclose(found, expected, rtol=1e-10, atol=1e-14)
+    assert torch.allclose(compiled.losses, plain.losses, rtol=1e-10)
+    assert compiled.gradient_evaluations == plain.gradient_evaluations
+
+
+def test_one_compilation_serves_a_shape_and_another_shape_is_counted():
+    model, engine, recipe = nets.mlp(1, 8, 1).double(), engines.Compiled(), recipes.maml(2, 0.01)
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        _rows(model, recipe, FAMILY.sample(4, rng), engine)
+    assert engine.compilations == 1
+    _, found = _rows(model, recipe, episode := FAMILY.sample(5, rng), engine)
+    assert engine.compilations == 2
+    assert torch.allclose(found, _rows(model, recipe, episode, engines.Vmap())[1], rtol=1e-10, atol=1e-14)
+
+
+def test_random_layers_are_left_to_vmap():
+    model = nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.5), nn.Linear(8, 1)).double()
+    episode, engine = FAMILY.sample(4, torch.Generator().manual_seed(0)), engines.Compiled()
+    torch.manual_seed(1)
+    _, first = _rows(model, recipes.maml(2, 0.01), episode, engine)
+    torch.manual_seed(1)
+    _, again = _rows(model, recipes.maml(2, 0.01), episode, engine)
+    assert engine.compilations == 0 and torch.isfinite(first).all() and torch.isfinite(again).all()
+
+
+def test_what_cannot_be_compiled_runs_under_vmap_with_one_warning():
+    class Stubborn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 1)
+
+        @torch.compiler.disable
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x)
+
+    model, engine = Stubborn().double(), engines.Compiled()
+    episode = FAMILY.sample(4, torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="compiling failed .* runs under Vmap"):
+        _, found = _rows(model, recipes.maml(2, 0.01), episode, engine)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _rows(model, recipes.maml(2, 0.01), episode, engine)
+    _, expected = _rows(model, recipes.maml(2, 0.01), episode, engines.Vmap())
+    assert torch.allclose(found, expected, rtol=1e-12)
+
+
+def test_bad_input_is_told_in_its_own_words():
+    model = nets.mlp(2, 8, 3)
+    x, y = torch.randn(4, 5, 2), torch.full((4, 5), 7)
+    with pytest.raises(ValueError, match="labels reach up to 7"):
+        meta_backward(
+            model, recipes.maml(2, 0.1), Episode((x, y), (x, y)), F.cross_entropy, engine=engines.Compiled()
+        )
+    assert all(param.grad is None for param in model.parameters())

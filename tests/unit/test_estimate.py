@@ -1,0 +1,58 @@
+"""Means with intervals, against scipy."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from metamtl import Estimate
+from metamtl.estimate import student_t
+
+
+@pytest.mark.parametrize("df", [1, 2, 3, 4, 7, 9, 29, 99, 599, 9999])
+@pytest.mark.parametrize("level", [0.975, 0.95, 0.6])
+def test_quantiles_of_student_t(df: int, level: float) -> None:
+    assert student_t(df, level) == pytest.approx(stats.t.ppf(level, df), rel=1e-8)
+
+
+@pytest.mark.parametrize("n", [2, 5, 100])
+def test_interval_is_that_of_scipy(n: int) -> None:
+    values = torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = Estimate.of(values)
+    low, high = stats.t.interval(0.95, n - 1, loc=values.numpy().mean(), scale=stats.sem(values.numpy()))
+    assert found.mean - found.ci95 == pytest.approx(low, rel=1e-8)
+    assert found.mean + found.ci95 == pytest.approx(high, rel=1e-8)
+    assert found.n == n and torch.equal(found.values, values)
+
+
+def test_the_worst_tenth_lies_in_the_direction_of_worse() -> None:
+    values = torch.arange(100.0)[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
+    assert Estimate.of(values).worst_decile == pytest.approx(94.5)
+    assert Estimate.of(values, higher_is_better=True).worst_decile == pytest.approx(4.5)
+    assert Estimate.of(values[:15]).worst_decile == float(values[:15].max())
+
+
+def test_one_value_has_no_interval() -> None:
+    found = Estimate.of(torch.tensor([2.0]))
+    assert found.mean == found.worst_decile == 2.0 and math.isnan(found.ci95) and found.n == 1
+
+
+def test_no_value_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one value"):
+        Estimate.of(torch.zeros(0))
+
+
+def test_values_are_cut_from_the_graph_and_summed_in_double() -> None:
+    values = torch.full((1000,), 0.1, requires_grad=True)
+    found = Estimate.of(values)
+    assert not found.values.requires_grad and found.values.dtype == torch.float64
+    assert found.mean == pytest.approx(float(torch.tensor(0.1)), rel=1e-14)
+
+
+def test_how_it_reads() -> None:
+    found = Estimate.of(torch.tensor([1.0, 2.0, 3.0]))
+    assert str(found) == "2.0000 ± 2.4841 (n=3)" and "values" not in repr(found)
+    assert found.as_dict() == {"mean": 2.0, "ci95": found.ci95, "n": 3, "worst_decile": 3.0}

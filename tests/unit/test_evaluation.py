@@ -1,0 +1,134 @@
+"""`evaluate` and `adaptation_curve`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metamtl import Batch, Episode, Metric, adaptation_curve, adapters, engines, evaluate, nets, recipes
+from metamtl.recipes import Recipe
+from metamtl.task import accuracy, mse
+
+ENGINES = [engines.Loop(), engines.Vmap(), engines.Vmap(chunk_size=2)]
+METRICS = {"accuracy": accuracy, "loss": Metric(F.cross_entropy, higher_is_better=False)}
+
+
+def model() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nets.mlp(4, 8, 3).double()
+
+
+def episode(tasks: int = 5) -> Episode:
+    rng = torch.Generator().manual_seed(1)
+    x = torch.randn(tasks, 12, 4, generator=rng, dtype=torch.float64)
+    y = torch.arange(3).repeat(4).expand(tasks, -1)
+    x = x + 2 * F.one_hot(y, 4)
+    return Episode(Batch(x[:, :6], y[:, :6]), Batch(x[:, 6:], y[:, 6:]))
+
+
+RECIPES = {
+    "joint": recipes.joint(),
+    "maml": recipes.maml(3, 0.5),
+    "protonet": recipes.protonet(),
+    "proto-maml": Recipe(adapters.Chain(adapters.Prototype(), adapters.Gradient(3, 0.1))),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("engine", [None, *ENGINES], ids=repr)
+def test_the_curve_ends_where_evaluate_does(name: str, engine: engines.Engine | None) -> None:
+    args = (model(), RECIPES[name], episode(), F.cross_entropy)
+    curve = adaptation_curve(*args, metrics=METRICS, engine=engine)
+    last = evaluate(*args, metrics=METRICS, engine=engine)
+    assert len(curve) == {"joint": 1, "protonet": 1}.get(name, 4)
+    assert curve[-1] == last
+    assert last["loss"] == evaluate(*args, engine=engine)
+
+
+def test_the_curve_begins_at_the_start_and_each_stage_is_a_run_of_so_many_steps() -> None:
+    net, data = model(), episode()
+    curve = adaptation_curve(net, recipes.maml(3, 0.5), data, F.cross_entropy, metrics=METRICS)
+    for steps, stage in enumerate(curve):
+        alone = evaluate(net, recipes.maml(steps, 0.5), data, F.cross_entropy, metrics=METRICS)
+        assert stage["loss"].mean == pytest.approx(alone["loss"].mean, rel=1e-12)
+    losses = [stage["loss"].mean for stage in curve]
+    assert losses == sorted(losses, reverse=True)
+    proto = adaptation_curve(net, RECIPES["proto-maml"], data, F.cross_entropy, metrics=METRICS)
+    first = evaluate(net, recipes.protonet(), data, F.cross_entropy)
+    assert proto[0]["loss"].mean == pytest.approx(first.mean, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_engines_agree(name: str) -> None:
+    found = [
+        evaluate(model(), RECIPES[name], episode(), F.cross_entropy, metrics=METRICS, engine=e)
+        for e in [None, *ENGINES]
+    ]
+    for one in found[1:]:
+        torch.testing.assert_close(one["loss"].values, found[0]["loss"].values, rtol=1e-12, atol=0)
+        assert one["accuracy"] == found[0]["accuracy"]
+
+
+def test_one_value_for_each_task_and_its_direction() -> None:
+    net, data = model(), episode(20)
+    found = evaluate(net, recipes.joint(), data, F.cross_entropy, metrics={"accuracy": accuracy})[
+        "accuracy"
+    ]
+    by_hand = [float((net(x).argmax(1) == y).double().mean()) for x, y in zip(*data.query)]
+    assert found.n == 20 and found.values.tolist() == pytest.approx(by_hand)
+    assert found.worst_decile == pytest.approx(sum(sorted(by_hand)[:2]) / 2)
+
+
+def test_a_metric_of_the_whole_set_returns_a_scalar() -> None:
+    def spread(output: Tensor, y: Tensor) -> Tensor:
+        return output.std()
+
+    metrics = {"spread": Metric(spread, higher_is_better=True)}
+    found = evaluate(model(), recipes.joint(), episode(), F.cross_entropy, metrics=metrics)["spread"]
+    assert found.n == 5
+
+
+def test_named_tasks_have_an_estimate_each_over_their_examples() -> None:
+    net = nets.named_heads(model(), {"case": 3, "slant": 2}).double()
+    rng = torch.Generator().manual_seed(2)
+    x, y = (torch.randn(9, n, generator=rng, dtype=torch.float64) for n in (4, 2))
+    labels = torch.arange(9) % 3
+    data = {
+        "case": Episode(None, Batch(x, labels)),
+        "slant": Episode(Batch(x[:5], y[:5]), Batch(x[5:], y[5:])),
+    }
+    losses = {"case": F.cross_entropy, "slant": F.mse_loss}
+    metrics = {"case": {"accuracy": accuracy}, "slant": {"mse": mse}}
+    adapted = recipes.maml(4, 0.1, adapts=("body", "heads"))
+    found = evaluate(net, adapted, data, losses, metrics=metrics)
+    assert found["case"]["accuracy"].n == 9 and found["slant"]["mse"].n == 4
+    hits = (net(x, "case").argmax(1) == labels).double()
+    assert found["case"]["accuracy"].values.tolist() == hits.tolist()
+    plain = evaluate(net, adapted, data, losses)
+    assert (
+        plain["slant"].mean == pytest.approx(found["slant"]["mse"].mean, rel=1e-12)
+        and plain["slant"].n == 1
+    )
+    loss = F.mse_loss(net(x[5:], "slant"), y[5:]).detach()
+    assert plain["slant"].mean != pytest.approx(float(loss))
+    zero = evaluate(net, recipes.maml(0, adapts="body"), data, losses)
+    assert zero["slant"].mean == pytest.approx(float(loss), rel=1e-12)
+
+
+def test_evaluation_touches_no_grad_and_no_generator() -> None:
+    net, before = model(), torch.get_rng_state()
+    for engine in ENGINES:
+        evaluate(net, recipes.maml(2, 0.1), episode(), F.cross_entropy, engine=engine)
+    assert all(param.grad is None for param in net.parameters())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_stored_statistics_serve_every_engine() -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).double()
+    net(torch.randn(50, 4, dtype=torch.float64))
+    net.eval()
+    found = [evaluate(net, recipes.maml(2, 0.1), episode(), F.cross_entropy, engine=e) for e in ENGINES]
+    assert found[0].mean == pytest.approx(found[1].mean, rel=1e-12)

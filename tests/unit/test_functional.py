@@ -1,0 +1,83 @@
+"""Calling a module with other parameters, and finding parameters by prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from metamtl import nets
+from metamtl.functional import forward, is_name, named_by, running_norms, trainable, under
+
+
+class Sum(nn.Module):
+    """Two inputs, and a task's name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, a: Tensor, b: Tensor, task: Any = None) -> tuple[Tensor, Any]:
+        return self.scale * (a + 2 * b), task
+
+
+@pytest.mark.parametrize("pack", [lambda a, b: (a, b), lambda a, b: {"b": b, "a": a}])
+def test_tuples_are_positions_and_dicts_are_keywords(pack: Callable[[Tensor, Tensor], Any]) -> None:
+    model, x = Sum(), pack(torch.ones(3), torch.full((3,), 10.0))
+    params = {"scale": torch.tensor(2.0)}
+    found, task = forward(model, params, x)
+    assert found.tolist() == [42.0] * 3 and task is None
+    assert forward(model, params, x, "case")[1] == "case"
+    assert forward(model, params, x, ("case", "slant"))[1] == ("case", "slant")
+    assert forward(model, params, x, torch.tensor([1, 2]))[1] is None  # ids stay with the adapter
+
+
+def test_names_are_told_from_ids() -> None:
+    assert is_name("a") and is_name(("a", "b"))
+    assert not is_name(None) and not is_name(torch.zeros(2)) and not is_name(()) and not is_name((1, "a"))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(2), nn.BatchNorm1d(2, momentum=None)])
+def test_running_statistics_are_not_written(norm: nn.Module) -> None:
+    model, x = nn.Sequential(nn.Linear(2, 2), norm), torch.randn(8, 2)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    found = forward(model, dict(model.named_parameters()), x)
+    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
+    torch.testing.assert_close(found, model(x))
+    assert int(norm.num_batches_tracked) == 1  # the module itself still counts
+
+
+def test_running_norms_are_those_that_would_be_written() -> None:
+    model = nn.Sequential(
+        nn.BatchNorm1d(2),
+        nn.BatchNorm1d(2, track_running_stats=False),
+        nets.BatchNorm(2),
+        nn.BatchNorm2d(2),
+    )
+    model[3].eval()
+    assert [name for name, _ in running_norms(model)] == ["0"]
+
+
+def test_a_prefix_takes_whole_names() -> None:
+    names = ["head.weight", "head.bias", "header.weight", "body.head.weight", "headless"]
+    assert under(names, "head") == ["head.weight", "head.bias"]
+    assert under(names, "head.bias") == ["head.bias"] and under(names, "") == names
+
+
+def test_named_by_keeps_the_models_order_and_leaves_frozen_ones() -> None:
+    model = nets.mlp(1, 4, 4, 1)
+    model.body[0].weight.requires_grad_(False)
+    assert "body.0.weight" not in named_by(model, None)
+    assert named_by(model, ["head", "body.0"]) == ["body.0.bias", "head.weight", "head.bias"]
+    assert named_by(model, ["head", "head.bias"]) == ["head.weight", "head.bias"]
+
+
+def test_tied_parameters_stand_once_and_both_places_change() -> None:
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    model[1].weight = model[0].weight
+    assert list(trainable(model)) == ["0.weight"]
+    found = forward(model, {"0.weight": 3 * torch.eye(2)}, torch.ones(1, 2))
+    assert found.tolist() == [[9.0, 9.0]]

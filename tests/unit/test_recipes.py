@@ -1,0 +1,67 @@
+"""Recipes are parts chosen, and nothing new."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+
+import pytest
+
+from metamtl import Recipe, adapters, aggregators, objectives, recipes
+
+MAKERS = {
+    "joint": (recipes.joint, adapters.Shared, objectives.query_loss),
+    "mtl": (lambda **k: recipes.mtl([0, 1, 2], 4, **k), adapters.HeadTable, objectives.episode_loss),
+    "maml": (recipes.maml, adapters.Gradient, objectives.query_loss),
+    "fomaml": (recipes.fomaml, adapters.Gradient, objectives.query_loss),
+    "anil": (recipes.anil, adapters.Gradient, objectives.query_loss),
+    "boil": (recipes.boil, adapters.Gradient, objectives.query_loss),
+    "reptile": (recipes.reptile, adapters.Gradient, objectives.displacement),
+    "protonet": (recipes.protonet, adapters.Prototype, objectives.query_loss),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_parts_and_their_replacement(name: str) -> None:
+    make, adapter, objective = MAKERS[name]
+    recipe = make()
+    assert type(recipe.adapter) is adapter and recipe.objective is objective
+    assert type(recipe.aggregator) is aggregators.Mean
+    other = make(aggregator=aggregators.MGDA(), objective=objectives.episode_loss)
+    assert other.aggregator.name == "MGDA" and other.objective is objectives.episode_loss
+
+
+def test_what_the_gradient_recipes_choose() -> None:
+    assert recipes.maml(3, 0.1).adapter.lr == (0.1, 0.1, 0.1)
+    assert recipes.maml(2, [0.1, 0.2]).adapter.lr == (0.1, 0.2)
+    assert recipes.maml().adapter.adapts is None and recipes.maml().adapter.order == "exact"
+    assert recipes.fomaml(adapts="head").adapter.order == "first"
+    assert recipes.fomaml(adapts="head").adapter.adapts == "head"
+    assert recipes.anil().adapter.adapts == "head" and recipes.boil().adapter.adapts == "body"
+    assert recipes.anil(head=("a", "b")).adapter.adapts == ("a", "b")
+    assert recipes.anil(order="first").adapter.order == "first"
+    assert recipes.reptile().adapter.order == "first" and recipes.reptile().adapter.steps == 5
+
+
+def test_cost_of_a_task_in_backward_passes() -> None:
+    """Over the support set, those of the outer gradient included."""
+    costs = {name: make().adapter.gradient_evaluations for name, (make, *_) in MAKERS.items()}
+    expected = {
+        "joint": 0,
+        "mtl": 0,
+        "maml": 2,
+        "fomaml": 1,
+        "anil": 2,
+        "boil": 2,
+        "reptile": 5,
+        "protonet": 1,
+    }
+    assert costs == expected
+    chain = adapters.Chain(adapters.Prototype(), adapters.Gradient(3))
+    assert chain.gradient_evaluations == 7
+
+
+def test_two_recipes_share_nothing_and_a_recipe_stays_as_it_is() -> None:
+    assert recipes.joint().aggregator is not recipes.joint().aggregator
+    with pytest.raises(FrozenInstanceError):
+        recipes.joint().adapter = adapters.Prototype()  # type: ignore[misc]
+    assert Recipe(adapters.Shared()).objective is objectives.query_loss
