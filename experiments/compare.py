@@ -30,6 +30,11 @@ OWN = ("recipes=", "seeds=", "recipe=", "seed=")
 def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
     """Train every recipe with every seed; write and return the table."""
     passed_on = [text for text in overrides if not text.lstrip("+").startswith(OWN)]
+    if not cfg.gradient_evaluations and not cfg.steps:
+        raise ValueError(
+            f"steps={cfg.steps}, gradient_evaluations={cfg.gradient_evaluations}: recipes are compared"
+            " at one budget, so one of the two must be above 0; max_minutes may stand beside it."
+        )
     budget = cfg.gradient_evaluations or 2 * cfg.steps * cfg.tasks_per_step
     runs: dict[str, list[dict[str, Any]]] = {}
     for recipe in cfg.recipes:
@@ -111,7 +116,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.device == "auto":
         cfg.device = train.device()
     run(cfg, list(config.overrides.task), folder)
-    print((folder / "table.md").read_text())
+    print((folder / "table.md").read_text(encoding="utf-8"))
     print(f"table: {folder / 'table.json'}\nfigure: {folder / 'figure.png'}")
 
 

@@ -49,7 +49,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file in one move: it is whole, or it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -31,8 +32,9 @@ TRAIN, VALIDATION, SELECT, SEEN, TEST = range(5)  # streams of random numbers
 
 def stream(seed: int, kind: int, step: int = 0) -> torch.Generator:
     """The generator of one step: every recipe with this seed sees the same episodes in the same order."""
-    mixed = (seed * 5 + kind) * 2**40 + step
-    return torch.Generator().manual_seed(mixed)
+    # Hashed to 32 bits, because the CPU's generator drops what a seed has above them.
+    mixed = np.random.SeedSequence((seed, kind, step)).generate_state(1)
+    return torch.Generator().manual_seed(int(mixed[0]))
 
 
 def device() -> str:
@@ -48,7 +50,9 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
 
     # Data, model, recipe. Configs may refer to what the training split and the net know of themselves.
     source = instantiate(cfg.task)
-    train, validation, test = (source.split(name) for name in ("train", "validation", "test"))
+    validation, test = source.split("validation"), source.split("test")
+    harder = instantiate(OmegaConf.merge(cfg.task, cfg.train_task)) if cfg.train_task else source
+    train = harder.split("train")
     _resolve("train", train)
     torch.manual_seed(cfg.seed)  # for the initial weights alone; all else has its own generator
     model = instantiate(cfg.net).to(cfg.device)
@@ -65,23 +69,14 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     step, evaluations, seconds = 0, 0, 0.0
     losses: list[torch.Tensor] = []
     with Progress(cfg) as progress, SummaryWriter(str(folder)) as log:
-        while not progress.done(step, evaluations):
-            began = time.perf_counter()
-            optimizer.zero_grad()
-            episodes = train.sample(cfg.meta_batch, stream(cfg.seed, TRAIN, step))
-            try:
-                outcome = meta_backward(model, recipe, episodes, train.loss)
-            except FloatingPointError as error:
-                raise FloatingPointError(f"step {step}: {error}") from error
-            optimizer.step()
-            losses.append(outcome.losses.mean())
-            step += 1
-            evaluations += outcome.gradient_evaluations
-            seconds += time.perf_counter() - began  # training alone: validation is not on the clock
-            if progress.validation_due(step, evaluations):
-                choice = choose(model, ways, validation, validation_tasks, cfg.metric)
-                train_loss = float(torch.stack(losses).mean())
+        began = time.perf_counter()
+        while True:
+            done = progress.done(step, evaluations)
+            if losses and (done or progress.validation_due(step, evaluations)):
+                train_loss = float(torch.stack(losses).mean())  # waits for the device
                 losses.clear()
+                seconds += time.perf_counter() - began  # training alone: validation is not on the clock
+                choice = choose(model, ways, validation, validation_tasks, cfg.metric)
                 history.append(
                     {
                         "step": step,
@@ -96,6 +91,19 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
                 log.add_scalar(f"{cfg.metric}/validation", choice.estimate.mean, step)
                 if best is None or choice.better_than(best):
                     best, best_state = choice, _copy(model, recipe)
+                began = time.perf_counter()
+            if done:
+                break
+            optimizer.zero_grad()
+            episodes = train.sample(cfg.meta_batch, stream(cfg.seed, TRAIN, step))
+            try:
+                outcome = meta_backward(model, recipe, episodes, train.loss)
+            except FloatingPointError as error:
+                raise FloatingPointError(f"step {step}: {error}") from error
+            optimizer.step()
+            losses.append(outcome.losses.mean())
+            step += 1
+            evaluations += outcome.gradient_evaluations
             progress.show(step, evaluations, losses, best and best.estimate.mean)
 
     # The best weights of the validations, then the way to adapt, on more tasks; then one test.
@@ -105,7 +113,7 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     chosen: Choice = choose(
         model, ways, validation, validation.sample(cfg.select.tasks, stream(cfg.seed, SELECT)), cfg.metric
     )
-    seen = train.sample(cfg.test.tasks, stream(cfg.seed, SEEN))
+    seen = source.split("train").sample(cfg.test.tasks, stream(cfg.seed, SEEN))
     new = test.sample(cfg.test.tasks, stream(cfg.seed, TEST))
     found, curve = measure(model, ways[chosen.way], chosen.stage, test, new)
     result = {
@@ -119,7 +127,7 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         "interval": "95 %, Student t over test tasks (over examples, for named tasks)",
         "adaptation": {"way": chosen.way, "steps": chosen.stage, "chosen_by": f"validation {cfg.metric}"},
         "validation": {cfg.metric: chosen.estimate.as_dict()},
-        "seen": measure(model, ways[chosen.way], chosen.stage, train, seen)[0],
+        "seen": measure(model, ways[chosen.way], chosen.stage, test, seen)[0],
         "test": found,
         "curve": curve,
         "history": history,
