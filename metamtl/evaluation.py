@@ -68,10 +68,16 @@ def evaluate(
 
     Returns:
         Without `metrics` the `Estimate` of the loss, with them a dict of Estimates; for named tasks a dict
-        by task of either. An interval is over tasks; for a named task, over its query examples.
+        by task of either. An interval is over tasks; for a named task, over its query examples, or
+        not known (NaN) for a measure that has one value for the whole set, as a loss has.
     """
     check_episodes(model, recipe.adapter, episodes, loss)
     if isinstance(episodes, Mapping):
+        unmeasured = [] if metrics is None else sorted(set(episodes) - set(metrics))
+        if unmeasured:
+            raise ValueError(
+                f"no metrics for tasks {unmeasured}; there are some for {', '.join(sorted(metrics))}."
+            )
         return {
             name: _named(model, recipe, episode, loss[name], metrics and metrics[name], name)
             for name, episode in episodes.items()

@@ -41,6 +41,9 @@ class TorchJD(Aggregator):
     number of calls so far, never from the global generator; that number is part of the state dict. So is
     what a method remembers from call to call (GradVac, MoDo, PCD, ...), NashMTL's warm start excepted.
 
+    MoDo and SDMGrad are stated for several independent batches a step; here they see one matrix, so their
+    papers' guarantees of convergence do not hold.
+
     Raises:
         ImportError: the method needs a package that TorchJD does not install by itself.
     """

@@ -132,3 +132,12 @@ def test_stored_statistics_serve_every_engine() -> None:
     net.eval()
     found = [evaluate(net, recipes.maml(2, 0.1), episode(), F.cross_entropy, engine=e) for e in ENGINES]
     assert found[0].mean == pytest.approx(found[1].mean, rel=1e-12)
+
+
+def test_a_named_task_without_metrics_is_refused():
+    model = nets.named_heads(nets.mlp(2, 4, 1), {"a": 1, "b": 1})
+    x, y = torch.randn(6, 2), torch.randn(6, 1)
+    data = {name: Episode(None, Batch(x, y)) for name in ("a", "b")}
+    losses = {name: F.mse_loss for name in data}
+    with pytest.raises(ValueError, match=r"no metrics for tasks \['b'\]; metrics has a"):
+        evaluate(model, recipes.joint(), data, losses, metrics={"a": {"mse": mse}})
