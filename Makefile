@@ -48,7 +48,7 @@ $(VENV)/.peers: $(VENV)/.installed
 	@touch $@
 
 demo: install
-	$(BIN)/python -m experiments.compare experiment=glyphs_5way_1shot 'recipes=[mtl,anil,maml,protonet]' $(ARGS)
+	$(BIN)/python -m experiments.compare experiment=glyphs_5way_1shot 'recipes=[mtl,anil,maml,protonet]' steps=200 validate.tasks=20 test.tasks=300 $(ARGS)
 
 test: $(VENV)/.tools $(VENV)/.peers
 	$(BIN)/python -m pytest $(ARGS)

@@ -1,7 +1,8 @@
 """The tables in README.md: `python -m experiments.tables` writes them, with `--check` it only compares.
 
-Every folder `experiments/results/<name>/` with a `table.json` that `experiments.compare` wrote gives one
-table, between the README's two marks.
+Between the README's two marks stand, out of `experiments/results/<name>/`: for every `table.json` that
+`experiments.compare` wrote its table; for all the `result.json` of `experiments.train` one table; for every
+`bench.json` of `experiments.bench` its ratios.
 """
 
 from __future__ import annotations
@@ -25,6 +26,13 @@ def block(results: Path = RESULTS) -> str:
     """What stands between the marks."""
     paths = sorted(results.glob("*/table.json"))
     parts = [_section(path, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    runs = sorted(results.glob("*/result.json"))
+    if runs:
+        parts.append(
+            _runs({path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in runs})
+        )
+    for path in sorted(results.glob("*/bench.json")):
+        parts.append(_bench(path.parent.name, json.loads(path.read_text(encoding="utf-8"))))
     return "\n\n".join(parts) or "None yet."
 
 
@@ -33,6 +41,71 @@ def _section(path: Path, table: dict[str, Any]) -> str:
     lines = [f"### {name}", "```bash", _command(table), "```", "", markdown(table).strip()]
     if path.with_name("figure.png").is_file():
         lines += ["", f"![{name}](experiments/results/{name}/figure.png)"]
+    return "\n".join(lines)
+
+
+def _runs(runs: dict[str, dict[str, Any]]) -> str:
+    """Single trainings, a line each."""
+    lines = [
+        "### Single trainings",
+        "| run | steps | training s | adapts (way, steps) | seen tasks | new tasks | worst tenth, new | on |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, run in runs.items():
+        metric = run["config"]["metric"]
+        seen, new = run["seen"][metric], run["test"][metric]
+        cells = [f"{found['mean']:.4f} ± {found['ci95']:.4f}" for found in (seen, new)]
+        adapted, hardware = run["adaptation"], run["hardware"]
+        lines.append(
+            f"| {name} ({metric}) | {run['steps']:,} | {run['seconds']:.0f} | {adapted['way']},"
+            f" {adapted['steps']} | {' | '.join(cells)} | {new['worst_decile']:.4f}"
+            f" | {hardware['device']}, {hardware['threads']} threads, torch {run['versions']['torch']} |"
+        )
+    intervals = {f"{run['test'][run['config']['metric']]['n']} tasks" for run in runs.values()}
+    return "\n".join(
+        [*lines, "", f"Intervals: 95 %, Student t over {', '.join(sorted(intervals))}; one seed."]
+    )
+
+
+def _bench(name: str, bench: dict[str, Any]) -> str:
+    """Milliseconds of one meta-gradient, and how many times the faster of learn2learn and higher."""
+    contenders = list(next(iter(bench["work"].values())))
+    lines = [
+        f"### {name}: one meta-gradient, ms (times the faster peer)",
+        f"| work | {' | '.join(contenders)} |",
+    ]
+    lines.append("|---" * (len(contenders) + 1) + "|")
+    for work, rows in bench["work"].items():
+        cells = [
+            f"{rows[c]['seconds'] * 1e3:.1f} ({rows[c]['times_the_faster_peer']:.1f}x)" for c in contenders
+        ]
+        lines.append(f"| {work} | {' | '.join(cells)} |")
+    worst = max(row["relative_difference"] for rows in bench["work"].values() for row in rows.values())
+    lines += [
+        "",
+        f"Largest relative difference of any gradient from learn2learn's, in float32: {worst:.1e}.",
+    ]
+    if "memory" in bench:
+        counts = list(next(iter(bench["memory"].values())))
+        lines += [
+            "",
+            f"| peak MiB, inner steps: | {' | '.join(counts)} |",
+            "|---" * (len(counts) + 1) + "|",
+        ]
+        for contender, found in bench["memory"].items():
+            lines.append(f"| {contender} | {' | '.join(f'{found[count]:.0f}' for count in counts)} |")
+    if "evaluate" in bench:
+        found = bench["evaluate"]
+        lines += [
+            "",
+            f"Testing 600 tasks with 10 steps: learn2learn {found['learn2learn']:.1f} s, metamtl"
+            f" {found['metamtl']:.1f} s ({found['ratio']:.1f}x).",
+        ]
+    hardware = bench["hardware"]
+    lines += [
+        "",
+        f"{hardware['device']}, {hardware['threads']} threads; torch {bench['versions']['torch']}.",
+    ]
     return "\n".join(lines)
 
 

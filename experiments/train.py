@@ -119,7 +119,7 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     result = {
         "config": config,
         **environment(cfg.device),
-        "seed": cfg.seed,
+        "seeds": [cfg.seed],
         "steps": step,
         "seconds": seconds,
         "gradient_evaluations": evaluations,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 Params = dict[str, Tensor]
@@ -31,6 +33,14 @@ def forward(model: nn.Module, params: Params, x: Any, task: Any = None) -> Any:
         for name, buffer in norm.named_buffers(recurse=False)
     }
     return functional_call(model, {**params, **copies}, args, kwargs)
+
+
+def twice_differentiable() -> AbstractContextManager[None]:
+    """Within it, attention runs in the kernel that has a second derivative and a rule for vmap.
+
+    The fused kernels have neither, and are faster: so only where second order or vmap asks for it.
+    """
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 def is_name(task: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.func import grad
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..episode import Batch
-from ..functional import Params, forward, named_by
+from ..functional import Params, forward, named_by, twice_differentiable
 from ..recompute import Step, Tensors, recomputed
 from ..task import Loss
 from .base import Adapter, needed, start
@@ -155,7 +156,8 @@ class Gradient(Adapter):
             def support_loss(adapted: Params, seen: Params = seen) -> Tensor:
                 return loss(forward(model, {**seen, **adapted}, support.x, task), support.y)
 
-            gradients = grad(support_loss)({name: seen[name] for name in names})
+            with nullcontext() if constant else twice_differentiable():
+                gradients = grad(support_loss)({name: seen[name] for name in names})
             moved = {name: params[name] - self.lr[step] * gradients[name] for name in names}
             params = {**params, **moved}
         return {name: params[name] for name in names}

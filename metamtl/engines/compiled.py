@@ -14,7 +14,7 @@ from torch.func import grad, vjp, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..adapters import Gradient
-from ..functional import Params, forward, named_by
+from ..functional import Params, forward, named_by, twice_differentiable
 from ..objectives import Adaptation
 from .base import Engine, Function, Rows, at
 from .task import TaskFunction
@@ -66,7 +66,7 @@ class Compiled(Engine):
         if parts is None:
             return self._fallback.rows(function, shared, own, data)
         function.gradient_evaluations = parts.gradient_evaluations
-        with torch.no_grad():
+        with torch.no_grad(), twice_differentiable():
             return _recursion(function, parts, shared, data)
 
     def _compiled(self, function: TaskFunction, shared: Params, data: Any) -> Parts | None:
@@ -91,7 +91,7 @@ class Compiled(Engine):
             return None  # a compiled step would not draw the same random numbers when it is computed again
         parts = _parts(function, data)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), twice_differentiable():
                 _recursion(function, parts, shared, data)
         except Exception as error:  # whatever the compiler could not do, Vmap can
             reason = (str(error).splitlines() or [""])[0]

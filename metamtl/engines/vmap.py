@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
-from ..functional import Params, running_norms
+from ..functional import Params, running_norms, twice_differentiable
 from .base import Engine, Function, Rows
 
 
@@ -41,6 +41,14 @@ class Vmap(Engine):
                 " statistics), model.eval() (the stored ones), or engine=Loop()."
             )
 
+        recurrent = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.RNNBase)]
+        if recurrent:
+            name, module = recurrent[0]
+            raise ValueError(
+                f"torch's {type(module).__name__} {name!r} has no rule for vmap over its weights;"
+                " use engine=Loop()."
+            )
+
     def rows(self, function: Function, shared: Params, own: Params, data: Any) -> Rows:
         # Detached, or plain autograd would record a graph of its own around vmap's.
         shared = {name: param.detach() for name, param in shared.items()}
@@ -60,4 +68,5 @@ class Vmap(Engine):
     def _vmap(self, function: Callable[[Any], Any], data: Any) -> Any:
         axes = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, data)
         batched = vmap(function, in_dims=(axes,), randomness="different", chunk_size=self.chunk_size)
-        return batched(data)
+        with twice_differentiable():
+            return batched(data)

@@ -98,7 +98,7 @@ def test_what_it_writes(overrides: Overrides, tmp_path: Path) -> None:
         for seed in (0, 1):
             path = tmp_path / recipe / f"seed{seed}" / "result.json"
             result = json.loads(path.read_text(encoding="utf-8"))
-            assert result["seed"] == seed
+            assert result["seeds"] == [seed]
             found.append(result["test"]["accuracy"]["mean"])
         row = next(row for row in table["rows"] if row["recipe"] == recipe)
         assert row["new"]["mean"] == pytest.approx(sum(found) / 2)

@@ -37,7 +37,7 @@ KEYS = {
     "history",
     "interval",
 }
-KEYS |= {"seconds", "seed", "seen", "steps", "test", "validation", "versions"}
+KEYS |= {"seconds", "seeds", "seen", "steps", "test", "validation", "versions"}
 
 
 def no_constant(name: str) -> None:
@@ -73,7 +73,7 @@ def check(result: dict[str, Any], metric: str) -> None:
     assert (
         result["steps"] >= 1 and result["seconds"] > 0 and result["gradient_evaluations"] >= result["steps"]
     )
-    assert isinstance(result["seed"], int) and isinstance(result["batchnorm"], str)
+    assert isinstance(result["seeds"][0], int) and isinstance(result["batchnorm"], str)
     for split in ("validation", "seen", "test"):
         assert metric in result[split]
         check_estimates(result[split])
@@ -220,6 +220,6 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = read(tmp_path)
     check(result, "mse")
-    assert result["seed"] == 3
+    assert result["seeds"] == [3]
     assert f"{result['test']['mse']['mean']:.4f}" in done.stdout
     assert str(tmp_path / "result.json") in done.stdout
