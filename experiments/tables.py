@@ -48,7 +48,8 @@ def _runs(runs: dict[str, dict[str, Any]]) -> str:
     """Single trainings, a line each."""
     lines = [
         "### Single trainings",
-        "| run | steps | training s | adapts (way, steps) | seen tasks | new tasks | worst tenth, new | on |",
+        "| run | steps | training s | adapts (way, steps) | seen tasks | new tasks | worst tenth, new"
+        " | on |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, run in runs.items():
