@@ -139,5 +139,5 @@ def test_a_named_task_without_metrics_is_refused():
     x, y = torch.randn(6, 2), torch.randn(6, 1)
     data = {name: Episode(None, Batch(x, y)) for name in ("a", "b")}
     losses = {name: F.mse_loss for name in data}
-    with pytest.raises(ValueError, match=r"no metrics for tasks \['b'\]; metrics has a"):
+    with pytest.raises(ValueError, match=r"no metrics for tasks \['b'\]; there are some for a"):
         evaluate(model, recipes.joint(), data, losses, metrics={"a": {"mse": mse}})
