@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from ..task import Loss
 from .base import Adapter, needed, start
 
 Order = Literal["exact", "recompute", "truncated", "first"]
+Measure = Callable[[Params, Batch], Tensor]
 ORDERS = ("exact", "recompute", "truncated", "first")
 
 
@@ -128,24 +129,21 @@ class Gradient(Adapter):
         stride: int,
     ) -> Iterator[Params]:
         """The parameters after every `stride` steps, the start and the end among them."""
+
+        def measure(params: Params, batch: Batch) -> Tensor:
+            return loss(forward(model, params, batch.x, task), batch.y)
+
         names = named_by(model, self.adapts)
         params = start(model, params)
         yield params
         for first in range(0, self.steps, stride):
             steps = range(first, min(first + stride, self.steps))
             run = self._recomputed if self.order == "recompute" else self._run
-            params = {**params, **run(model, params, names, needed(support, self), loss, task, steps)}
+            params = {**params, **run(measure, params, names, needed(support, self), steps)}
             yield params
 
     def _run(
-        self,
-        model: nn.Module,
-        params: Params,
-        names: Sequence[str],
-        support: Batch,
-        loss: Loss,
-        task: Any,
-        steps: range,
+        self, measure: Measure, params: Params, names: Sequence[str], support: Batch, steps: range
     ) -> Params:
         """The adapted parameters after these steps."""
         for step in steps:
@@ -154,7 +152,7 @@ class Gradient(Adapter):
             seen = {n: p.detach() for n, p in params.items()} if constant else params
 
             def support_loss(adapted: Params, seen: Params = seen) -> Tensor:
-                return loss(forward(model, {**seen, **adapted}, support.x, task), support.y)
+                return measure({**seen, **adapted}, support)
 
             with nullcontext() if constant else twice_differentiable():
                 gradients = grad(support_loss)({name: seen[name] for name in names})
@@ -163,14 +161,7 @@ class Gradient(Adapter):
         return {name: params[name] for name in names}
 
     def _recomputed(
-        self,
-        model: nn.Module,
-        params: Params,
-        names: Sequence[str],
-        support: Batch,
-        loss: Loss,
-        task: Any,
-        steps: range,
+        self, measure: Measure, params: Params, names: Sequence[str], support: Batch, steps: range
     ) -> Params:
         """The same, storing `params` alone; while several steps are redone, those of each."""
         others = {name: param for name, param in params.items() if name not in names}
@@ -184,8 +175,7 @@ class Gradient(Adapter):
                     values[i] = tensor
                 others, support = tree_unflatten(values, spec)
                 given = {**others, **dict(zip(names, state))}
-                once = range(step, step + 1)
-                return tuple(self._run(model, given, names, support, loss, task, once).values())
+                return tuple(self._run(measure, given, names, support, range(step, step + 1)).values())
 
             return run
 

@@ -28,7 +28,7 @@ _DAMAGE = (
     KeyError,
     TypeError,
     ValueError,
-    NotImplementedError,
+    NotImplementedError,  # what zipfile says of a method that damage made up
     zipfile.BadZipFile,
     zlib.error,
 )
