@@ -4,7 +4,7 @@ An adapter says which parameters a task uses, an aggregator what the tasks' grad
 `meta_backward` goes from episodes to `.grad` through both.
 """
 
-from . import adapters, aggregators, engines, nets, objectives, recipes, tasks
+from . import adapters, aggregators, engines, nets, objectives, recipes, rules, tasks
 from .episode import Batch, Episode
 from .estimate import Estimate
 from .evaluation import adaptation_curve, evaluate
@@ -31,5 +31,6 @@ __all__ = [
     "nets",
     "objectives",
     "recipes",
+    "rules",
     "tasks",
 ]

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .adapters import Adapter, Shared
+from .aggregators import Aggregator
 from .engines import Rows
 from .engines.base import at
 from .episode import Batch, Episode
-from .functional import forward
+from .functional import Params, forward
 from .task import Loss
 
 
@@ -96,6 +97,35 @@ def check_finite(
         f"the {what} of tasks {bad[:10]} of {len(names)} is not finite{values}.{detail}"
         " Nothing was added to .grad. Look at the data of these tasks, or lower the learning rates."
     )
+
+
+def check_direction(
+    aggregator: Aggregator,
+    episodes: Episode | Mapping[str, Episode],
+    rows: Tensor,
+    direction: Tensor,
+    gradients: Params,
+) -> None:
+    """Refuse what became of finite rows `[T, n]`: not finite, or zero because the row of one task is."""
+    name = getattr(aggregator, "name", type(aggregator).__name__)  # any module may aggregate
+    sums = torch.stack([found.sum() for found in (direction, *gradients.values())])
+    if not bool(torch.isfinite(sums).all()):
+        for what, found in (("direction", [direction]), ("gradient behind it", [*gradients.values()])):
+            if not all(bool(torch.isfinite(part).all()) for part in found):
+                raise FloatingPointError(
+                    f"every task's gradient is finite, but of what {name} made of them the {what} is not."
+                    " Nothing was added to .grad. Lower the learning rates, or rescale the losses."
+                )
+    if not bool(direction.any()):
+        zero = ~rows.any(1)
+        if bool(zero.any()) and not bool(zero.all()):
+            names = list(episodes) if isinstance(episodes, Mapping) else list(range(len(rows)))
+            still = [names[position] for position in zero.nonzero().flatten().tolist()]
+            raise ValueError(
+                f"{name} makes a zero direction, for the gradient of tasks {still[:10]} is zero; no task"
+                " would learn anything. Nothing was added to .grad. Leave these tasks out of the step, or"
+                " use an aggregator that gives them no say, such as Mean."
+            )
 
 
 def _inner_step(model: nn.Module, adapter: Adapter, episodes: Episode, loss: Loss, task: int) -> str:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .checks import check_episodes, check_finite
-from .engines import Engine, TaskFunction, Vmap, named_rows
+from .checks import check_direction, check_episodes, check_finite
+from .engines import Auto, Engine, TaskFunction, feature_rows, named_rows
 from .episode import Episode
 from .functional import trainable
 from .recipes import Recipe
 from .task import Loss
+
+DEFAULT = Auto()  # one for all calls, because it remembers
 
 
 @dataclass(frozen=True)
@@ -59,15 +61,17 @@ def meta_backward(
 
     Args:
         model: any module; it is not changed but for `.grad`.
-        recipe: adapter, aggregator and objective.
+        recipe: adapter, aggregator and objective, and where the rows are taken.
         episodes: T alike tasks in one `Episode`, or a dict of named tasks. Named tasks whose `query.x`
             is one and the same object share one pass through the model.
         loss: `loss(output, y) -> scalar`; a dict of them for named tasks.
-        engine: how alike tasks are run; `Vmap()`, where None. Named tasks differ in shape, and run one
+        engine: how alike tasks are run; `Auto()`, where None: the engine that the first steps show to be
+            the fastest, remembered for each model and shape. Named tasks differ in shape, and run one
             by one.
 
     Raises:
-        ValueError: shapes, devices, prefixes, ids, labels or modules that cannot work.
+        ValueError: shapes, devices, prefixes, ids, labels or modules that cannot work; an aggregator that
+            answers with zero because the gradient of some task is zero.
         FloatingPointError: a loss or gradient is not finite; the message names tasks and inner step.
             In either case no `.grad` has been touched.
 
@@ -84,11 +88,20 @@ def meta_backward(
     if isinstance(episodes, Mapping):
         assert isinstance(loss, Mapping)
         functions = {name: _function(model, recipe, loss[name], episodes[name], name) for name in episodes}
-        found = named_rows(functions, shared, own)
+        found = (
+            named_rows(functions, shared, own)
+            if recipe.at is None
+            else feature_rows(functions, shared, recipe.at)
+        )
         evaluations = sum(function.gradient_evaluations for function in functions.values())
     else:
         assert not isinstance(loss, Mapping)
-        engine = Vmap() if engine is None else engine
+        if recipe.at is not None:
+            raise ValueError(
+                f"at={recipe.at!r} is for named tasks that share one input; alike tasks have examples of"
+                " their own, whose features cannot be aggregated. Use at=None."
+            )
+        engine = DEFAULT if engine is None else engine
         engine.check(model)
         function = _function(model, recipe, loss, episodes, None)
         found = engine.rows(function, shared, own, function.data)
@@ -98,8 +111,10 @@ def meta_backward(
         matrix = torch.cat([rows.flatten(1) for rows in found.shared.values()], 1)
         direction = recipe.aggregator(found.losses, matrix)
         sizes = [rows[0].numel() for rows in found.shared.values()]
-        for name, piece in zip(found.shared, direction.split(sizes)):
-            _accumulate(shared[name], piece)
+        pulled = found.pull(dict(zip(found.shared, direction.split(sizes))))
+        check_direction(recipe.aggregator, episodes, matrix, direction, pulled)
+        for name, gradient in pulled.items():
+            _accumulate(shared[name], gradient)
     for params, gradients in ((shared, found.private), (own, found.own)):
         for name, gradient in gradients.items():
             _accumulate(params[name], gradient)

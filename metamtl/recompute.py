@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,61 +15,101 @@ Tensors = tuple[Tensor, ...]
 Step = Callable[[Tensors, Tensors], Tensors]
 
 
-def recomputed(steps: Sequence[Step], state: Tensors, constants: Tensors) -> Tensors:
+def recomputed(steps: Sequence[Step], state: Tensors, constants: Tensors, segment: int = 1) -> Tensors:
     """`state` after `state = step(state, constants)` for each step, differentiable at flat memory.
 
-    Only `state` and `constants` are stored. The backward pass runs the steps again, with the random
-    numbers of the first time, and goes back one step at a time by its vector-Jacobian product; more than
-    one step's graph never exists. Works under plain autograd and under `torch.func` transforms.
+    Only `constants` and every `segment`-th state are stored. The backward pass runs one segment of steps
+    again, with the random numbers of the first time, and goes back one step at a time by its
+    vector-Jacobian product; more than one step's graph never exists. Works under plain autograd and under
+    `torch.func` transforms.
 
     Args:
         steps: pure functions; what they close over gets no gradient.
-        state: what the steps change.
+        state: what the steps change; its shapes and dtypes stay.
         constants: what they only read.
+        segment: how many steps lie between two stored states.
 
     >>> x, a = torch.tensor(3.0, requires_grad=True), torch.tensor(2.0, requires_grad=True)
     >>> (y,) = recomputed([lambda state, constants: (constants[0] * state[0],)] * 3, (x,), (a,))
     >>> torch.autograd.grad(y, (x, a))
     (tensor(8.), tensor(36.))
     """
-    cuda = next((tensor.device for tensor in state if tensor.is_cuda), None)
-    random = Random(cuda)
-    return _Recomputed.apply(tuple(steps), len(state), random, *state, *constants)
+    if not steps:
+        return state
+    return _Recomputed.apply(_Course(steps, segment), len(state), *state, *constants)[: len(state)]
+
+
+class _Course:
+    """The steps by segments, and the random numbers that each segment began with."""
+
+    def __init__(self, steps: Sequence[Step], length: int) -> None:
+        self.segments = [tuple(steps[first : first + length]) for first in range(0, len(steps), length)]
+        self.randoms: list[Random] = []
 
 
 class _Recomputed(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(steps: tuple[Step, ...], split: int, random: Random, *inputs: Tensor) -> Tensors:
+    def forward(course: _Course, split: int, *inputs: Tensor) -> Tensors:
         state, constants = inputs[:split], inputs[split:]
-        for step in steps:
-            state = step(state, constants)
-        return state
+        cuda = next((tensor.device for tensor in state if tensor.is_cuda), None)
+        stored: Tensors = ()
+        for index, segment in enumerate(course.segments):
+            course.randoms.append(Random(cuda))
+            if index == 1:
+                # One block for all the states that outlive their step: single ones, left between a
+                # step's passing tensors, tear holes in the heap that cost more than all they hold.
+                stored = tuple(
+                    tensor.new_empty(len(course.segments) - 1, *tensor.shape) for tensor in state
+                )
+            for block, tensor in zip(stored, state):
+                block[index - 1] = tensor
+            for step in segment:
+                state = step(state, constants)
+        return *state, *stored
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-        ctx.steps, ctx.split, ctx.random, *tensors = inputs
-        ctx.save_for_backward(*tensors)
+        ctx.course, ctx.split, *tensors = inputs
+        stored = output[ctx.split :]
+        ctx.mark_non_differentiable(*stored)
+        ctx.set_materialize_grads(False)  # or zeros would be made for all that is stored
+        ctx.save_for_backward(*tensors, *stored)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        state, constants = ctx.saved_tensors[: ctx.split], ctx.saved_tensors[ctx.split :]
-        needed = [i for i, need in enumerate(ctx.needs_input_grad[3 + ctx.split :]) if need]
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        course, split, stop = ctx.course, ctx.split, len(ctx.needs_input_grad) - 2
+        tensors = ctx.saved_tensors
+        state, constants, stored = tensors[:split], tensors[split:stop], tensors[stop:]
+        needed = [i for i, need in enumerate(ctx.needs_input_grad[2 + split :]) if need]
         totals: list[Tensor | None] = [None] * len(constants)
-        stored = []
-        with ctx.random.again():
-            for step in ctx.steps[:-1]:
-                stored.append((state, Random(ctx.random.device)))
-                state = step(state, constants)
-            stored.append((state, Random(ctx.random.device)))
-        for step, (state, random) in zip(reversed(ctx.steps), reversed(stored)):
-            with random.again():
-                cotangents, found = _pull(step, state, constants, needed, cotangents)
-            for i, gradient in zip(needed, found):
-                total = totals[i]
-                totals[i] = gradient if total is None else total + gradient
-        return None, None, None, *cotangents, *totals
+        back: Tensors = tuple(
+            torch.zeros_like(tensor) if cotangent is None else cotangent
+            for tensor, cotangent in zip(state, cotangents)
+        )
+        for index in reversed(range(len(course.segments))):
+            begin = state if index == 0 else tuple(block[index - 1] for block in stored)
+            begun = _again(course.segments[index], begin, constants, course.randoms[index])
+            for step, at, random in reversed(begun):
+                with random.again():
+                    back, found = _pull(step, at, constants, needed, back)
+                for i, gradient in zip(needed, found):
+                    total = totals[i]
+                    totals[i] = gradient if total is None else total + gradient
+        return None, None, *back, *totals
+
+
+def _again(
+    segment: tuple[Step, ...], state: Tensors, constants: Tensors, random: Random
+) -> list[tuple[Step, Tensors, Random]]:
+    """Each step of a segment, with the state and the random numbers that it began with."""
+    begun = [(segment[0], state, random)]
+    with random.again():
+        for step, following in pairwise(segment):
+            state = step(state, constants)
+            begun.append((following, state, Random(random.device)))
+    return begun
 
 
 def _pull(

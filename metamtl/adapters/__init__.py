@@ -5,7 +5,17 @@ from .chain import Chain
 from .gradient import Gradient
 from .head_table import HeadTable
 from .prototype import Prototype
+from .rates import LearnedRates
 from .shared import Shared
 from .support_mean import SupportMean
 
-__all__ = ["Adapter", "Chain", "Gradient", "HeadTable", "Prototype", "Shared", "SupportMean"]
+__all__ = [
+    "Adapter",
+    "Chain",
+    "Gradient",
+    "HeadTable",
+    "LearnedRates",
+    "Prototype",
+    "Shared",
+    "SupportMean",
+]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..episode import Batch
-from ..functional import Params
+from ..functional import Params, with_support_statistics, without_support_statistics
 from ..task import Loss
 
 
@@ -31,6 +31,20 @@ class Adapter(nn.Module, ABC):
 
         `task` has the leading task axis here, as in `Episode.task`.
         """
+
+    def __call__(
+        self,
+        model: nn.Module,
+        support: Batch | None,
+        loss: Loss,
+        *,
+        params: Params | None = None,
+        task: Any = None,
+    ) -> Params:
+        """`forward`, and what the support set says about the query set's normalisation."""
+        adapted = super().__call__(model, support, loss, params=params, task=task)
+        x = None if support is None else support[0]
+        return with_support_statistics(model, adapted, x, task)
 
     @abstractmethod
     def forward(
@@ -70,7 +84,7 @@ class Adapter(nn.Module, ABC):
 
 def start(model: nn.Module, params: Params | None) -> Params:
     """`params`, or the model's own."""
-    return dict(model.named_parameters()) if params is None else dict(params)
+    return dict(model.named_parameters()) if params is None else without_support_statistics(params)
 
 
 def needed(support: Batch | None, adapter: Adapter) -> Batch:

@@ -15,5 +15,7 @@ class Mean(Aggregator):
     tensor([1., 1., 1.])
     """
 
+    scale = "mean"
+
     def forward(self, losses: Tensor, rows: Tensor) -> Tensor:
         return rows.mean(0)

@@ -1,10 +1,23 @@
 """Engines: how the tasks' rows are computed. All give the same numbers."""
 
+from .auto import Auto, Choice
 from .base import Engine, Rows
 from .compiled import Compiled
+from .features import feature_rows
 from .loop import Loop
 from .named import named_rows
 from .task import TaskFunction
 from .vmap import Vmap
 
-__all__ = ["Compiled", "Engine", "Loop", "Rows", "TaskFunction", "Vmap", "named_rows"]
+__all__ = [
+    "Auto",
+    "Choice",
+    "Compiled",
+    "Engine",
+    "Loop",
+    "Rows",
+    "TaskFunction",
+    "Vmap",
+    "feature_rows",
+    "named_rows",
+]

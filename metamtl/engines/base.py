@@ -16,6 +16,10 @@ from ..functional import Params
 Function = Callable[[Params, Params, Any], tuple[Tensor, Tensor]]
 
 
+def _as_it_is(directions: Params) -> Params:
+    return directions
+
+
 class Rows(NamedTuple):
     """What an engine found for T tasks.
 
@@ -24,12 +28,15 @@ class Rows(NamedTuple):
         shared: the gradient of each task's objective to the shared parameters, `[T, ...]` by name.
         own: the gradient to the adapter's own parameters, by name.
         private: the gradient to parameters of the model that not all the tasks share, by name.
+        pull: from an aggregated direction, by the names in `shared`, to gradients by parameter. The
+            direction is the gradient, except where the rows are over features.
     """
 
     losses: Tensor
     shared: Params
     own: Params
     private: Params
+    pull: Callable[[Params], Params] = _as_it_is
 
 
 class Engine(ABC):
@@ -51,8 +58,8 @@ class Engine(ABC):
         """`function(data_t)` for each task, its tensors stacked; no graph is built."""
 
 
-def at(data: Any, index: int) -> Any:
-    """The data of one task."""
+def at(data: Any, index: int | slice) -> Any:
+    """The data of one task, or of those of a slice."""
     return tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, data)
 
 

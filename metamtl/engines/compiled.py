@@ -1,176 +1,199 @@
-"""One vmapped step and its vector-Jacobian product, compiled once and used for every step."""
+"""Tasks as one compiled computation."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from types import FunctionType
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, vjp, vmap
+from torch.func import grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..adapters import Gradient
-from ..functional import Params, forward, named_by, twice_differentiable
-from ..objectives import Adaptation
+from ..functional import Params, plain_kernels, told_by_adapter
 from .base import Engine, Function, Rows, at
+from .stepwise import Stepwise
 from .task import TaskFunction
+from .traced import Traced
 from .vmap import Vmap
 
-
-class Parts(NamedTuple):
-    """The compiled pieces for one model, recipe and shape."""
-
-    step: Callable[..., Params]
-    pull: Callable[..., tuple[Params, Params]]
-    end: Callable[..., tuple[tuple[Params, Params, Params], Tensor]]
-    names: list[str]
-    gradient_evaluations: int
-    held: TaskFunction  # what the key identifies by id lives as long as the key
+# (shared, own, data) -> rows, own rows, losses
+Plan = Callable[[Params, Params, Any], tuple[Params, Params, Tensor]]
+# In single precision a rectifier at its kink may fall to either side, which moves a gradient by 1e-2.
+TOLERANCE = 0.1
+WHOLE = 2  # inner steps up to which one compiled function is faster to make, and to run, than parts
 
 
 class Compiled(Engine):
-    """`Vmap` with its parts compiled by `torch.compile`, for adapters that take gradient steps.
+    """`Vmap`, traced and compiled by the compiler behind `torch.compile`.
 
-    The inner loop is `K` calls of one compiled step; the outer gradient is the recursion
-    `v_k = v_{k+1} - lr * H_k v_{k+1}`, `K` calls of the step's compiled vector-Jacobian product. So compile
-    time does not grow with K, and of every step only its parameters are stored: memory is that of
-    `order="recompute"`, whatever the order. Other adapters, and those with parameters of their own, run
-    under `Vmap` as they are.
+    Up to two inner steps, and for adapters without any, all is one compiled function. From three on, the
+    inner loop is K calls of one compiled step, and the outer gradient K calls of its transpose: compile
+    time does not grow with K, and of every step only its parameters are stored, so that memory is that
+    of `order="recompute"`, whatever the order.
 
-    Parts are compiled once for each model, recipe and shape; `compilations` counts them. Where compiling
-    fails, there is one warning and `Vmap` takes over.
+    Compiled once for each model, recipe and shape; `compilations` counts them. What a trace cannot hold
+    runs under `Vmap` as it is: random numbers (dropout), `order="implicit"`, more than two steps in a
+    `Chain`, modules that the adapter tells the inner step. Where compiling fails there is one warning, and `Vmap` takes over.
+
+    Args:
+        chunk_size: tasks at a time; all, where None. 1 compiles the function of a single task: its
+            convolutions are plain ones then, faster than grouped ones where images are large.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, chunk_size: int | None = None) -> None:
+        self.fallback = Vmap(chunk_size)
+        self.chunk_size = chunk_size
         self.compilations = 0
-        self._fallback = Vmap()
-        self._parts: WeakKeyDictionary[nn.Module, dict[Any, Parts | None]] = WeakKeyDictionary()
+        self._plans: WeakKeyDictionary[nn.Module, dict[Any, tuple[Plan | None, TaskFunction]]] = (
+            WeakKeyDictionary()
+        )
 
     def __repr__(self) -> str:
-        return "Compiled()"
+        return f"Compiled(chunk_size={self.chunk_size})"
 
     def check(self, model: nn.Module) -> None:
-        self._fallback.check(model)
+        self.fallback.check(model)
 
     def map(self, function: Callable[[Any], Any], data: Any) -> Any:
-        return self._fallback.map(function, data)
+        return self.fallback.map(function, data)
 
     def rows(self, function: Function, shared: Params, own: Params, data: Any) -> Rows:
-        if own or not isinstance(function, TaskFunction) or not isinstance(function.adapter, Gradient):
-            return self._fallback.rows(function, shared, own, data)
-        parts = self._compiled(function, shared, data)
-        if parts is None:
-            return self._fallback.rows(function, shared, own, data)
-        function.gradient_evaluations = parts.gradient_evaluations
-        with torch.no_grad(), twice_differentiable():
-            return _recursion(function, parts, shared, data)
+        if not isinstance(function, TaskFunction):
+            return self.fallback.rows(function, shared, own, data)
+        shared = {name: param.detach() for name, param in shared.items()}
+        own = {name: param.detach() for name, param in own.items()}
+        found = []
+        with torch.no_grad(), plain_kernels():
+            for chunk in self._chunks(data):
+                plan = self._plan(function, shared, own, chunk)
+                if plan is None:
+                    return self.fallback.rows(function, shared, own, data)
+                found.append(plan(shared, own, chunk))
+        join = torch.stack if self.chunk_size == 1 else torch.cat
+        rows, mine, losses = (
+            found[0]
+            if len(found) == 1 and self.chunk_size != 1
+            else tree_map(lambda *parts: join(parts), *found)
+        )
+        return Rows(losses, rows, {name: gradient.mean(0) for name, gradient in mine.items()}, {})
 
-    def _compiled(self, function: TaskFunction, shared: Params, data: Any) -> Parts | None:
-        """The parts for this work, compiled now where they are not yet; None where Vmap does it."""
-        tensors = [leaf for leaf in tree_leaves((shared, data)) if isinstance(leaf, Tensor)]
-        shapes = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
-        modes = tuple(module.training for module in function.model.modules())
-        key = (function.identity, shapes, modes)
-        known = self._parts.setdefault(function.model, {})
+    def _chunks(self, data: Any) -> Iterator[Any]:
+        num_tasks = next(leaf.shape[0] for leaf in tree_leaves(data) if isinstance(leaf, Tensor))
+        size = self.chunk_size or num_tasks
+        for first in range(0, num_tasks, size):
+            yield at(data, first) if size == 1 else at(data, slice(first, first + size))
+
+    def _plan(self, function: TaskFunction, shared: Params, own: Params, data: Any) -> Plan | None:
+        """The compiled function for this work, made now where it is not yet; None where Vmap does it."""
+        key = (function.identity, shapes((shared, own, data)), settings(function.model))
+        known = self._plans.setdefault(function.model, {})
         if key not in known:
-            known[key] = self._compile(function, shared, data)
-        return known[key]
+            known[key] = (self._compile(function, shared, own, data), function)
+        plan, made_of = known[key]  # the function is kept because the key identifies its parts by id
+        function.gradient_evaluations = made_of.gradient_evaluations
+        return plan
 
-    def _compile(self, function: TaskFunction, shared: Params, data: Any) -> Parts | None:
-        assert isinstance(function.adapter, Gradient)
+    def _compile(self, function: TaskFunction, shared: Params, own: Params, data: Any) -> Plan | None:
         # One task without compiling first: bad input is told in its own words.
+        batched = self.chunk_size != 1
         leaves = {name: param.detach().requires_grad_() for name, param in shared.items()}
         before = torch.get_rng_state()
         with torch.enable_grad():
-            function(leaves, {}, at(data, 0))
-        if not torch.equal(before, torch.get_rng_state()):
-            return None  # a compiled step would not draw the same random numbers when it is computed again
-        parts = _parts(function, data)
+            function(leaves, own, at(data, 0) if batched else data)
+        drawn = not torch.equal(before, torch.get_rng_state())
+        plan = None if drawn else _plan(function, batched)
+        if plan is None:
+            return None
         try:
-            with torch.no_grad(), twice_differentiable():
-                _recursion(function, parts, shared, data)
+            found = plan(shared, own, data)
         except Exception as error:  # whatever the compiler could not do, Vmap can
-            reason = (str(error).splitlines() or [""])[0]
-            warnings.warn(
-                f"compiling failed ({type(error).__name__}: {reason}); this work runs under Vmap,"
-                " with the same results.",
-                stacklevel=2,
-            )
+            lines = str(error).splitlines() or [""]
+            self._give_up(f"compiling failed ({type(error).__name__}: {lines[0]})")
+            return None
+        # Compilers err, and then without a word: so the first result is held against the plain one.
+        far = _difference(found, _Whole(function, batched).plain(shared, own, data))
+        if not far < TOLERANCE:
+            self._give_up(f"compiled code gave other numbers (relative difference {far:.1e})")
             return None
         self.compilations += 1
-        return parts
+        return plan
+
+    def _give_up(self, reason: str) -> None:
+        warnings.warn(
+            f"{reason}; this work runs under {self.fallback!r}, with the results of that.", stacklevel=2
+        )
 
 
-def _parts(function: TaskFunction, data: Any) -> Parts:
-    """The functions of one task, vmapped over tasks and handed to the compiler."""
-    model, loss, objective = function.model, function.loss, function.objective
-    assert isinstance(function.adapter, Gradient)
+def _plan(function: TaskFunction, batched: bool) -> Plan | None:
+    adapter = function.adapter
+    if told_by_adapter(function.model) or getattr(adapter, "order", None) == "implicit":
+        return None
+    if isinstance(adapter, Gradient) and adapter.steps > WHOLE:
+        return Stepwise(function, batched)
+    if any(isinstance(part, Gradient) and part.steps > WHOLE for part in adapter.modules()):
+        return None
+    return _Whole(function, batched)
 
-    def step(state: Params, others: Params, frozen: Params, support: Any, lr: Tensor) -> Params:
-        def support_loss(state: Params) -> Tensor:
-            return loss(forward(model, {**frozen, **others, **state}, support[0]), support[1])
 
-        gradients = grad(support_loss)(state)
-        return {name: state[name] - lr * gradients[name] for name in state}
+class _Whole:
+    """All of a task in one compiled function."""
 
-    def pull(
-        state: Params, others: Params, frozen: Params, support: Any, lr: Tensor, cotangent: Params
-    ) -> Any:
-        _, back, *_ = vjp(lambda state, others: step(state, others, frozen, support, lr), state, others)
-        return back(cotangent)
+    def __init__(self, function: TaskFunction, batched: bool) -> None:
+        self.function, self.batched = function, batched
+        self.compiled: Traced | None = None
 
-    def end(start: Params, state: Params, others: Params, frozen: Params, support: Any, query: Any) -> Any:
-        def measure(params: Params, batch: Any) -> Tensor:
-            return loss(forward(model, params, batch[0]), batch[1])
+    def __call__(self, shared: Params, own: Params, data: Any) -> tuple[Params, Params, Tensor]:
+        if self.compiled is None:
+            self.compiled = Traced(self.plain, shared, own, data)
+        return self.compiled(shared, own, data)
 
-        def outer(start: Params, state: Params, others: Params) -> tuple[Tensor, Tensor]:
-            task = Adaptation(start, {**frozen, **others, **state}, support, query, measure)
-            return objective(task), task.query_loss
+    def plain(self, shared: Params, own: Params, data: Any) -> tuple[Params, Params, Tensor]:
+        """The same without compiling."""
+        axes = (None, None, tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, data))
+        run = vmap(self._one_task, in_dims=axes) if self.batched else self._one_task
+        return run(shared, own, data)
 
-        return grad(outer, argnums=(0, 1, 2), has_aux=True)(start, state, others)
+    def _one_task(self, shared: Params, own: Params, data: Any) -> tuple[Params, Params, Tensor]:
+        (rows, mine), loss = grad(self.function, argnums=(0, 1), has_aux=True)(shared, own, data)
+        return rows, mine, loss
 
-    def over_tasks(part: Callable[..., Any], *axes: Any) -> Any:
-        def batched(*args: Any) -> Any:
-            return vmap(part, in_dims=axes)(*args)
 
-        # The compiler counts recompilations by code object, which these functions would share.
-        code = batched.__code__.replace(co_name=f"batched_{part.__name__}")
-        own = FunctionType(code, batched.__globals__, code.co_name, None, batched.__closure__)
-        return torch.compile(own, dynamic=False, fullgraph=True)
+def _difference(found: Any, expected: Any) -> float:
+    """The largest relative difference of two trees' tensors that hold a share of the whole."""
+    pairs = [(a, b) for a, b in zip(tree_leaves(found), tree_leaves(expected)) if isinstance(b, Tensor)]
+    whole = max((float(b.norm()) for _, b in pairs), default=0.0) or 1.0
+    return max((float((a - b).norm()) / max(float(b.norm()), 1e-3 * whole) for a, b in pairs), default=0.0)
 
-    support, query, _ = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, data)
-    return Parts(
-        step=over_tasks(step, 0, None, None, support, None),
-        pull=over_tasks(pull, 0, None, None, support, None, 0),
-        end=over_tasks(end, None, 0, None, None, support, query),
-        names=named_by(model, function.adapter.adapts),
-        gradient_evaluations=function.gradient_evaluations,
-        held=function,
+
+def shapes(trees: Any) -> Any:
+    """What compiled code is made for."""
+    return tuple(
+        (tensor.shape, tensor.dtype, tensor.device) if isinstance(tensor, Tensor) else tensor is None
+        for tensor in tree_leaves(trees)
     )
 
 
-def _recursion(function: TaskFunction, parts: Parts, shared: Params, data: Any) -> Rows:
-    """K steps there, and K vector-Jacobian products back."""
-    adapter, frozen = function.adapter, function.constants
-    assert isinstance(adapter, Gradient)
-    support, query, _ = data
-    shared = {name: param.detach() for name, param in shared.items()}
-    num_tasks = tree_leaves(query)[0].shape[0]
-    others = {name: param for name, param in shared.items() if name not in parts.names}
-    state = {name: shared[name].expand(num_tasks, *shared[name].shape).contiguous() for name in parts.names}
-    rates = [torch.tensor(lr, dtype=next(iter(shared.values())).dtype) for lr in adapter.lr]
-    stored = []
-    for rate in rates:
-        stored.append(state)
-        state = parts.step(state, others, frozen, support, rate)
-    (at_start, cotangent, fixed), losses = parts.end(shared, state, others, frozen, support, query)
-    for k in reversed(range(adapter.steps)):
-        if adapter.differentiates(k):
-            cotangent, more = parts.pull(stored[k], others, frozen, support, rates[k], cotangent)
-            fixed = {name: fixed[name] + more[name] for name in fixed}
-    rows = {**fixed, **cotangent}
-    return Rows(losses, {name: at_start[name] + rows[name] for name in shared}, {}, {})
+def settings(model: nn.Module) -> Any:
+    """All that a trace of the model fixes: its modules' settings, and how torch computes."""
+    found: list[Any] = [
+        torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) for kind in KINDS
+    ]
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, (bool, int, float, str, tuple)):
+                found.append((name, value))
+            elif name == "_buffers":
+                # A buffer is read when the compiled code runs, unless Python has looked at its value.
+                found.extend((key, id(b), None if b is None else b._version) for key, b in value.items())
+            elif name not in REGISTERED:
+                found.append((name, id(value)))
+    return tuple(found)
+
+
+KINDS = ("cpu", "cuda")
+# What torch keeps of a module besides its settings; the parameters are arguments.
+REGISTERED = {name for name in vars(nn.Module()) if name != "training"}

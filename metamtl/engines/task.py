@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..adapters import Adapter
 from ..episode import Batch, Episode
-from ..functional import Params, forward
+from ..functional import Params, forward, with_support_statistics
 from ..objectives import Adaptation, Objective
 from ..task import Loss
 
@@ -58,8 +58,8 @@ class TaskFunction:
             return self._end
         support, _, task = data
         which = task if self.name is None else self.name
-        args = (self.model, support, self.loss)
-        kwargs = {"params": {**self.constants, **shared}, "task": which}
+        args: tuple[Any, ...] = (self.model, support, self.loss)
+        kwargs: dict[str, Any] = {"params": {**self.constants, **shared}, "task": which}
         return functional_call(self.adapter, own, args, kwargs) if own else self.adapter(*args, **kwargs)
 
     def path(self, shared: Params, data: Any) -> Iterator[Params]:
@@ -67,7 +67,8 @@ class TaskFunction:
         support, _, task = data
         params = {**self.constants, **shared}
         which = task if self.name is None else self.name
-        return self.adapter.path(self.model, support, self.loss, params=params, task=which)
+        for stage in self.adapter.path(self.model, support, self.loss, params=params, task=which):
+            yield with_support_statistics(self.model, stage, None if support is None else support[0], which)
 
     def measure(self, params: Params, batch: Batch) -> Tensor:
         """The task's loss on a batch."""

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
-from ..functional import Params, running_norms, twice_differentiable
+from ..functional import Params, plain_kernels
 from .base import Engine, Function, Rows
 
 
@@ -31,24 +31,6 @@ class Vmap(Engine):
     def __repr__(self) -> str:
         return f"Vmap(chunk_size={self.chunk_size})"
 
-    def check(self, model: nn.Module) -> None:
-        found = running_norms(model)
-        if found:
-            name, module = found[0]
-            raise ValueError(
-                f"{type(module).__name__} {name!r} updates running statistics, which vmap cannot carry for"
-                " several tasks at once. Use nets.BatchNorm or track_running_stats=False (the batch's own"
-                " statistics), model.eval() (the stored ones), or engine=Loop()."
-            )
-
-        recurrent = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.RNNBase)]
-        if recurrent:
-            name, module = recurrent[0]
-            raise ValueError(
-                f"torch's {type(module).__name__} {name!r} has no rule for vmap over its weights;"
-                " use engine=Loop()."
-            )
-
     def rows(self, function: Function, shared: Params, own: Params, data: Any) -> Rows:
         # Detached, or plain autograd would record a graph of its own around vmap's.
         shared = {name: param.detach() for name, param in shared.items()}
@@ -68,5 +50,5 @@ class Vmap(Engine):
     def _vmap(self, function: Callable[[Any], Any], data: Any) -> Any:
         axes = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, data)
         batched = vmap(function, in_dims=(axes,), randomness="different", chunk_size=self.chunk_size)
-        with twice_differentiable():
+        with plain_kernels():
             return batched(data)

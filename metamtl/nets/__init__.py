@@ -1,20 +1,85 @@
-"""Nets with a `.body` that makes features and a `.head` that answers from them."""
+"""Nets with a `.body` that makes features and a `.head` that answers from them, and ways of sharing."""
 
+from .behind import Behind
+from .branching import Branching
+from .cascade import Cascade
 from .conv4 import Conv4, conv4
+from .cooperative import Cooperative
+from .cross_stitch import CrossStitch
+from .dselect_k import DSelectK, smooth_step
+from .fine_tune import fine_tune
+from .hierarchical import Hierarchical
+from .lenet import Decoder, LeNet, lenet, lenet_heads
+from .mixture import Constant
 from .mlp import MLP, mlp
+from .mmoe import MMoE
+from .mtan import MTAN
+from .named import NamedTasks
 from .named_heads import NamedHeads, named_heads
-from .norm import BatchNorm, batchnorm_statistics
+from .norm import (
+    BatchNorm,
+    FrozenBatchNorm,
+    PerStepBatchNorm,
+    SupportBatchNorm,
+    batchnorm,
+    batchnorm_statistics,
+    with_batchnorm,
+)
 from .pixels import Pixels, pixels
+from .ple import PLE
+from .resnet12 import ResNet12, resnet12
+from .reversal import reverse_gradient
+from .shared_private import SharedPrivate
+from .soft_sharing import SoftSharing
+from .text import TextClassifier, TextEncoder, text_classifier, text_heads
+from .vit import ViT, vit
+from .vqa import VQA, vqa
 
 __all__ = [
     "MLP",
+    "MTAN",
+    "PLE",
+    "VQA",
     "BatchNorm",
+    "Behind",
+    "Branching",
+    "Cascade",
+    "Constant",
     "Conv4",
+    "Cooperative",
+    "CrossStitch",
+    "DSelectK",
+    "Decoder",
+    "FrozenBatchNorm",
+    "Hierarchical",
+    "LeNet",
+    "MMoE",
     "NamedHeads",
+    "NamedTasks",
+    "PerStepBatchNorm",
     "Pixels",
+    "ResNet12",
+    "SharedPrivate",
+    "SoftSharing",
+    "SupportBatchNorm",
+    "TextClassifier",
+    "TextEncoder",
+    "ViT",
+    "batchnorm",
     "batchnorm_statistics",
     "conv4",
+    "fine_tune",
+    "lenet",
+    "lenet_heads",
     "mlp",
     "named_heads",
     "pixels",
+    "resnet12",
+    "reverse_gradient",
+    "smooth_step",
+    "text_classifier",
+    "text_heads",
+    "vit",
+    "vqa",
+    "with_batchnorm",
 ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor, nn
 
-from .norm import BatchNorm
+from .norm import Policy
+from .norm import batchnorm as norms
 
 Downsample = Literal["stride", "pool"]
 
@@ -19,7 +21,17 @@ class Conv4(nn.Module):
     mini-ImageNet net, and that of most later work). `[B, C, H, W] -> [B, ways]`.
     """
 
-    def __init__(self, ways: int, channels: int, hidden: int, size: int, downsample: Downsample) -> None:
+    sequence = ("body", "head")
+
+    def __init__(
+        self,
+        ways: int,
+        channels: int,
+        hidden: int,
+        size: int,
+        downsample: Downsample,
+        norm: Callable[[int], nn.Module],
+    ) -> None:
         super().__init__()
         if downsample not in ("stride", "pool"):
             raise ValueError(f"downsample={downsample!r} is not one of 'stride', 'pool'.")
@@ -29,10 +41,10 @@ class Conv4(nn.Module):
         for block in range(4):
             inputs = channels if block == 0 else hidden
             if downsample == "stride":
-                blocks += [nn.Conv2d(inputs, hidden, 3, stride=2, padding=1), BatchNorm(hidden), nn.ReLU()]
+                blocks += [nn.Conv2d(inputs, hidden, 3, stride=2, padding=1), norm(hidden), nn.ReLU()]
             else:
                 # Pooling before the rectifier gives the same numbers for a quarter of its work.
-                blocks += [nn.Conv2d(inputs, hidden, 3, padding=1), BatchNorm(hidden)]
+                blocks += [nn.Conv2d(inputs, hidden, 3, padding=1), norm(hidden)]
                 blocks += [nn.MaxPool2d(2), nn.ReLU()]
         blocks.append(Mean() if downsample == "stride" else nn.Flatten())
         self.features = hidden if downsample == "stride" else hidden * (size // 16) ** 2
@@ -51,15 +63,31 @@ class Mean(nn.Module):
 
 
 def conv4(
-    ways: int = 5, *, channels: int = 1, hidden: int = 64, size: int = 28, downsample: Downsample = "stride"
+    ways: int = 5,
+    *,
+    channels: int = 1,
+    hidden: int = 64,
+    size: int = 28,
+    downsample: Downsample = "stride",
+    batchnorm: Policy = "transductive",
+    steps: int | None = None,
 ) -> Conv4:
-    """Conv-4 for `ways` classes of square images of `size` pixels; BatchNorm is transductive.
+    """Conv-4 for `ways` classes of square images of `size` pixels.
 
     Differs from the MAML authors' code in: 1. BatchNorm has a scale beside its shift; 2. an inner loop
     over all parameters adapts BatchNorm's too (name prefixes in `adapts` to leave them out).
+
+    Args:
+        ways: classes N.
+        channels: of an image.
+        hidden: channels of every block.
+        size: height and width of an image.
+        downsample: `"stride"` or `"pool"`, see `Conv4`.
+        batchnorm: where its statistics come from; see `nets.batchnorm`.
+        steps: for `batchnorm="per_step"`, the inner steps K.
 
     >>> import torch
     >>> conv4(5)(torch.zeros(2, 1, 28, 28)).shape, conv4(5, downsample="pool").features
     (torch.Size([2, 5]), 64)
     """
-    return Conv4(ways, channels, hidden, size, downsample)
+    return Conv4(ways, channels, hidden, size, downsample, norms(batchnorm, steps=steps))

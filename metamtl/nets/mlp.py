@@ -10,6 +10,8 @@ from torch import Tensor, nn
 class MLP(nn.Module):
     """Linear layers with ReLU between them: a `body` of all but the last layer, and a linear `head`."""
 
+    sequence = ("body", "head")
+
     def __init__(self, *widths: int) -> None:
         super().__init__()
         if len(widths) < 2:

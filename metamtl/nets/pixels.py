@@ -8,6 +8,8 @@ from torch import Tensor, nn
 class Pixels(nn.Module):
     """Flattens its input, under a linear `head`: with `Prototype`, the nearest class mean on raw pixels."""
 
+    sequence = ("body", "head")
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.features = inputs

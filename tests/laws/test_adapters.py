@@ -24,6 +24,7 @@ from metamtl import (
     meta_backward,
     nets,
     recipes,
+    rules,
 )
 
 T, WAYS, IDS, FEATURES = 5, 3, 8, 6
@@ -55,6 +56,34 @@ ROWS = {
         lambda: Recipe(adapters.Gradient(3, 0.3, order="truncated", last=2)), exact=False
     ),
     "fomaml": Row(lambda: recipes.fomaml(3, 0.3), exact=False),
+    "maml, momentum": Row(lambda: recipes.maml(3, 0.1, rule=rules.SGD(momentum=0.9))),
+    "maml, Adam": Row(lambda: recipes.maml(3, 0.1, rule=rules.Adam(eps=1e-2))),
+    "maml, Adam recomputed": Row(
+        lambda: recipes.maml(3, 0.1, rule=rules.Adam(eps=1e-2), order="recompute")
+    ),
+    "fomaml, RMSprop": Row(
+        lambda: recipes.maml(3, 0.1, order="first", rule=rules.RMSprop(eps=1e-2)), exact=False
+    ),
+    "meta-sgd": Row(lambda: recipes.metasgd(small_model(), 2, 0.3)),
+    "meta-sgd, first order": Row(
+        lambda: recipes.metasgd(small_model(), 2, 0.3, order="first"), exact=False
+    ),
+    "learned rates of steps": Row(lambda: recipes.lslr(small_model(), 3, 0.3)),
+    "learned rates, momentum, recomputed": Row(
+        lambda: Recipe(
+            adapters.Gradient(
+                3,
+                adapters.LearnedRates(small_model(), 0.1, "model", steps=3),
+                order="recompute",
+                rule=rules.SGD(momentum=0.9),
+                segment=2,
+            )
+        )
+    ),
+    "imaml": Row(lambda: recipes.imaml(3, 0.3), exact=False),
+    "imaml of the head, to the end": Row(
+        lambda: recipes.imaml(25, 0.3, adapts="head", proximal=2.0, solver_steps=15)
+    ),
     "anil": Row(lambda: recipes.anil(3, 0.3)),
     "anil, first order": Row(lambda: recipes.anil(3, 0.3, order="first"), exact=False),
     "anil, recomputed": Row(lambda: recipes.anil(3, 0.3, order="recompute")),
@@ -68,6 +97,14 @@ ROWS = {
     ),
     "support mean": Row(lambda: Recipe(adapters.SupportMean()), "numbers"),
 }
+
+
+def small_model(outputs: int = WAYS) -> nn.Module:
+    """Smooth, with BatchNorm."""
+    model = nn.Sequential()
+    model.body = nn.Sequential(nn.Linear(4, FEATURES), nets.BatchNorm(FEATURES), nn.Tanh())
+    model.head = nn.Linear(FEATURES, outputs)
+    return model
 
 
 @dataclass
@@ -126,9 +163,7 @@ def make_case(row: Row) -> Case:
     outputs = WAYS if row.kind == "classes" else 1
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model = nn.Sequential()
-        model.body = nn.Sequential(nn.Linear(4, FEATURES), nets.BatchNorm(FEATURES), nn.Tanh())
-        model.head = nn.Linear(FEATURES, outputs)
+        model = small_model(outputs)
         recipe = row.make()
     recipe.adapter.double()
     x = torch.randn(T, 15, 4, generator=rng, dtype=torch.float64)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metamtl import Episode, Recipe, adapters, engines, meta_backward, nets, recipes, tasks
+from metamtl import Episode, Recipe, adapters, engines, meta_backward, nets, recipes, rules, tasks
 
 # torch.compile warns of its own use of deprecated functions.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
@@ -21,6 +21,11 @@ RECIPES = {
     "anil": recipes.anil(3, 0.01),
     "truncated": Recipe(adapters.Gradient(3, 0.01, order="truncated", last=1)),
     "reptile": recipes.reptile(3, 0.01),
+    "joint": recipes.joint(),
+    "one step": recipes.maml(1, 0.01),
+    "momentum": Recipe(adapters.Gradient(3, 0.01, rule=rules.SGD(momentum=0.9))),
+    "adam": Recipe(adapters.Gradient(3, 0.01, rule=rules.Adam())),
+    "recomputed": recipes.maml(3, 0.01, order="recompute"),
 }
 
 
@@ -30,16 +35,31 @@ def _rows(model: nn.Module, recipe: Recipe, episode: Episode, engine: engines.En
     return outcome, torch.cat([param.grad.flatten() for param in model.parameters()])
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_it_gives_the_numbers_of_vmap(name):
+@pytest.mark.parametrize(
+    ("name", "chunk_size"), [*((name, None) for name in RECIPES), ("maml", 1), ("anil", 1), ("one step", 1)]
+)
+def test_it_gives_the_numbers_of_vmap(name, chunk_size):
     torch.manual_seed(0)
     model = nets.mlp(1, 8, 1).double()
     episode = FAMILY.sample(4, torch.Generator().manual_seed(0))
     plain, expected = _rows(model, RECIPES[name], episode, engines.Vmap())
-    compiled, found = _rows(model, RECIPES[name], episode, engines.Compiled())
+    compiled, found = _rows(model, RECIPES[name], episode, engines.Compiled(chunk_size))
     assert torch.allclose(found, expected, rtol=1e-10, atol=1e-14)
     assert torch.allclose(compiled.losses, plain.losses, rtol=1e-10)
     assert compiled.gradient_evaluations == plain.gradient_evaluations
+
+
+def test_learned_rates_get_their_gradient():
+    model = nets.mlp(1, 8, 1).double()
+    recipe = Recipe(adapters.Gradient(3, adapters.LearnedRates(model, 0.01, steps=3)))
+    episode = FAMILY.sample(4, torch.Generator().manual_seed(0))
+    found = []
+    for engine in (engines.Vmap(), engines.Compiled(), engines.Compiled(3)):
+        recipe.adapter.zero_grad()
+        meta_backward(model, recipe, episode, F.mse_loss, engine=engine)
+        found.append(torch.cat([param.grad.flatten() for param in recipe.adapter.parameters()]))
+    assert found[0].any()
+    assert all(torch.allclose(other, found[0], rtol=1e-10, atol=1e-14) for other in found[1:])
 
 
 def test_one_compilation_serves_a_shape_and_another_shape_is_counted():
@@ -63,25 +83,41 @@ def test_random_layers_are_left_to_vmap():
     assert engine.compilations == 0 and torch.isfinite(first).all() and torch.isfinite(again).all()
 
 
-def test_what_cannot_be_compiled_runs_under_vmap_with_one_warning():
-    class Stubborn(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(1, 1)
-
-        @torch.compiler.disable
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.layer(x)
-
-    model, engine = Stubborn().double(), engines.Compiled()
+def test_where_compiling_fails_vmap_runs_with_one_warning():
+    model, engine = nets.mlp(1, 7, 1).double(), engines.Compiled()
     episode = FAMILY.sample(4, torch.Generator().manual_seed(0))
-    with pytest.warns(UserWarning, match="compiling failed .* runs under Vmap"):
+    no_compiler = {"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False}
+    with (
+        torch._inductor.config.patch(no_compiler),
+        pytest.warns(UserWarning, match="compiling failed .* runs under Vmap"),
+    ):
         _, found = _rows(model, recipes.maml(2, 0.01), episode, engine)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _rows(model, recipes.maml(2, 0.01), episode, engine)
     _, expected = _rows(model, recipes.maml(2, 0.01), episode, engines.Vmap())
     assert torch.allclose(found, expected, rtol=1e-12)
+    assert engine.compilations == 0
+
+
+def test_a_changed_setting_of_the_model_is_not_overlooked():
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.factor = nn.Linear(1, 1), 2.0
+            self.register_buffer("shift", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.factor * self.layer(x) + self.shift
+
+    model, engine = Scaled().double(), engines.Compiled()
+    episode = FAMILY.sample(4, torch.Generator().manual_seed(0))
+    for _ in range(2):
+        _, found = _rows(model, recipes.maml(1, 0.01), episode, engine)
+        _, expected = _rows(model, recipes.maml(1, 0.01), episode, engines.Vmap())
+        assert torch.allclose(found, expected, rtol=1e-12)
+        model.factor = 3.0
+        model.shift += 1.0
 
 
 def test_bad_input_is_told_in_its_own_words():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metamtl import nets
-from metamtl.functional import forward, is_name, named_by, running_norms, trainable, under
+from metamtl.functional import at_step, forward, is_name, named_by, told_by_adapter, trainable, under
 
 
 class Sum(nn.Module):
@@ -50,15 +50,23 @@ def test_running_statistics_are_not_written(norm: nn.Module) -> None:
     assert int(norm.num_batches_tracked) == 1  # the module itself still counts
 
 
-def test_running_norms_are_those_that_would_be_written() -> None:
-    model = nn.Sequential(
-        nn.BatchNorm1d(2),
-        nn.BatchNorm1d(2, track_running_stats=False),
-        nets.BatchNorm(2),
-        nn.BatchNorm2d(2),
-    )
-    model[3].eval()
-    assert [name for name, _ in running_norms(model)] == ["0"]
+def test_buffers_may_be_given_too() -> None:
+    norm, x = nn.BatchNorm1d(2, affine=False).eval(), torch.randn(4, 2)
+    given = {"running_mean": torch.full((2,), 3.0, requires_grad=True), "running_var": torch.ones(2)}
+    found = forward(norm, given, x)
+    torch.testing.assert_close(found, (x - 3) / (1 + norm.eps) ** 0.5)
+    assert torch.autograd.grad(found.sum(), given["running_mean"])[0].any()
+    assert not norm.running_mean.any()
+
+
+def test_the_inner_step_is_told_to_those_who_ask() -> None:
+    model, k = nets.mlp(1, 4, 1), torch.tensor(2)
+    params = dict(model.named_parameters())
+    assert at_step(model, params, k) is params and not told_by_adapter(model)
+    model.body.register_buffer("inner_step", torch.tensor(0))
+    told = at_step(model, params, k)
+    assert told["body.inner_step"] is k and "body.inner_step" not in params and told_by_adapter(model)
+    assert told_by_adapter(nets.SupportBatchNorm(2)) and not told_by_adapter(nets.FrozenBatchNorm(2))
 
 
 def test_a_prefix_takes_whole_names() -> None:

@@ -144,6 +144,91 @@ def test_named_heads_answer_by_name_from_one_pass() -> None:
 def test_where_batchnorm_takes_its_statistics_from() -> None:
     ours, theirs = nets.batchnorm_statistics(nets.conv4(5)), nn.Sequential(nn.BatchNorm1d(2))
     assert ours.startswith("transductive") and nets.batchnorm_statistics(theirs) == ours
-    assert nets.batchnorm_statistics(theirs.eval()) == "stored running statistics"
+    assert nets.batchnorm_statistics(theirs.eval()) == "frozen: stored running statistics"
     assert nets.batchnorm_statistics(nets.mlp(1, 1)) == "no BatchNorm"
     assert ";" in nets.batchnorm_statistics(nn.ModuleList([theirs, nets.BatchNorm(2)]))
+
+
+SHAPES = {nn.BatchNorm1d: (6, 3, 4), nn.BatchNorm2d: (6, 3, 4, 2), nn.BatchNorm3d: (6, 3, 2, 2, 2)}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_converted_copy_keeps_weights_and_answers(kind: type[nn.Module]) -> None:
+    x = _inputs(SHAPES[kind])[0].detach()
+    norm = kind(3, eps=1e-3).double()
+    nn.init.normal_(norm.weight)
+    norm.bias.requires_grad_(False)
+    model = nn.Sequential(nn.Identity(), norm)
+    model(x)  # moves the running statistics
+    copies = {p: nets.with_batchnorm(model, p, steps=2) for p in ("transductive", "support", "per_step")}
+    frozen = nets.with_batchnorm(model, "frozen")
+    torch.testing.assert_close(frozen(x), model.eval()(x), rtol=1e-12, atol=1e-12)
+    assert frozen.training and not nets.with_batchnorm(model, "frozen").training
+    for copy in copies.values():
+        torch.testing.assert_close(copy(x), model.train()(x), rtol=1e-12, atol=1e-12)
+        assert copy[1].weight.requires_grad and not copy[1].bias.requires_grad
+        assert copy[1].weight.dtype == torch.float64 and copy[1].training
+        assert copy[1].weight.data_ptr() != norm.weight.data_ptr()
+    assert model[1] is norm and type(norm) is kind
+
+
+def test_conversion_reaches_every_place() -> None:
+    shared = nn.BatchNorm1d(3, affine=False)
+    model = nn.ModuleDict({"a": nn.Sequential(shared, nn.Linear(3, 3)), "b": nn.Sequential(shared)})
+    copy = nets.with_batchnorm(model, "support")
+    assert copy["a"][0] is copy["b"][0] and copy["a"][0].weight is None
+    assert isinstance(nets.with_batchnorm(nn.BatchNorm1d(3), "support"), nets.SupportBatchNorm)
+    ours = nets.with_batchnorm(nets.conv4(5, hidden=4), "per_step", steps=1)
+    assert dict(ours.named_parameters())["body.1.weight"].shape == (2, 4)
+
+
+def test_conversions_that_cannot_be() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False))
+    with pytest.raises(ValueError, match=r"batchnorm='running' is not one of 'transductive'.*'per_step'"):
+        nets.with_batchnorm(model, "running")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"steps=K; found None"):
+        nets.conv4(5, batchnorm="per_step")
+    with pytest.raises(ValueError, match=r"'0' has no stored statistics to freeze"):
+        nets.with_batchnorm(model, "frozen")
+    with pytest.raises(ValueError, match=r"affine=False"):
+        nets.with_batchnorm(nn.Sequential(nn.BatchNorm1d(3, affine=False)), "per_step", steps=1)
+    with pytest.raises(ValueError, match=r"'0' has a scale and shift for each step"):
+        nets.with_batchnorm(nets.with_batchnorm(model, "per_step", steps=1), "support")
+
+
+def test_resnet12() -> None:
+    model = nets.resnet12(5, channels=1, widths=(4, 6, 8))
+    x = torch.randn(2, 1, 16, 16)
+    assert model.features == 8 and model.body(x).shape == (2, 8) and model(x).shape == (2, 5)
+    block = model.body[0]
+    convolutions = 9 * 4 * (1 + 4 + 4) + 4  # three of 3x3 and one of 1x1 beside them, without bias
+    assert count(block) == convolutions + 4 * 8
+    out = F.max_pool2d(F.leaky_relu(block.main(x) + block.side(x), 0.1), 2)
+    torch.testing.assert_close(block(x), out)
+    assert count(nets.resnet12(5, channels=3).body) == 12_424_320
+    with pytest.raises(ValueError, match=r"widths=\(\)"):
+        nets.resnet12(5, widths=())
+
+
+@pytest.mark.parametrize("pool", ["token", "mean"])
+def test_vit(pool: str) -> None:
+    torch.manual_seed(0)
+    model = nets.vit(5, channels=2, size=8, patch=4, width=6, depth=2, heads=2, pool=pool)  # type: ignore[arg-type]
+    x = torch.randn(3, 2, 8, 8)
+    assert model.features == 6 and model.body(x).shape == (3, 6) and model(x).shape == (3, 5)
+    positions = 4 + (pool == "token")
+    block = 4 * (6 * 6 + 6) + 2 * 6 * 24 + 24 + 6 + 4 * 6  # attention, perceptron, two LayerNorms
+    patches = 6 * (2 * 16 + 1) + 6 * positions + 6 * (pool == "token")
+    assert count(model) == patches + 2 * block + 2 * 6 + 5 * 7
+    swapped = torch.cat([x[..., 4:], x[..., :4]], -1)
+    assert not torch.allclose(model(swapped), model(x))  # positions count
+    with torch.no_grad():
+        model.body[0].positions.zero_()
+        assert torch.allclose(model(swapped), model(x), atol=1e-6)  # and nothing else tells patches apart
+
+
+def test_vit_refuses_what_it_cannot_be() -> None:
+    with pytest.raises(ValueError, match=r"10x10 do not divide into patches of 4x4"):
+        nets.vit(5, size=10)
+    with pytest.raises(ValueError, match=r"pool='max'.*'token', 'mean'"):
+        nets.vit(5, pool="max")  # type: ignore[arg-type]

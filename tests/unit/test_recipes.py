@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import FrozenInstanceError
 
 import pytest
+from torch import nn
 
-from metamtl import Recipe, adapters, aggregators, objectives, recipes
+from metamtl import Recipe, adapters, aggregators, objectives, recipes, rules
+
+NET = nn.Linear(2, 1)
 
 MAKERS = {
     "joint": (recipes.joint, adapters.Shared, objectives.query_loss),
@@ -15,6 +18,9 @@ MAKERS = {
     "fomaml": (recipes.fomaml, adapters.Gradient, objectives.query_loss),
     "anil": (recipes.anil, adapters.Gradient, objectives.query_loss),
     "boil": (recipes.boil, adapters.Gradient, objectives.query_loss),
+    "metasgd": (lambda **k: recipes.metasgd(NET, **k), adapters.Gradient, objectives.query_loss),
+    "lslr": (lambda **k: recipes.lslr(NET, **k), adapters.Gradient, objectives.query_loss),
+    "imaml": (recipes.imaml, adapters.Gradient, objectives.query_loss),
     "reptile": (recipes.reptile, adapters.Gradient, objectives.displacement),
     "protonet": (recipes.protonet, adapters.Prototype, objectives.query_loss),
 }
@@ -40,6 +46,15 @@ def test_what_the_gradient_recipes_choose() -> None:
     assert recipes.anil(head=("a", "b")).adapter.adapts == ("a", "b")
     assert recipes.anil(order="first").adapter.order == "first"
     assert recipes.reptile().adapter.order == "first" and recipes.reptile().adapter.steps == 5
+    adam = rules.Adam(betas=(0.0, 0.999))
+    for make in (recipes.maml, recipes.anil, recipes.boil, recipes.reptile, recipes.imaml):
+        assert make(rule=adam).adapter.rule is adam
+    assert recipes.metasgd(NET, 3, order="first").adapter.order == "first"
+    assert (
+        recipes.metasgd(NET).adapter.lr.per == "element" and recipes.metasgd(NET).adapter.lr.steps is None
+    )
+    assert recipes.lslr(NET, 4).adapter.lr.per == "tensor" and recipes.lslr(NET, 4).adapter.lr.steps == 4
+    assert recipes.imaml(adapts="head").adapter.order == "implicit"
 
 
 def test_cost_of_a_task_in_backward_passes() -> None:
@@ -52,6 +67,9 @@ def test_cost_of_a_task_in_backward_passes() -> None:
         "fomaml": 1,
         "anil": 2,
         "boil": 2,
+        "metasgd": 2,
+        "lslr": 10,
+        "imaml": 16 + 1 + 5,
         "reptile": 5,
         "protonet": 1,
     }

@@ -1,0 +1,42 @@
+"""A learning rate of its own for every task and parameter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import Aggregator
+
+
+class AdaTask(Aggregator):
+    """AdaTask: Adam's moments kept for each task by itself, so that none drowns another.
+
+    Yang et al. 2023, https://arxiv.org/abs/2211.15055. With `m_t`, `v_t` the running means of `g_t` and
+    `g_t^2` (bias-corrected), `d = sum_t m_t / (sqrt(v_t) + eps)`, entry by entry. One Adam for all tasks
+    divides by moments that the longest gradient alone decides.
+
+    Scale: own; every task adds entries of about one, whatever its loss, so step along it with plain
+    `torch.optim.SGD` at an Adam's learning rate. Remembers two matrices `[T, n]`.
+
+    >>> adapt = AdaTask()
+    >>> adapt(torch.ones(2), torch.tensor([[1000.0, 1.0], [0.0, 0.5]])).round(decimals=4)
+    tensor([1., 2.])
+    """
+
+    memory = ("first", "second")
+    by_parameter = True
+    calls: Tensor
+
+    def __init__(self, betas: tuple[float, float] = (0.9, 0.999), *, eps: float = 1e-8) -> None:
+        super().__init__()
+        self.betas, self.eps = betas, eps
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, losses: Tensor, rows: Tensor) -> Tensor:
+        rows, (beta1, beta2) = rows.detach(), self.betas
+        self.first = torch.lerp(rows, self.recall("first", torch.zeros_like(rows)), beta1)
+        self.second = torch.lerp(rows.square(), self.recall("second", torch.zeros_like(rows)), beta2)
+        self.calls += 1
+        calls = int(self.calls)
+        first, second = self.first / (1 - beta1**calls), self.second / (1 - beta2**calls)
+        return (first / (second.sqrt() + self.eps)).sum(0)

@@ -1,0 +1,62 @@
+"""Weights from how fast each loss has been falling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import Aggregator, check_positive, weighted
+from .scalarized import slopes
+
+_MEMORY = ("_loss_sum", "_n_batches", "_previous_averages")
+
+
+class DWA(Aggregator):
+    """Dynamic weight average: more weight to the tasks whose loss falls more slowly.
+
+    Liu, Johns, Davison 2019, https://arxiv.org/abs/1803.10704, by TorchJD's `DWA`. With `r_t` the mean loss
+    of the last epoch over that of the epoch before, `w = T softmax(r / temperature)`; all one in the first
+    two epochs. Scale: sum.
+
+    Args:
+        calls_per_epoch: after so many calls an epoch ends.
+        temperature: larger makes the weights more equal.
+
+    Raises:
+        ValueError: a loss of zero or less.
+
+    >>> dwa = DWA(calls_per_epoch=1)
+    >>> for losses in ([4.0, 4.0], [1.0, 4.0], [1.0, 4.0]):
+    ...     direction = dwa(torch.tensor(losses), torch.eye(2))
+    >>> direction
+    tensor([0.8147, 1.1853])
+    """
+
+    scale = "sum"
+    calls: Tensor
+
+    def __init__(self, calls_per_epoch: int, *, temperature: float = 2.0) -> None:
+        super().__init__()
+        if calls_per_epoch < 1:
+            raise ValueError(f"calls_per_epoch={calls_per_epoch}: an epoch has at least one call.")
+        from torchjd import scalarization
+
+        self.inner = scalarization.DWA(temperature)
+        self.calls_per_epoch = calls_per_epoch
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {name: vars(self.inner)[name] for name in _MEMORY}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        vars(self.inner).update(state)
+
+    def forward(self, losses: Tensor, rows: Tensor) -> Tensor:
+        check_positive("DWA", losses)
+        direction = weighted(slopes(self.inner, losses), rows)
+        self.calls += 1
+        if int(self.calls) % self.calls_per_epoch == 0:
+            self.inner.step()
+        return direction

@@ -1,0 +1,84 @@
+"""TorchJD's scalarizers: weights that come from the losses alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base import Aggregator, check_positive, weighted
+from .torchjd import follow
+
+# Those that need no more than the losses of one call. DWA and FAMO have files of their own; Mean, Sum,
+# Constant and Random are there as aggregators.
+_OFFERED = ["COSMOS", "GeometricMean", "IMTLL", "PBI", "STCH", "UW"]
+
+
+def names() -> list[str]:
+    """TorchJD's scalarizers, as `metamtl.aggregators` offers them."""
+    return list(_OFFERED)
+
+
+class Scalarized(Aggregator):
+    """Descends one scalar function of the losses, the scalarizer `name` of TorchJD, https://torchjd.org.
+
+    `metamtl.aggregators.UW(3)` is `Scalarized("UW", 3)`. The direction of `s(L_1 ... L_T)` is
+    `sum_t ds/dL_t g_t`. What a task has to itself (its head) keeps its plain gradient, where the papers
+    weight it too.
+
+    | name | what is descended | scale |
+    |---|---|---|
+    | `UW(T)` | `sum 1/2 exp(-s_t) L_t + s_t/2` | own: half the sum at first |
+    | `IMTLL(T)` | `sum exp(s_t) L_t - s_t` | sum at first |
+    | `GeometricMean()` | `(prod L_t)^(1/T)`, of positive losses | mean, where losses are equal |
+    | `STCH(mu)` | `mu log sum exp(w_t L_t / mu)`, `w_t = 1/T` | own: the weights sum to `1/T` |
+    | `COSMOS(lambda_, weights)` | `sum w_t L_t - lambda cos(w, L)` | own: that of the weights |
+    | `PBI(theta, weights)` | `d_1 + theta d_2`, along the weights and across | own: weights of norm one |
+
+    UW: uncertainty weighting, Kendall et al. 2018, https://arxiv.org/abs/1705.07115. IMTLL: IMTL-L, Liu et
+    al. 2021, https://openreview.net/forum?id=IMPnRXEWpvr. GeometricMean: GLS, Chennupati et al. 2019,
+    https://arxiv.org/abs/1904.08492. STCH: Lin et al. 2024, https://arxiv.org/abs/2402.19078. COSMOS:
+    Ruchte and Grabocka 2021, https://arxiv.org/abs/2103.13392. PBI: Zhang and Li 2007.
+
+    The `s_t` of UW and IMTLL are parameters of the aggregator: a call adds their gradient to their `.grad`,
+    as `meta_backward` does for the model's. Give them to an optimizer:
+    `torch.optim.Adam([*model.parameters(), *recipe.aggregator.parameters()])`.
+
+    Raises:
+        ValueError: a loss of zero or less, for GeometricMean.
+
+    >>> halves = Scalarized("UW", 2)
+    >>> halves(torch.tensor([1.0, 3.0]), torch.tensor([[2.0, 0.0], [0.0, 4.0]]))
+    tensor([1., 2.])
+    >>> halves.inner.log_var.grad
+    tensor([ 0., -1.])
+    """
+
+    def __init__(self, name: str, /, *args: Any, **options: Any) -> None:
+        super().__init__()
+        if name not in _OFFERED:
+            raise AttributeError(f"no scalarizer {name!r} is offered; there are {', '.join(_OFFERED)}.")
+        from torchjd import scalarization
+
+        self.inner = getattr(scalarization, name)(*args, **options)
+        self.name = name
+        self.scale = {"GeometricMean": "mean", "IMTLL": "sum"}.get(name, "own")
+
+    def forward(self, losses: Tensor, rows: Tensor) -> Tensor:
+        if self.name == "GeometricMean":
+            check_positive(self.name, losses)
+        follow(self.inner, losses)
+        return weighted(slopes(self.inner, losses), rows)
+
+
+def slopes(scalarizer: nn.Module, losses: Tensor) -> Tensor:
+    """`ds/dL_t` of a scalarizer, `[T]`; the gradient to its parameters is added to their `.grad`."""
+    losses = losses.detach().requires_grad_()
+    learned = list(scalarizer.parameters())
+    with torch.enable_grad():
+        found = torch.autograd.grad(scalarizer(losses), [losses, *learned], allow_unused=True)
+    for param, gradient in zip(learned, found[1:]):
+        if gradient is not None:
+            param.grad = gradient if param.grad is None else param.grad + gradient
+    return found[0]

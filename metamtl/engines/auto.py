@@ -1,0 +1,197 @@
+"""The engine that is fastest for the work at hand, found by timing its first steps."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..functional import Params, plain_kernels
+from .base import Engine, Function, Rows, at
+from .compiled import Compiled, settings, shapes
+from .loop import Loop
+from .task import TaskFunction
+from .vmap import Vmap
+
+HORIZON = 500  # steps that the cost of compiling is weighed against, at least
+COMPILING = 15.0  # seconds that compiling is taken to last before it has been measured
+FEW = 8  # tasks of a small chunk, whose activations stay where the allocator has them at hand
+
+log = logging.getLogger("metamtl")
+
+
+class Choice(NamedTuple):
+    """What `Auto` has settled on for one kind of work, why, and the seconds of a step that it measured."""
+
+    engine: Engine
+    reason: str
+    seconds: dict[str, float]
+
+
+class Auto(Engine):
+    """Times `Loop`, `Vmap` (in chunks too) and `Compiled` on the first steps, and keeps the fastest.
+
+    Every trial is a real step with the same gradient, so none is wasted. Two steps each; then, where
+    compiling is likely to be paid back within 500 steps, or within as many as there have been, the
+    better of batched tasks and single ones is compiled and timed too. The choice is kept for each model,
+    recipe, shape and device; `choices` lists them, and the logger `metamtl` tells them (level INFO).
+
+    No more tasks run at a time than half of the free memory holds by a bound on what a task allocates.
+    Work that draws random numbers (dropout) is `Vmap`'s from the first step, so that a seed gives the
+    same numbers whatever the clock says. Engines agree to rounding; for results that repeat bit for bit,
+    name one.
+    """
+
+    def __init__(self) -> None:
+        self._works: WeakKeyDictionary[nn.Module, dict[Any, _Work]] = WeakKeyDictionary()
+
+    def __repr__(self) -> str:
+        return "Auto()"
+
+    @property
+    def choices(self) -> list[Choice]:
+        """What has been chosen so far."""
+        works = [work for known in self._works.values() for work in known.values()]
+        return [work.choice for work in works if work.choice is not None]
+
+    def rows(self, function: Function, shared: Params, own: Params, data: Any) -> Rows:
+        if not isinstance(function, TaskFunction):
+            return Vmap().rows(function, shared, own, data)
+        key = (function.identity, shapes((shared, own, data)), settings(function.model))
+        known = self._works.setdefault(function.model, {})
+        if key not in known:
+            known[key] = _work(function, shared, own, data)
+        work = known[key]
+        return work.step(lambda engine: engine.rows(function, shared, own, data))
+
+    def map(self, function: Callable[[Any], Any], data: Any) -> Any:
+        return Vmap().map(function, data)
+
+
+class _Work:
+    """One kind of work: the engine of each of its steps, and what they took."""
+
+    def __init__(self, function: TaskFunction, plain: list[Engine], why: str, compiles: bool) -> None:
+        self.function, self.plain, self.why, self.compiles = function, plain, why, compiles
+        self.device = next(iter(function.model.parameters())).device
+        self.seconds: dict[str, float] = {}
+        self.engines: dict[str, Engine] = {}
+        self.steps = 0
+        self.choice: Choice | None = None
+        self.turns = self._turns()
+
+    def step(self, run: Callable[[Engine], Rows]) -> Rows:
+        """One step, with the engine whose turn it is."""
+        self.steps += 1
+        engine = next(self.turns)
+        if self.choice is not None and engine is self.choice.engine:
+            return run(engine)
+        try:
+            self._wait()
+            began = time.perf_counter()
+            found = run(engine)
+            self._wait()
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(engine, Loop) or not _out_of_memory(error):
+                raise
+            self.seconds[repr(engine)] = float("inf")
+            return run(Loop())
+        taken = time.perf_counter() - began
+        self.seconds[repr(engine)] = min(taken, self.seconds.get(repr(engine), taken))
+        self.engines[repr(engine)] = engine
+        return found
+
+    def _turns(self) -> Iterator[Engine]:
+        """The engine of each step, without end."""
+        for engine in self.plain:
+            yield engine
+            if len(self.plain) > 1 and self.seconds[repr(engine)] < 3 * min(self.seconds.values()):
+                yield engine  # the first time warms up
+        self._settle()
+        while self.compiles and not self._pays():
+            assert self.choice is not None
+            yield self.choice.engine
+        if self.compiles:
+            began = time.perf_counter()
+            compiled = Compiled(1 if isinstance(self.choice and self.choice.engine, Loop) else None)
+            for _ in range(3):
+                yield compiled
+            _Work.compiling = time.perf_counter() - began
+            self._settle()
+        while True:
+            assert self.choice is not None
+            yield self.choice.engine
+
+    compiling = COMPILING
+
+    def _pays(self) -> bool:
+        """Whether compiling is likely to be paid back.
+
+        It saves what Python costs: much, where batching tasks has saved much over running them one by one,
+        and a sixth, by experience, where arithmetic is all there is.
+        """
+        best = min(self.seconds.values())
+        speedup = max(1.2, 0.5 * self.seconds.get("Loop()", 0.0) / best)
+        to_come = max(HORIZON - self.steps, self.steps) * best
+        return _Work.compiling < to_come * (1 - 1 / speedup)
+
+    def _settle(self) -> None:
+        name = min(self.seconds, key=lambda name: self.seconds[name])
+        times = ", ".join(f"{name} {taken * 1e3:.1f} ms" for name, taken in self.seconds.items())
+        why = self.why or f"the fastest of {times}"
+        self.choice = Choice(self.engines[name], why, dict(self.seconds))
+        log.info("%s runs under %s: %s", type(self.function.model).__name__, name, why)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _work(function: TaskFunction, shared: Params, own: Params, data: Any) -> _Work:
+    """What can be tried, after a look at one task."""
+    num_tasks = next(leaf.shape[0] for leaf in tree_leaves(data) if isinstance(leaf, Tensor))
+    before = torch.get_rng_state()
+    with torch.no_grad(), plain_kernels(), _Allocated() as allocated:
+        grad(lambda shared: function(shared, own, at(data, 0)), has_aux=True)(shared)
+    drawn = not torch.equal(before, torch.get_rng_state())
+    torch.set_rng_state(before)
+    fit = max(1, int(0.5 * _free(next(iter(shared.values())).device) / max(allocated.bytes, 1)))
+    whole = Vmap(None if fit >= num_tasks else fit)
+    if drawn:
+        return _Work(function, [whole], "it draws random numbers", compiles=False)
+    chunks = [Vmap(FEW)] if min(fit, num_tasks) > FEW else []
+    return _Work(function, [Loop(), whole, *chunks], "", compiles=fit >= num_tasks)
+
+
+class _Allocated(TorchDispatchMode):
+    """Counts the bytes of all that operations return: no less than is ever held at once."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.bytes += sum(leaf.nbytes for leaf in tree_leaves(found) if isinstance(leaf, Tensor))
+        return found
+
+
+def _free(device: torch.device) -> float:
+    """Bytes of memory that are free."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):
+        return 4e9  # a system that does not say
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

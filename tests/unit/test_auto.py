@@ -1,0 +1,85 @@
+"""The default engine: the fastest of those that give the same, found on real steps."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from metamtl import engines, meta_backward, nets, recipes, tasks
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+FAMILY = tasks.Sinusoid(shots=6, queries=6, dtype=torch.float64)
+
+
+def _step(model: nn.Module, engine: engines.Engine, recipe=None, seed: int = 0) -> torch.Tensor:
+    model.zero_grad()
+    episode = FAMILY.sample(12, torch.Generator().manual_seed(seed))
+    meta_backward(model, recipe or recipes.maml(2, 0.01), episode, F.mse_loss, engine=engine)
+    return torch.cat([param.grad.flatten() for param in model.parameters()])
+
+
+def test_every_trial_is_a_step_with_the_same_gradient(caplog):
+    model, auto = nets.mlp(1, 8, 1).double(), engines.Auto()
+    expected = _step(model, engines.Loop())
+    with caplog.at_level(logging.INFO, "metamtl"):
+        for _ in range(8):
+            assert torch.allclose(_step(model, auto), expected, rtol=1e-10, atol=1e-14)
+    (choice,) = auto.choices
+    assert set(choice.seconds) == {"Loop()", "Vmap(chunk_size=None)", "Vmap(chunk_size=8)"}
+    assert repr(choice.engine) == min(choice.seconds, key=choice.seconds.get)
+    assert f"MLP runs under {choice.engine!r}: the fastest of Loop()" in caplog.text
+
+
+def test_it_compiles_where_that_is_paid_back_and_never_on_faith(monkeypatch):
+    model, auto = nets.mlp(1, 8, 1).double(), engines.Auto()
+    expected = _step(model, engines.Loop())
+    monkeypatch.setattr("metamtl.engines.auto._Work.compiling", 0.0)
+    for _ in range(12):
+        assert torch.allclose(_step(model, auto), expected, rtol=1e-10, atol=1e-14)
+    (choice,) = auto.choices
+    assert "Compiled(chunk_size=None)" in choice.seconds
+    assert choice.seconds[repr(choice.engine)] == min(choice.seconds.values())
+
+
+def test_another_shape_is_another_choice():
+    model, auto = nets.mlp(1, 8, 1).double(), engines.Auto()
+    for steps in (1, 3):
+        for _ in range(7):
+            _step(model, auto, recipes.maml(steps, 0.01))
+    assert len(auto.choices) == 2
+
+
+def test_random_work_gives_the_same_numbers_for_a_seed_from_the_first_step():
+    model = nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.5), nn.Linear(8, 1)).double()
+    found = []
+    for engine in (engines.Vmap(), engines.Auto()):
+        torch.manual_seed(3)
+        found.append([_step(model, engine) for _ in range(3)])
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+def test_memory_bounds_the_tasks_at_a_time(monkeypatch):
+    monkeypatch.setattr("metamtl.engines.auto._free", lambda device: 40_000.0)
+    model, auto = nets.mlp(1, 8, 1).double(), engines.Auto()
+    expected = _step(model, engines.Loop())
+    for _ in range(7):
+        assert torch.allclose(_step(model, auto), expected, rtol=1e-10, atol=1e-14)
+    (choice,) = auto.choices
+    sizes = [int(name[16:-1]) for name in choice.seconds if name.startswith("Vmap(chunk_size=")]
+    assert sizes and all(1 <= size < 12 for size in sizes)
+
+
+def test_work_that_runs_out_of_memory_goes_on_under_loop(monkeypatch):
+    def full(self, *args):
+        raise MemoryError("DefaultCPUAllocator: can't allocate memory")
+
+    model, auto = nets.mlp(1, 8, 1).double(), engines.Auto()
+    expected = _step(model, engines.Loop())
+    monkeypatch.setattr(engines.Vmap, "rows", full)
+    for _ in range(8):
+        assert torch.allclose(_step(model, auto), expected, rtol=1e-10, atol=1e-14)
+    assert repr(auto.choices[0].engine) == "Loop()"
