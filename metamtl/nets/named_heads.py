@@ -2,41 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
+
+from .named import NamedTasks, Outputs
 
 
-class NamedHeads(nn.Module):
-    """A shared `body` and one linear head for each task, `heads.<task>`.
+class NamedHeads(NamedTasks):
+    """A shared `body` and a head for each task, `heads.<task>` (Caruana 1997).
 
     Called with `task="case"` it answers with that head's output; with a tuple of names, or none (all
     tasks), with a dict of outputs from one pass through the body.
 
     Args:
-        body: `x -> [B, features]`.
+        body: `x -> [..., features]`, any module: one vector for each example, or one for each token.
         features: width of what the body returns.
-        outputs: for each task the width of its head.
+        outputs: for each task the width of its linear head, or a module that is its head (a decoder).
+
+    Raises:
+        ValueError: no task; an unknown name; a body whose features do not fit the heads.
+
+    >>> import torch
+    >>> decoder = nn.Sequential(nn.ReLU(), nn.Linear(8, 4))
+    >>> model = NamedHeads(nn.Linear(4, 8), features=8, outputs={"kind": 3, "copy": decoder})
+    >>> model(torch.zeros(5, 4), task="copy").shape
+    torch.Size([5, 4])
     """
 
-    def __init__(self, body: nn.Module, features: int, outputs: Mapping[str, int]) -> None:
+    def __init__(self, body: nn.Module, features: int, outputs: Outputs) -> None:
         super().__init__()
-        if not outputs:
-            raise ValueError("NamedHeads needs at least one task in outputs={name: width}.")
         self.body = body
-        self.heads = nn.ModuleDict({name: nn.Linear(features, width) for name, width in outputs.items()})
+        self.add_heads(outputs, features)
 
-    def forward(self, x: Tensor, task: str | tuple[str, ...] | None = None) -> Tensor | dict[str, Tensor]:
-        wanted = (task,) if isinstance(task, str) else task or tuple(self.heads)
-        unknown = [name for name in wanted if name not in self.heads]
-        if unknown:
-            raise ValueError(f"unknown task {unknown[0]!r}; there are heads for {', '.join(self.heads)}.")
-        features = self.body(x)
-        outputs = {name: self.heads[name](features) for name in wanted}
-        return outputs[task] if isinstance(task, str) else outputs
+    def answer(self, wanted: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
+        features = self.body(*inputs, **keywords)
+        return {name: self.head(name, features) for name in wanted}
 
 
-def named_heads(backbone: nn.Module, outputs: Mapping[str, int]) -> NamedHeads:
+def named_heads(backbone: nn.Module, outputs: Outputs) -> NamedHeads:
     """The body of a net that has `.body` and `.features`, under one head for each task.
 
     >>> from metamtl import nets

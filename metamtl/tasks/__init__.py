@@ -1,9 +1,36 @@
 """Where episodes come from. A source has `.split("train" | "validation" | "test")`; a split samples."""
 
+from .adult import Adult
+from .clinc150 import Clinc150
+from .easy_vqa import EasyVQA
 from .few_shot import FewShot
 from .glyph_attributes import GlyphAttributes
 from .glyphs import Glyphs
+from .labelled import Labelled
+from .mixture import Mixture
+from .multimnist import MultiMNIST
 from .omniglot import Omniglot
+from .parkinsons import Parkinsons, Patients
 from .sinusoid import Sinusoid
+from .text_trio import TextTrio
+from .tox21 import Tox21
+from .vocabulary import Vocabulary
 
-__all__ = ["FewShot", "GlyphAttributes", "Glyphs", "Omniglot", "Sinusoid"]
+__all__ = [
+    "Adult",
+    "Clinc150",
+    "EasyVQA",
+    "FewShot",
+    "GlyphAttributes",
+    "Glyphs",
+    "Labelled",
+    "Mixture",
+    "MultiMNIST",
+    "Omniglot",
+    "Parkinsons",
+    "Patients",
+    "Sinusoid",
+    "TextTrio",
+    "Tox21",
+    "Vocabulary",
+]

@@ -13,7 +13,20 @@ from omegaconf import DictConfig
 from experiments import train
 
 FEW = ("device=cpu", "validate.tasks=4", "select.tasks=4", "test.tasks=4")
-REAL = {"Omniglot": "omniglot"}  # sources whose files have to be there: the name of their set
+# Sources whose files have to be there: the name of their set.
+REAL = {
+    "Omniglot": "omniglot",
+    "MultiMNIST": "mnist",
+    "TextTrio": "snips",
+    "Clinc150": "clinc150",
+    "Tox21": "tox21",
+    "Parkinsons": "parkinsons",
+    "Patients": "parkinsons",
+    "Adult": "adult",
+    "EasyVQA": "easy_vqa",
+}
+# ROC-AUC needs examples of both classes, for every task.
+MANY = {"Tox21": 700, "Adult": 200}
 Compose = Callable[..., DictConfig]
 
 
@@ -58,4 +71,5 @@ def data(cfg: DictConfig, request: pytest.FixtureRequest) -> list[str]:
         found = request.getfixturevalue("glyph_dir")
     else:
         return []
-    return [f"data_dir={found}"]
+    counts = [f"{kind}.tasks={MANY[source]}" for kind in ("validate", "select", "test") if source in MANY]
+    return [f"data_dir={found}", *counts]

@@ -1,0 +1,73 @@
+"""Hierarchical sharing: a bottom for all tasks, a middle for a group of them, a head for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from .named import NamedTasks, Outputs, check_names, distinct
+
+
+class Hierarchical(NamedTasks):
+    """A `bottom` that all share, `middles.<group>` for the tasks of a group, `heads.<task>`.
+
+    Tasks that have a middle to themselves are groups of one.
+
+    Args:
+        bottom: from the inputs to what the middles take.
+        middles: for each group its middle, `-> [..., features]`.
+        groups: for each group its tasks; every task stands in exactly one.
+        features: width of what a middle returns.
+        outputs: for each task the width of its linear head, or a module that is its head.
+
+    Raises:
+        ValueError: groups that do not divide the tasks, or that do not have one middle each.
+
+    >>> import torch
+    >>> middles = {"tagging": nn.Linear(6, 8), "scoring": nn.Linear(6, 8)}
+    >>> groups = {"tagging": ["ner", "pos"], "scoring": ["tone"]}
+    >>> model = Hierarchical(nn.Linear(4, 6), middles, groups, 8, {"ner": 5, "pos": 9, "tone": 1})
+    >>> model(torch.zeros(2, 7, 4), task="pos").shape
+    torch.Size([2, 7, 9])
+    """
+
+    def __init__(
+        self,
+        bottom: nn.Module,
+        middles: Mapping[str, nn.Module],
+        groups: Mapping[str, Sequence[str]],
+        features: int,
+        outputs: Outputs,
+    ) -> None:
+        super().__init__()
+        kind = type(self).__name__
+        check_names(kind, outputs)
+        check_names(kind, groups)
+        if set(groups) != set(middles):
+            raise ValueError(
+                f"{kind}: groups are {sorted(groups)}, middles are there for {sorted(middles)};"
+                " give each group one middle."
+            )
+        placed = [task for tasks in groups.values() for task in tasks]
+        wrong = sorted(
+            {task for task in placed if placed.count(task) > 1 or task not in outputs}
+            | (set(outputs) - set(placed))
+        )
+        if wrong:
+            raise ValueError(
+                f"{kind}: tasks {wrong} do not stand in exactly one group, or have no head; groups are"
+                f" { ({group: list(tasks) for group, tasks in groups.items()}) }, heads {list(outputs)}."
+            )
+        distinct([bottom, *middles.values()], f"the bottom and the middles of {kind}")
+        self.bottom = bottom
+        self.middles = nn.ModuleDict(dict(middles))
+        self.group = {task: group for group, tasks in groups.items() for task in tasks}
+        self.add_heads(outputs, features)
+
+    def answer(self, wanted: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
+        bottom = self.bottom(*inputs, **keywords)
+        groups = dict.fromkeys(self.group[name] for name in wanted)
+        features = {group: self.middles[group](bottom) for group in groups}
+        return {name: self.head(name, features[self.group[name]]) for name in wanted}

@@ -1,0 +1,116 @@
+"""Progressive layered extraction: experts of each task and shared ones, in layers; CGC is one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .mixture import Gate, mixed
+from .named import Make, NamedTasks, Outputs, check_names, distinct
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class PLE(NamedTasks):
+    """Each layer mixes, for each task, the task's own experts and the shared ones by the task's gate.
+
+    In a layer, `h_t = sum_e softmax(gate_t(x_t))_e * expert_e(x_e)` over the experts of task t, which see
+    `x_t`, and the shared ones, which see `x_shared`; all layers but the last also make a new `x_shared` of
+    the experts of all tasks. Customized gate control (CGC) is one layer, progressive layered extraction
+    (PLE) several. Tang et al., RecSys 2020, https://dl.acm.org/doi/10.1145/3383313.3412236.
+
+    Args:
+        layers: for each layer a pair `(make, gate)`: `make()` builds one expert, with parameters of its own
+            at each call, and `gate(n)` a module from the layer's input to n logits.
+        features: width of what the experts of the last layer return.
+        outputs: for each task the width of its linear head, or a module that is its head.
+        own: experts of each task in a layer.
+        shared: experts in a layer that all tasks share.
+
+    Raises:
+        ValueError: no layer, no own or no shared expert, gates whose weights do not fit.
+
+    >>> import torch
+    >>> first = (lambda: nn.Sequential(nn.Linear(16, 8), nn.ReLU()), lambda n: nn.Linear(16, n))
+    >>> second = (lambda: nn.Sequential(nn.Linear(8, 6), nn.ReLU()), lambda n: nn.Linear(8, n))
+    >>> model = PLE([first, second], features=6, outputs={"a": 3, "b": 1})
+    >>> model(torch.zeros(5, 16), task="a").shape
+    torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[tuple[Make, Gate]],
+        features: int,
+        outputs: Outputs,
+        own: int = 1,
+        shared: int = 1,
+    ) -> None:
+        super().__init__()
+        kind = type(self).__name__
+        check_names(kind, outputs)
+        if not layers or own < 1 or shared < 1:
+            raise ValueError(
+                f"{kind}: {len(layers)} layers, own={own}, shared={shared}: each must be at least 1"
+                " (without own experts it is MMoE, without shared ones the tasks have nothing in common)."
+            )
+        last = len(layers) - 1
+        self.layers = nn.ModuleList(
+            _Layer(make, gate, tuple(outputs), own, shared, onward=i < last)
+            for i, (make, gate) in enumerate(layers)
+        )
+        self.add_heads(outputs, features)
+
+    def answer(self, wanted: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
+        states: dict[str | None, Inputs] = {name: (inputs, keywords) for name in (*self.heads, None)}
+        for layer in self.layers[:-1]:
+            found = layer(tuple(self.heads), states)
+            states = {name: ((state,), {}) for name, state in found.items()}
+        features = self.layers[-1](wanted, states)
+        return {name: self.head(name, features[name]) for name in wanted}
+
+
+class _Layer(nn.Module):
+    """One layer; what is shared stands under the name None."""
+
+    def __init__(
+        self, make: Make, gate: Gate, tasks: tuple[str, ...], own: int, shared: int, onward: bool
+    ) -> None:
+        super().__init__()
+        experts = distinct([make() for _ in range(own * len(tasks) + shared)], "the experts of make()")
+        self.shared = nn.ModuleList(experts[:shared])
+        self.own = nn.ModuleDict(
+            {name: nn.ModuleList(experts[shared + own * i :][:own]) for i, name in enumerate(tasks)}
+        )
+        gates = distinct([gate(own + shared) for _ in tasks], "the gates of a layer")
+        self.gates = nn.ModuleDict(dict(zip(tasks, gates)))
+        self.gate = gate(len(experts)) if onward else None
+
+    def forward(
+        self, wanted: tuple[str, ...], states: dict[str | None, Inputs]
+    ) -> dict[str | None, Tensor]:
+        common, everyone = _run(self.shared, states[None]), self.gate is not None
+        own = {
+            name: _run(experts, states[name])  # type: ignore[arg-type]
+            for name, experts in self.own.items()
+            if everyone or name in wanted
+        }
+        found: dict[str | None, Tensor] = {
+            name: mixed([*own[name], *common], _weights(self.gates[name], states[name])) for name in wanted
+        }
+        if self.gate is not None:
+            all_of_them = [output for outputs in own.values() for output in outputs]
+            found[None] = mixed([*all_of_them, *common], _weights(self.gate, states[None]))
+        return found
+
+
+def _run(experts: nn.ModuleList, inputs: Inputs) -> list[Tensor]:
+    args, keywords = inputs
+    return [expert(*args, **keywords) for expert in experts]
+
+
+def _weights(gate: nn.Module, inputs: Inputs) -> Tensor:
+    args, keywords = inputs
+    return gate(*args, **keywords).softmax(-1)

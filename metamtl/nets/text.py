@@ -1,0 +1,123 @@
+"""A small convolutional encoder of sentences, and heads that answer for a sentence or for each word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .named_heads import NamedHeads
+
+
+class TextEncoder(nn.Module):
+    """From words to features: one vector for the sentence, then one for each word.
+
+    An embedding of the word, plus those of its spellings where they are given; `layers` residual
+    convolutions over three words; the sentence's vector is the largest value of each feature over its
+    words. `tokens`, `mask` `[B, L]`, `spelling` `[B, L, 4]` -> `[B, 1 + L, width]`: position 0 is the
+    sentence. What stands beyond a sentence's end changes nothing. No recurrence and no dropout, so any
+    engine runs it.
+
+    Args:
+        words, spellings: rows of the two embeddings; without `spellings` there is no second one.
+        width: of embeddings and features.
+        layers: convolutions; a word is seen with this many neighbours on each side.
+    """
+
+    def __init__(self, words: int, spellings: int = 0, width: int = 128, layers: int = 2) -> None:
+        super().__init__()
+        self.features = width
+        self.word = nn.Embedding(words, width)
+        self.spelling = nn.Embedding(spellings, width) if spellings else None
+        self.layers = nn.ModuleList(nn.Conv1d(width, width, 3, padding=1) for _ in range(layers))
+        for table in (self.word, self.spelling):
+            if table is not None:
+                nn.init.normal_(table.weight, std=width**-0.5)
+
+    def forward(self, tokens: Tensor, mask: Tensor, spelling: Tensor | None = None) -> Tensor:
+        x = self.word(tokens)
+        if self.spelling is not None and spelling is not None:
+            x = x + self.spelling(spelling).sum(-2)
+        inside = mask[..., None].to(x.dtype)
+        x = x * inside
+        for layer in self.layers:
+            x = x + layer(x.movedim(-1, -2)).movedim(-1, -2).relu() * inside
+        # Padding is far below every word, so it is never the largest.
+        sentence = (x - 1e4 * (1 - inside)).amax(-2, keepdim=True)
+        return torch.cat([sentence, x], -2)
+
+
+class ForSentence(nn.Linear):
+    """A linear head on the sentence's vector: `[B, 1 + L, F] -> [B, N]`."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features[:, 0])
+
+
+class ForWords(nn.Linear):
+    """A linear head on every word's vector: `[B, 1 + L, F] -> [B, L, N]`."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features[:, 1:])
+
+
+class TextClassifier(nn.Module):
+    """One answer for a sentence: a `body` that ends in the sentence's vector, and a linear `head`.
+
+    With the encoder of a trained net, a model for few-shot tasks.
+    """
+
+    def __init__(self, encoder: TextEncoder, ways: int) -> None:
+        super().__init__()
+        self.features = encoder.features
+        self.body = Sentence(encoder)
+        self.head = nn.Linear(encoder.features, ways)
+
+    def forward(self, tokens: Tensor, mask: Tensor, spelling: Tensor | None = None) -> Tensor:
+        return self.head(self.body(tokens, mask, spelling))
+
+
+class Sentence(nn.Module):
+    """The sentence's vector of an encoder: `[B, L]` words -> `[B, F]`."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, tokens: Tensor, mask: Tensor, spelling: Tensor | None = None) -> Tensor:
+        return self.encoder(tokens, mask, spelling)[:, 0]
+
+
+def text_heads(
+    words: int,
+    spellings: int,
+    outputs: Mapping[str, int],
+    *,
+    per_token: Iterable[str] = (),
+    width: int = 128,
+    layers: int = 2,
+) -> NamedHeads:
+    """A `TextEncoder` under one head for each task: for the sentence, or for each of its words.
+
+    >>> model = text_heads(100, 50, {"topic": 5, "tags": 3}, per_token=["tags"], width=8)
+    >>> x = {"tokens": torch.tensor([[7, 9, 2]]), "mask": torch.tensor([[True, True, True]])}
+    >>> {task: tuple(out.shape) for task, out in model(**x).items()}
+    {'topic': (1, 5), 'tags': (1, 3, 3)}
+    """
+    encoder, of_words = TextEncoder(words, spellings, width, layers), set(per_token)
+    heads = {
+        task: (ForWords if task in of_words else ForSentence)(width, size) for task, size in outputs.items()
+    }
+    return NamedHeads(encoder, width, heads)
+
+
+def text_classifier(
+    words: int, spellings: int, ways: int, *, width: int = 128, layers: int = 2
+) -> TextClassifier:
+    """A `TextEncoder` under one head of `ways` classes.
+
+    >>> sorted({name.split(".")[0] for name, _ in text_classifier(100, 50, 3, width=8).named_parameters()})
+    ['body', 'head']
+    """
+    return TextClassifier(TextEncoder(words, spellings, width, layers), ways)

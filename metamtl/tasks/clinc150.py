@@ -1,0 +1,191 @@
+"""CLINC150: 150 intents in 10 domains, a domain at a time from few examples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..episode import Batch, Episode
+from ..task import Loss, Metric
+from .few_shot import FewShot
+from .files import data_folder, split_file
+from .glyphs import check_split
+from .prepared import Dir, official, read_lines, text, write_lines
+from .vocabulary import Vocabulary, tokenize
+
+FILES = ("train", "val", "test", "oos_train", "oos_val", "oos_test")
+IN_SCOPE = FILES[:3]
+
+
+class Clinc150:
+    """Few-shot tasks of telling the intents of one domain apart, 15 of them, from K sentences each.
+
+    Larson et al. 2019, https://arxiv.org/abs/1909.02027. Train: 6 domains; validation: 2; test: 2, frozen
+    in `data/splits/clinc150.json`; the out-of-scope sentences are left out. Each task draws a domain,
+    then `ways` of its intents, then sentences as `FewShot` does; an intent has 150.
+
+    The input is a dict of `tokens`, `spelling` and `mask`, as `Vocabulary.encode` makes it.
+
+    Args:
+        ways: intents of a task, at most 15.
+        shots, queries: sentences of an intent in support and query.
+        vocabulary: with which the net was trained, say `TextTrio().vocabulary`; one fitted on the
+            sentences of the training domains, where None.
+        domains: draw from these alone, in every split: one domain, to learn one task.
+        data_dir: the folder in which `clinc150/` lies.
+        device: where the tensors are kept and the episodes are made.
+
+    Raises:
+        ValueError: an unknown domain, on first use damaged data, or what `FewShot` finds.
+        FileNotFoundError: on first use, data is missing.
+
+    >>> banking = Clinc150(shots=5, queries=20, domains=["banking"])
+    >>> episode = banking.split("test").sample(2, torch.Generator())  # doctest: +SKIP
+    >>> episode.support.x["tokens"].shape[:2], episode.query.y.shape  # doctest: +SKIP
+    (torch.Size([2, 75]), torch.Size([2, 300]))
+    """
+
+    loss: Loss = staticmethod(FewShot.loss)
+    metrics: ClassVar[Mapping[str, Metric]] = FewShot.metrics
+
+    def __init__(
+        self,
+        ways: int = 15,
+        shots: int = 5,
+        queries: int = 10,
+        *,
+        vocabulary: Vocabulary | None = None,
+        domains: Iterable[str] | None = None,
+        data_dir: Dir = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.ways, self.shots, self.queries = ways, shots, queries
+        self.domains = None if domains is None else tuple(domains)
+        self.data_dir, self.device = data_dir, device
+        self._given = vocabulary
+
+    def split(self, name: str) -> Domains:
+        """The tasks of `"train"`, `"validation"` or `"test"`."""
+        check_split(name)
+        intents = self._intents
+        wanted = split_file("clinc150")[name] if self.domains is None else self.domains
+        if unknown := [domain for domain in wanted if domain not in intents]:
+            raise ValueError(f"domains {unknown} are not in clinc150; it has {', '.join(intents)}.")
+        options = {"ways": self.ways, "shots": self.shots, "queries": self.queries}
+        return Domains(self.vocabulary, self._x, self._labels, [intents[d] for d in wanted], options)
+
+    @property
+    def intent_names(self) -> list[str]:
+        """The intents, in the order of the ids in `Episode.task`."""
+        return [name for names in self._domain_names.values() for name in names]
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The one given, or one of the training domains."""
+        if self._given is not None:
+            return self._given
+        seen = {i for domain in split_file("clinc150")["train"] for i in self._intents.get(domain, ())}
+        pairs = zip(self._sentences, self._labels.tolist())
+        return Vocabulary.of([sentence for sentence, label in pairs if label in seen])
+
+    @cached_property
+    def _domain_names(self) -> dict[str, list[str]]:
+        path = data_folder("clinc150", self.data_dir) / "domains.json"
+        read_lines("clinc150", "train.jsonl", (), self.data_dir)  # missing data is told in one way
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    @cached_property
+    def _intents(self) -> dict[str, list[int]]:
+        number = {name: i for i, name in enumerate(self.intent_names)}
+        return {domain: [number[name] for name in names] for domain, names in self._domain_names.items()}
+
+    @cached_property
+    def _entries(self) -> list[dict[str, Any]]:
+        read = (
+            read_lines("clinc150", f"{name}.jsonl", ("text", "intent"), self.data_dir) for name in IN_SCOPE
+        )
+        return [entry for entries in read for entry in entries]
+
+    @cached_property
+    def _sentences(self) -> list[list[str]]:
+        return [tokenize(entry["text"]) for entry in self._entries]
+
+    @cached_property
+    def _labels(self) -> Tensor:
+        number = {name: i for i, name in enumerate(self.intent_names)}
+        return torch.tensor([number[entry["intent"]] for entry in self._entries])
+
+    @cached_property
+    def _x(self) -> dict[str, Tensor]:
+        return {
+            name: part.to(self.device) for name, part in self.vocabulary.encode(self._sentences).items()
+        }
+
+
+class Domains:
+    """Few-shot tasks, each within one domain; made by `Clinc150.split`."""
+
+    loss: Loss = staticmethod(FewShot.loss)
+    metrics: ClassVar[Mapping[str, Metric]] = FewShot.metrics
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        x: dict[str, Tensor],
+        labels: Tensor,
+        domains: list[list[int]],
+        options: Mapping[str, Any],
+    ) -> None:
+        self.vocabulary, self.words, self.spellings = vocabulary, len(vocabulary), vocabulary.spellings
+        self.ids = sorted(intent for intents in domains for intent in intents)
+        self._x = x
+        # FewShot draws row numbers, in float64, which it hands on as they are; sentences take their place.
+        rows = torch.arange(len(labels), dtype=torch.float64)[:, None]
+        self._draws = [FewShot(rows, labels, classes=intents, **options) for intents in domains]
+
+    def sample(self, num_tasks: int, rng: torch.Generator) -> Episode:
+        """Draw `num_tasks` tasks with the random numbers of `rng` (a generator on the CPU).
+
+        Returns:
+            An `Episode` with `support.x` a dict of `[T, N*K, L, ...]`, labels beside it, and the ids of
+            the intents `[T, N]` as `task`.
+        """
+        domains = torch.randint(len(self._draws), (num_tasks,), generator=rng).tolist()
+        drawn = [self._draws[domain].sample(1, rng) for domain in domains]
+        assert drawn[0].support is not None and drawn[0].task is not None
+        support = [torch.cat([episode.support[i] for episode in drawn]) for i in (0, 1)]  # type: ignore[index]
+        query = [torch.cat([episode.query[i] for episode in drawn]) for i in (0, 1)]
+        tasks = torch.cat([episode.task for episode in drawn])  # type: ignore[misc]
+        longest = int(self._x["mask"][torch.cat([support[0], query[0]], 1).long()].sum(-1).max())
+        device = self._x["mask"].device
+        return Episode(
+            support=Batch(self._at(support[0], longest), support[1].to(device)),
+            query=Batch(self._at(query[0], longest), query[1].to(device)),
+            task=tasks.to(device),
+            ways=drawn[0].ways,
+        )
+
+    def _at(self, rows: Tensor, longest: int) -> dict[str, Tensor]:
+        """The sentences of rows `[T, n, 1]`."""
+        at = rows[..., 0].long()
+        return {name: part[at.to(part.device)][:, :, :longest] for name, part in self._x.items()}
+
+
+def prepare(source: Path, folder: Path) -> Path:
+    """Six files of JSON lines and `domains.json` from the official `data_full.json` and `domains.json`."""
+    full, domains = official(source, "data_full.json", "domains.json")
+    content = json.loads(text(full))
+    for name in FILES:
+        write_lines(
+            folder / f"{name}.jsonl", ({"text": said, "intent": intent} for said, intent in content[name])
+        )
+    (folder / "domains.json").write_text(
+        json.dumps(json.loads(text(domains)), indent=1) + "\n", encoding="utf-8"
+    )
+    return folder

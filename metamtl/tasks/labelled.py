@@ -1,0 +1,133 @@
+"""Named tasks on one input: every example has a label for each task, or lacks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ..episode import Batch, Episode
+from ..task import Loss, Metric, labelled
+
+Maker = Callable[[Tensor], Tensor]  # from positions [n] to what stands there
+
+
+class Labelled:
+    """Batches of examples with one label for each task; all tasks of a batch share their input.
+
+    A label may be missing: NaN where labels are floats, `task.MISSING` (-100) where they are integers.
+    The task's loss has to leave it out (`task.masked`; torch's cross-entropy does). A task of which no
+    example of a batch is labelled is not in that batch's dict: it has no row in that step.
+
+    Args:
+        inputs: what the model is called with, of all M examples: a tensor, or tensors in a tuple or dict;
+            or a function from positions `[n]` to it, for inputs that are made when asked for.
+        labels: for each task the labels `[M, ...]`; or a function from positions to them, where none is
+            missing.
+        loss, metrics: for each task, as `meta_backward` and `evaluate` take them.
+        outputs: for each task the numbers that its head has to give.
+        count: M, where inputs and labels are all functions.
+        device: where the tensors are kept and the episodes are made.
+
+    Raises:
+        ValueError: no task; a task without loss, metrics or outputs; numbers of examples that differ.
+
+    >>> from torch.nn import functional as F
+    >>> from metamtl.task import accuracy, masked, mse
+    >>> own = Labelled(
+    ...     torch.randn(100, 8),
+    ...     {"kind": torch.randint(3, (100,)), "size": torch.randn(100, 1)},
+    ...     loss={"kind": F.cross_entropy, "size": masked(F.mse_loss)},
+    ...     metrics={"kind": {"accuracy": accuracy}, "size": {"mse": mse}},
+    ...     outputs={"kind": 3, "size": 1},
+    ... )
+    >>> {task: tuple(e.query.y.shape) for task, e in own.sample(16, torch.Generator()).items()}
+    {'kind': (16,), 'size': (16, 1)}
+    """
+
+    def __init__(
+        self,
+        inputs: Any,
+        labels: Mapping[str, Tensor | Maker],
+        *,
+        loss: Mapping[str, Loss],
+        metrics: Mapping[str, Mapping[str, Metric]],
+        outputs: Mapping[str, int],
+        count: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if not labels:
+            raise ValueError("labels is empty; give the labels of at least one task.")
+        for what, given in (("loss", loss), ("metrics", metrics), ("outputs", outputs)):
+            if lacking := [task for task in labels if task not in given]:
+                raise ValueError(f"{what} has no entry for tasks {lacking}; it has {', '.join(given)}.")
+        kept = {task: y for task, y in labels.items() if isinstance(y, Tensor)}
+        sizes = {task: len(y) for task, y in kept.items()}
+        if not callable(inputs):
+            sizes |= {f"input {i}": len(leaf) for i, leaf in enumerate(tree_leaves(inputs))}
+        if count is not None:
+            sizes["count"] = count
+        if len(set(sizes.values())) != 1:
+            raise ValueError(
+                f"the number of examples is not known: found {sizes}; each example needs its input and, for"
+                " each task, one label or a missing one."
+            )
+        self.tasks = tuple(labels)
+        self.loss = {task: loss[task] for task in labels}
+        self.metrics = {task: metrics[task] for task in labels}
+        self.outputs = {task: outputs[task] for task in labels}
+        self._inputs = inputs if callable(inputs) else tree_map(lambda leaf: leaf.to(device), inputs)
+        self._labels = {task: y.to(device) if isinstance(y, Tensor) else y for task, y in labels.items()}
+        self._count = next(iter(sizes.values()))
+        there = {task: labelled(y).cpu() for task, y in kept.items()}
+        # Only where labels are missing does a batch have to be looked at.
+        self._there = {task: some for task, some in there.items() if not bool(some.all())}
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def inputs(self) -> int:
+        """Numbers of one example, where the input is a tensor: what the first layer takes."""
+        if not isinstance(self._inputs, Tensor):
+            raise ValueError("inputs are not one tensor, so that there is no number of them.")
+        return self._inputs[0].numel()
+
+    def sample(self, n: int, rng: torch.Generator) -> dict[str, Episode]:
+        """`n` different examples, drawn with the random numbers of `rng` (a generator on the CPU).
+
+        Returns:
+            Task -> `Episode` without support; `query.x` is one object for all. Tasks without a label in
+            this batch are left out.
+
+        Raises:
+            ValueError: `n` is not between 1 and the number of examples, or none of them is labelled.
+        """
+        if not 1 <= n <= len(self):
+            raise ValueError(f"n={n} examples asked for; this split has {len(self)}.")
+        return self.at(torch.randperm(len(self), generator=rng)[:n])
+
+    def at(self, positions: Tensor) -> dict[str, Episode]:
+        """The examples at `positions` `[n]`, as `sample` gives them."""
+        absent = {task for task, there in self._there.items() if not bool(there[positions].any())}
+        if len(absent) == len(self.tasks):
+            raise ValueError(
+                f"none of the {len(positions)} drawn examples has a label; draw more at a time."
+            )
+        x = self._x(positions)
+        found = {}
+        for task in self.tasks:
+            if task not in absent:
+                labels = self._labels[task]
+                y = labels[positions.to(labels.device)] if isinstance(labels, Tensor) else labels(positions)
+                ways = None if y.is_floating_point() else self.outputs[task]
+                found[task] = Episode(None, Batch(x, y), ways=ways)
+        return found
+
+    def _x(self, positions: Tensor) -> Any:
+        if callable(self._inputs):
+            return self._inputs(positions)
+        return tree_map(lambda leaf: leaf[positions.to(leaf.device)], self._inputs)

@@ -1,0 +1,64 @@
+"""Measures of a whole set, by the libraries that define them: ROC-AUC and entity F1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..task import MISSING, Metric, aligned, labelled
+
+
+def _roc_auc(output: Tensor, y: Tensor) -> Tensor:
+    try:
+        from sklearn.metrics import roc_auc_score
+    except ImportError as error:
+        raise ImportError(
+            "ROC-AUC is measured by scikit-learn, which is missing: pip install 'metamtl[tabular]'."
+        ) from error
+    there = labelled(y)
+    scores, truth = aligned(output, y)[there].flatten(), y[there].flatten()
+    if truth.unique().numel() < 2:
+        found = truth.unique().tolist()
+        raise ValueError(
+            f"ROC-AUC compares two classes, but the {len(truth)} labelled examples of {len(y)} hold only"
+            f" {found}; measure on more examples."
+        )
+    area = roc_auc_score(truth.cpu().numpy(), scores.double().cpu().numpy())
+    return torch.tensor(area, dtype=torch.float64)
+
+
+roc_auc = Metric(_roc_auc, higher_is_better=True)
+"""Area under the ROC curve by scikit-learn: scores `[Q]` or `[Q, 1]`, labels 1. and 0., NaN left out."""
+
+
+def entity_f1(tags: Sequence[str]) -> Metric:
+    """F1 of entities, each right only with all its tokens and its type, micro-averaged, by seqeval.
+
+    Scores `[B, L, N]`, tags `[B, L]` as positions in `tags` (BIO), `MISSING` where there is no token.
+    seqeval counts as the CoNLL script does: an entity may begin with an I- tag.
+
+    Raises:
+        ImportError: `seqeval` is missing.
+        ValueError: the set has no entity at all, so that there is nothing to find.
+    """
+    names = list(tags)
+
+    def measured(output: Tensor, y: Tensor) -> Tensor:
+        try:
+            from seqeval.metrics import f1_score
+        except ImportError as error:
+            raise ImportError(
+                "entity F1 is measured by seqeval, which is missing: pip install 'metamtl[text]'."
+            ) from error
+        guesses, truths = [], []
+        for guess, truth in zip(output.argmax(-1).tolist(), y.tolist()):
+            real = [i for i, tag in enumerate(truth) if tag != MISSING]
+            guesses.append([names[guess[i]] for i in real])
+            truths.append([names[truth[i]] for i in real])
+        if all(tag == "O" for sentence in truths for tag in sentence):
+            raise ValueError(f"the {len(truths)} sentences hold no entity; measure on more of them.")
+        return torch.tensor(f1_score(truths, guesses, zero_division=0), dtype=torch.float64)
+
+    return Metric(measured, higher_is_better=True)

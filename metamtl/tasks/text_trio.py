@@ -1,0 +1,201 @@
+"""Three unlike tasks on text, each with its own sentences: intent, entities, sentiment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..task import MISSING, Loss, Metric, accuracy, token_accuracy, token_cross_entropy
+from . import sentiment, snips, wnut17
+from .glyphs import SPLITS, check_split
+from .labelled import Labelled
+from .mixture import Mixture, Sampling, Schedule
+from .prepared import Dir
+from .preprocess import chosen, parted
+from .scores import entity_f1
+from .vocabulary import Vocabulary, tokenize, trimmed
+
+TASKS = ("intent", "entities", "sentiment")
+PER_TOKEN = ("entities",)
+OUTPUTS = {"intent": len(snips.INTENTS), "entities": len(wnut17.TAGS), "sentiment": 2}
+
+
+class Corpus(NamedTuple):
+    """Sentences as words, and for each its label, or a label for each word."""
+
+    sentences: list[list[str]]
+    labels: list[Any]
+
+
+class TextTrio:
+    """Intent of an utterance, entities in a post, sentiment of a review: one encoder, three heads.
+
+    | task | data | train / validation / test | answer | metrics |
+    |---|---|---|---|---|
+    | `intent` | SNIPS | 13,084 / 700 / 700 | one of 7, for the sentence | accuracy |
+    | `entities` | WNUT 2017 | 3,394 / 1,009 / 1,287 | one of 13 BIO tags, for each token | entity F1 |
+    | `sentiment` | UCI reviews, 3 domains | 8 / 1 / 1 tenths of 3,000 | negative, positive | accuracy |
+
+    SNIPS: its validation set is the test; the validation sentences are drawn from its training set, as in
+    the literature. WNUT: the official splits. Sentiment has none: sentences are drawn, equal ones in one
+    split.
+    The input is a dict `tokens` `[B, L]`, `spelling` `[B, L, 4]`, `mask` `[B, L]` (see `Vocabulary`),
+    padded to the longest of its batch.
+
+    Validation and test hold every task; for `n` sentences of each, or all where there are fewer, in
+    `sample`. How the training split is sampled is up to the arguments, those of `Mixture`.
+
+    Args:
+        tasks: the tasks to keep. The vocabulary is that of all three in any case, so that nets for one
+            task read what a net for three reads.
+        sampling, temperature, tasks_per_step, sizes: of the training split, as in `Mixture`.
+        min_count: words that the training sentences hold less often are read by their spelling alone.
+        data_dir: the folder in which `snips/`, `wnut17/` and `sentiment_sentences/` lie.
+        device: where the tensors are kept and the episodes are made.
+
+    Raises:
+        ValueError: unknown options; on first use, damaged data.
+        FileNotFoundError: on first use, data is missing.
+
+    >>> trio = TextTrio(sampling="proportional", temperature=2, tasks_per_step=2)
+    >>> episodes = trio.split("test").sample(300, torch.Generator())  # doctest: +SKIP
+    >>> list(episodes), episodes["entities"].query.x["tokens"].shape  # doctest: +SKIP
+    (['intent', 'entities', 'sentiment'], torch.Size([300, 48]))
+    """
+
+    def __init__(
+        self,
+        *,
+        tasks: Iterable[str] | None = None,
+        sampling: Sampling | Schedule = "all",
+        temperature: float = 1.0,
+        tasks_per_step: int = 1,
+        sizes: Mapping[str, int] | None = None,
+        min_count: int = 2,
+        data_dir: Dir = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.tasks = chosen(tasks, TASKS)
+        self.sampling = {"sampling": sampling, "temperature": temperature, "tasks_per_step": tasks_per_step}
+        self.sizes, self.min_count = dict(sizes or {}), min_count
+        self.data_dir, self.device = data_dir, device
+
+    def split(self, name: str) -> TextMixture:
+        """The sentences of `"train"`, `"validation"` or `"test"`."""
+        check_split(name)
+        sources = {task: self._source(task, self._corpora[task][name]) for task in self.tasks}
+        sizes = {task: size for task, size in self.sizes.items() if task in sources}
+        options: dict[str, Any] = {**self.sampling, "sizes": sizes} if name == "train" else {}
+        return TextMixture(self.vocabulary, sources, **options)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Fitted on the training sentences of the three sets."""
+        train = [sentence for corpora in self._corpora.values() for sentence in corpora["train"].sentences]
+        return Vocabulary.of(train, min_count=self.min_count)
+
+    @cached_property
+    def _corpora(self) -> dict[str, dict[str, Corpus]]:
+        return {
+            "intent": _intent(self.data_dir),
+            "entities": _entities(self.data_dir),
+            "sentiment": _sentiment(self.data_dir),
+        }
+
+    def _source(self, task: str, corpus: Corpus) -> Labelled:
+        x = {name: part.to(self.device) for name, part in self.vocabulary.encode(corpus.sentences).items()}
+        metrics: dict[str, Metric] = {"accuracy": accuracy}
+        loss: Loss = F.cross_entropy
+        if task in PER_TOKEN:
+            metrics = {"f1": entity_f1(wnut17.TAGS), "token_accuracy": token_accuracy}
+            loss = token_cross_entropy
+
+        def sentences(positions: Tensor) -> dict[str, Tensor]:
+            return trimmed({name: part[positions.to(part.device)] for name, part in x.items()})
+
+        def tags(positions: Tensor) -> Tensor:
+            at = positions.to(padded.device)
+            return padded[at, : sentences(positions)["mask"].shape[1]]
+
+        padded = _padded(corpus.labels, x["mask"].shape[1]).to(self.device)
+        return Labelled(
+            sentences,
+            {task: tags if task in PER_TOKEN else padded.flatten()},
+            loss={task: loss},
+            metrics={task: metrics},
+            outputs={task: OUTPUTS[task]},
+            count=len(corpus.sentences),
+            device=self.device,
+        )
+
+
+class TextMixture(Mixture):
+    """A `Mixture` of tasks on text, with what a net for them has to know.
+
+    Attributes:
+        vocabulary: from sentences to tensors.
+        words, spellings: rows that its two embeddings need.
+        per_token: the tasks that answer for each token.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, sources: Mapping[str, Any], **options: Any) -> None:
+        super().__init__(sources, **options)
+        self.vocabulary = vocabulary
+        self.words, self.spellings = len(vocabulary), vocabulary.spellings
+        self.per_token = [task for task in self.tasks if task in PER_TOKEN]
+
+
+def _intent(data_dir: Dir) -> dict[str, Corpus]:
+    found = snips.load(data_dir)
+    train = found["train"]
+    order = np.random.default_rng(0).permutation(len(train))
+    held = min(len(found["validate"]), len(train) // 10)
+    entries = {
+        "train": [train[i] for i in np.sort(order[held:])],
+        "validation": [train[i] for i in np.sort(order[:held])],
+        "test": found["validate"],
+    }
+    return {
+        name: Corpus(
+            # Anew, since the pieces between white space keep the full stop of the last word.
+            [tokenize(" ".join(entry["tokens"])) for entry in split],
+            [snips.INTENTS.index(entry["intent"]) for entry in split],
+        )
+        for name, split in entries.items()
+    }
+
+
+def _entities(data_dir: Dir) -> dict[str, Corpus]:
+    number = {tag: i for i, tag in enumerate(wnut17.TAGS)}
+    found = wnut17.load(data_dir)
+    return {
+        name: Corpus(
+            [entry["tokens"] for entry in found[file]],
+            [[number[tag] for tag in entry["tags"]] for entry in found[file]],
+        )
+        for name, file in zip(SPLITS, wnut17.FILES)
+    }
+
+
+def _sentiment(data_dir: Dir) -> dict[str, Corpus]:
+    entries = sentiment.load(data_dir)
+    texts = [entry["text"] for entry in entries]
+    # One sentence that stands twice must not be in two splits.
+    groups = np.unique(texts, return_inverse=True)[1]
+    return {
+        name: Corpus([tokenize(texts[i]) for i in at], [entries[i]["label"] for i in at])
+        for name, at in parted(groups, (0.8, 0.1, 0.1)).items()
+    }
+
+
+def _padded(labels: Sequence[Any], longest: int) -> Tensor:
+    """`[M, L]` of tags with `MISSING` after a sentence's end, or `[M, 1]` of labels."""
+    if not isinstance(labels[0], list):
+        return torch.tensor(labels)[:, None]
+    return torch.tensor([row + [MISSING] * (longest - len(row)) for row in labels])

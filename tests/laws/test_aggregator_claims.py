@@ -1,0 +1,132 @@
+"""What each aggregator claims, on 1,000 random matrices. A new one joins by one row in `CLAIMS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchjd.linalg import QuadprogProjector
+
+from metamtl import aggregators
+
+MATRICES = 1_000
+Make = Callable[..., aggregators.Aggregator]
+# order: the order of the tasks does not matter.
+# turn: rotated parameters give the rotated direction, A(JQ) = A(J)Q; only inner products count.
+# scale: A(cJ) = c A(J).
+# span: the direction is a combination of the rows; hull: with weights on the simplex.
+# agree: no task gets worse, J A(J) >= 0; free: where the rows are linearly independent.
+CLAIMS: dict[str, str] = {
+    "AdaTask": "order",
+    "AlignedMTL": "order turn scale span",
+    "AutoLambda": "order turn scale span",
+    "CAGrad": "order turn scale span agree",  # with c = 1
+    "COSMOS": "order turn scale span",
+    "ConFIG": "order turn scale span free",
+    "Constant": "turn scale span",
+    "DBMTL": "order turn scale span",
+    "DWA": "order turn scale span",
+    "DualProj": "order turn scale span agree",
+    "ExcessMTL": "order span hull",
+    "FAMO": "order turn scale span hull",
+    "FairGrad": "order turn span free",
+    "GeometricMean": "order turn scale span",
+    "GradDrop": "order scale",
+    "GradNorm": "order turn scale span",
+    "GradVac": "turn scale span",
+    "IMTLG": "order turn scale span",
+    "IMTLL": "order turn scale span",
+    "Krum": "turn scale span hull",  # of two that are nearest to each other, the first
+    "LossAscent": "order turn scale span hull",
+    "MGDA": "order turn scale span hull agree",
+    "Mean": "order turn scale span hull",
+    "MoDo": "order turn span hull",
+    "NashMTL": "order turn span free",
+    "PBI": "order turn scale span",
+    "PCD": "turn scale span",
+    "PCGrad": "turn scale span",
+    "Random": "turn scale span hull",
+    "RawLossAscent": "order turn scale span",
+    "SDMGrad": "order turn span",
+    "STCH": "order turn scale span",
+    "Sum": "order turn scale span",
+    "TrimmedMean": "order scale",
+    "UPGrad": "order turn scale span agree",
+    "UW": "order turn scale span",
+}
+
+
+# Their solvers' own tolerances, taken away where they have an option for it.
+EXACT: dict[str, dict[str, Any]] = {
+    "CAGrad": {"c": 1.0},
+    "DualProj": {"projector": QuadprogProjector(norm_eps=1e-12, reg_eps=1e-12)},
+    "NashMTL": {"max_norm": 0.0},
+    "UPGrad": {"projector": QuadprogProjector(norm_eps=1e-12, reg_eps=1e-12)},
+}
+# Relative errors: of rounding, of a constant of 1e-8 that the method adds, of solvers that stop early.
+ERROR = {"CAGrad": 1e-6, "GradVac": 1e-6, "MGDA": 1e-2, "PCD": 1e-6}
+
+
+def test_every_aggregator_has_a_row() -> None:
+    assert list(CLAIMS) == sorted(CLAIMS) == aggregators.names() and len(CLAIMS) >= 22
+
+
+def draw(rng: torch.Generator) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    """Losses, rows, and whether the rows are independent: half of them are, half are of low rank."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=rng, dtype=torch.float64)
+
+    for number in range(MATRICES):
+        tasks = 3 + number % 3
+        columns = tasks + number % 5
+        rows = normal(tasks, columns) + normal(columns) * (number % 4) / 2  # from opposed to alike
+        independent = number % 2 == 0
+        if not independent:
+            rows = normal(tasks, 2) @ rows[:2]
+        if number % 3 == 0:
+            rows = rows * torch.logspace(-1, 1, tasks, dtype=torch.float64)[:, None]
+        yield torch.rand(tasks, generator=rng, dtype=torch.float64) + 0.5, rows, independent
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_claims(name: str, make: Make) -> None:
+    claims, error = CLAIMS[name].split(), ERROR.get(name, 1e-7)
+    rng = torch.Generator().manual_seed(0)
+    worst: dict[str, float] = {}
+
+    def note(law: str, value: Tensor) -> None:
+        worst[law] = max(worst.get(law, 0.0), float(value))
+
+    for losses, rows, independent in draw(rng):
+        if name in ("FairGrad", "NashMTL") and not independent:
+            continue  # they have a solution where no combination of the gradients vanishes
+        found = make(name, len(rows), **EXACT.get(name, {}))(losses, rows)
+        assert found.shape == rows.shape[1:] and found.dtype == rows.dtype and not found.requires_grad
+        size = found.norm().clamp(min=1e-300)
+        note("finite", (~found.isfinite()).sum())
+        if "span" in claims:
+            basis = torch.linalg.svd(rows, full_matrices=False)
+            kept = basis.Vh[basis.S / basis.S[0] > 1e-10]
+            note("span", (found - found @ kept.T @ kept).norm() / rows.norm(dim=1).max())
+        if "hull" in claims:  # no further than the furthest row, whichever way one looks
+            for way in (found, -found, torch.randn(len(found), generator=rng, dtype=torch.float64)):
+                note("hull", (found @ way - (rows @ way).max()) / (rows.norm(dim=1).max() * way.norm()))
+        if "agree" in claims or ("free" in claims and independent):
+            note("agree", -(rows @ found).min() / rows.norm(dim=1).max() ** 2)
+        if independent:
+            order = (
+                torch.randperm(len(rows), generator=rng) if "order" in claims else torch.arange(len(rows))
+            )
+            turn = torch.eye(rows.shape[1], dtype=torch.float64)
+            if "turn" in claims:
+                turn = torch.linalg.qr(torch.randn(turn.shape, generator=rng, dtype=torch.float64))[0]
+            factor = 7.0 if "scale" in claims else 1.0
+            moved = make(name, len(rows), **EXACT.get(name, {}))(
+                losses[order], factor * (rows @ turn)[order]
+            )
+            note("equal", (moved - factor * found @ turn).norm() / (factor * size))
+    assert {law: value for law, value in worst.items() if value > error} == {}
