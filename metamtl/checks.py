@@ -75,7 +75,7 @@ def check_finite(
     bad_loss = ~torch.isfinite(found.losses)
     bad_row = torch.zeros_like(bad_loss)
     for rows in found.shared.values():
-        bad_row |= ~torch.isfinite(rows.flatten(1)).all(1)
+        bad_row |= ~torch.isfinite(rows.reshape(len(rows), -1)).all(1)
     if not bool((bad_loss | bad_row).any()):
         wrong_ones = [name for name, gradient in alone.items() if not bool(torch.isfinite(gradient).all())]
         if not wrong_ones:

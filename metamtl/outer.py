@@ -108,7 +108,7 @@ def meta_backward(
         evaluations = function.gradient_evaluations * episodes.num_tasks
     check_finite(model, recipe.adapter, episodes, loss, found)
     if found.shared:  # a frozen model has none: all that is learned is the adapter's
-        matrix = torch.cat([rows.flatten(1) for rows in found.shared.values()], 1)
+        matrix = torch.cat([rows.reshape(len(rows), -1) for rows in found.shared.values()], 1)
         direction = recipe.aggregator(found.losses, matrix)
         sizes = [rows[0].numel() for rows in found.shared.values()]
         pulled = found.pull(dict(zip(found.shared, direction.split(sizes))))

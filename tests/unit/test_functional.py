@@ -51,7 +51,7 @@ def test_running_statistics_are_not_written(norm: nn.Module) -> None:
 
 
 def test_buffers_may_be_given_too() -> None:
-    norm, x = nn.BatchNorm1d(2, affine=False).eval(), torch.randn(4, 2)
+    norm, x = nets.FrozenBatchNorm(2), torch.randn(4, 2)
     given = {"running_mean": torch.full((2,), 3.0, requires_grad=True), "running_var": torch.ones(2)}
     found = forward(norm, given, x)
     torch.testing.assert_close(found, (x - 3) / (1 + norm.eps) ** 0.5)

@@ -318,3 +318,18 @@ def test_what_two_of_three_tasks_share_gets_the_sum_of_their_gradients() -> None
     torch.testing.assert_close(model.pair.weight.grad, expected, rtol=1e-11, atol=1e-13)
     mean = torch.stack([row["body.weight"] for row in rows.values()]).mean(0)
     torch.testing.assert_close(model.body.weight.grad, mean, rtol=1e-11, atol=1e-13)
+
+
+def test_a_parameter_without_axes_has_its_row_too():
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factor = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return self.factor * x
+
+    model = Scale()
+    x = torch.arange(12.0).view(3, 4, 1)
+    meta_backward(model, recipes.joint(), Episode(None, (x, 2 * x)), F.mse_loss)
+    torch.testing.assert_close(model.factor.grad, -2 * x.square().mean())
