@@ -1,0 +1,54 @@
+"""The two-dimensional problem: who gets stuck, and who arrives."""
+
+from __future__ import annotations
+
+from math import log, tanh
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import toy
+from metamtl import aggregators
+
+
+def test_the_pareto_set_cannot_be_improved_upon() -> None:
+    points = toy.pareto_set()
+    assert float(toy.gap(points).max()) < 1e-6
+    for theta in points[::200].clone().requires_grad_():
+        losses = toy.losses(theta)
+        one, other = (torch.autograd.grad(loss, theta, retain_graph=True)[0] for loss in losses)
+        weights = torch.stack([7 + theta[0], 7 - theta[0]]).detach() / 14
+        assert float((weights[0] * one + weights[1] * other).norm()) < 1e-3  # the grid's step in y
+
+
+def test_losses_at_points_that_can_be_worked_out() -> None:
+    """Zero at y = 0; the bowls at y = -8; the floor of the first valley at x = 2 tanh(y) - 7."""
+
+    def at(x: float, y: float) -> list[float]:
+        return (toy.losses(torch.tensor([x, y], dtype=torch.float64)) - toy.SHIFT).tolist()
+
+    assert at(0, 0) == [0, 0]
+    assert at(7, -8) == pytest.approx([-20 * tanh(4), -0.4 * tanh(4)], rel=1e-12)
+    assert at(2 * tanh(2) - 7, 2)[0] == pytest.approx((log(5e-6) + 6) * tanh(1), rel=1e-12)
+
+
+@pytest.mark.parametrize(("name", "arrives"), [("Mean", False), ("AlignedMTL", True)])
+def test_the_mean_gets_stuck_where_others_arrive(name: str, arrives: bool) -> None:
+    found = toy.descend(name, steps=9_000, lr=0.002, tolerance=0.1, starts=toy.STARTS[:1])
+    assert found["reached"] == arrives
+    gap, steps = found["starts"][0]["gap"], found["starts"][0]["steps"]
+    assert (gap <= 0.1 and steps < 9_000) if arrives else (gap > 5 and steps == 9_000)
+
+
+@pytest.mark.parametrize("name", [name for name in aggregators.names() if name not in toy.NOT_FOR_TWO])
+def test_every_aggregator_walks(name: str, tmp_path: Path) -> None:
+    found = toy.descend(name, steps=3, lr=0.002, tolerance=0.1)
+    assert found["way"].isfinite().all() and found["way"].shape[1:] == (5, 2)
+    assert all(one["steps"] == 3 and one["to"] != one["from"] for one in found["starts"])
+
+
+def test_the_picture(tmp_path: Path) -> None:
+    ways = {name: toy.descend(name, 100, 0.01, 0.1)["way"] for name in ("Mean", "MGDA")}
+    toy.draw(ways, tmp_path / "toy.png")
+    assert (tmp_path / "toy.png").stat().st_size > 5_000
