@@ -8,16 +8,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from metamtl import Batch, Episode, Estimate, Recipe, adaptation_curve, evaluate, recipes
+from metamtl import Batch, Episode, Estimate, Recipe, adaptation_curve, delta_m, evaluate, recipes
+
+Reference = Mapping[str, float]  # {"task/metric": what a model for that task alone reached}
 
 
 class Choice(NamedTuple):
-    """A way to adapt, after how many of its steps, and how good that was."""
+    """A way to adapt, after how many of its steps, how good that was, and by every other metric."""
 
     way: str
     stage: int
     estimate: Estimate
     higher_is_better: bool
+    found: dict[str, Estimate]
 
     def better_than(self, other: Choice) -> bool:
         """Whether this one measured better."""
@@ -25,12 +28,19 @@ class Choice(NamedTuple):
         return gap > 0 if self.higher_is_better else gap < 0
 
 
-def choose(model: nn.Module, ways: Mapping[str, Recipe], family: Any, episodes: Any, metric: str) -> Choice:
+def choose(
+    model: nn.Module,
+    ways: Mapping[str, Recipe],
+    family: Any,
+    episodes: Any,
+    metric: str,
+    reference: Reference | None = None,
+) -> Choice:
     """The best of all ways and of all their steps on these tasks."""
     best: Choice | None = None
     for way, recipe in ways.items():
-        for stage, found in enumerate(_stages(model, recipe, family, episodes)):
-            choice = Choice(way, stage, found[metric], _higher(family, metric))
+        for stage, found in enumerate(_stages(model, recipe, family, episodes, reference)):
+            choice = Choice(way, stage, found[metric], higher(family, metric), found)
             if best is None or choice.better_than(best):
                 best = choice
     assert best is not None
@@ -38,18 +48,29 @@ def choose(model: nn.Module, ways: Mapping[str, Recipe], family: Any, episodes: 
 
 
 def measure(
-    model: nn.Module, recipe: Recipe, stage: int, family: Any, episodes: Any
+    model: nn.Module,
+    recipe: Recipe,
+    stage: int,
+    family: Any,
+    episodes: Any,
+    reference: Reference | None = None,
 ) -> tuple[dict[str, dict[str, float]], list[dict[str, dict[str, float]]]]:
     """Every metric after `stage` steps, and the whole curve over the steps."""
-    stages = _stages(model, recipe, family, episodes)
+    stages = _stages(model, recipe, family, episodes, reference)
     curve = [{name: found.as_dict() for name, found in entry.items()} for entry in stages]
     return curve[stage], curve
 
 
-def _stages(model: nn.Module, recipe: Recipe, family: Any, episodes: Any) -> list[dict[str, Estimate]]:
+def _stages(
+    model: nn.Module, recipe: Recipe, family: Any, episodes: Any, reference: Reference | None
+) -> list[dict[str, Estimate]]:
     if isinstance(episodes, Mapping):
-        found = evaluate(model, recipe, episodes, family.loss, metrics=family.metrics)
-        return [_flat(found, family.metrics)]
+        flat = _flat(evaluate(model, recipe, episodes, family.loss, metrics=family.metrics), family.metrics)
+        if reference:
+            means = {name: flat[name].mean for name in reference}
+            change = delta_m(means, reference, {name: higher(family, name) for name in reference})
+            flat["delta_m"] = Estimate.of(torch.tensor(change), higher_is_better=True)
+        return [flat]
     return adaptation_curve(model, recipe, episodes, family.loss, metrics=family.metrics)
 
 
@@ -70,11 +91,15 @@ def _flat(found: Mapping[str, Mapping[str, Estimate]], metrics: Mapping[str, Any
     return {**over_tasks, **each}
 
 
-def _higher(family: Any, metric: str) -> bool:
-    metrics = family.metrics
-    if metric not in metrics:  # named tasks have a dict of metrics each
-        metrics = next(iter(metrics.values()))
-    return metrics[metric].higher_is_better
+def higher(family: Any, metric: str) -> bool:
+    """Whether more of this metric is better; of named tasks, `"task/metric"` or one that some task has."""
+    if metric in family.metrics:
+        return family.metrics[metric].higher_is_better
+    if metric == "delta_m":
+        return True
+    task, _, name = metric.rpartition("/")
+    of_tasks = [family.metrics[task]] if task else family.metrics.values()
+    return next(metrics[name].higher_is_better for metrics in of_tasks if name in metrics)
 
 
 def trivial(

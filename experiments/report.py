@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,14 @@ def _finite(content: Any) -> Any:
     if isinstance(content, (list, tuple)):
         return [_finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def signed(found: Mapping[str, float | None], *, digits: int = 2, plus: bool = True) -> str:
+    """`+1.20 ± 0.30`, from `{mean, ci95}`; without the interval where there is none."""
+    sign = "+" if plus else ""
+    mean = f"{found['mean']:{sign}.{digits}f}"
+    ci95 = found["ci95"]
+    return f"{mean} ± {ci95:.{digits}f}" if ci95 is not None and math.isfinite(ci95) else mean
 
 
 def markdown(table: dict[str, Any]) -> str:

@@ -59,8 +59,9 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     _resolve("net", model)
     recipe: Recipe = instantiate(cfg.recipe)
     recipe.adapter.to(cfg.device)
+    recipe.aggregator.to(cfg.device)
     ways = {name: Recipe(instantiate(adapter)) for name, adapter in cfg.adapt.items()}
-    parameters = [*model.parameters(), *recipe.adapter.parameters()]
+    parameters = [*model.parameters(), *recipe.adapter.parameters(), *recipe.aggregator.parameters()]
     optimizer = instantiate(cfg.optimizer)(parameters)
 
     validation_tasks = validation.sample(cfg.validate.tasks, stream(cfg.seed, VALIDATION))
@@ -76,7 +77,7 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
                 train_loss = float(torch.stack(losses).mean())  # waits for the device
                 losses.clear()
                 seconds += time.perf_counter() - began  # training alone: validation is not on the clock
-                choice = choose(model, ways, validation, validation_tasks, cfg.metric)
+                choice = choose(model, ways, validation, validation_tasks, cfg.metric, cfg.reference)
                 history.append(
                     {
                         "step": step,
@@ -110,12 +111,12 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     if best_state is not None:
         model.load_state_dict(best_state[0])
         recipe.adapter.load_state_dict(best_state[1])
-    chosen: Choice = choose(
-        model, ways, validation, validation.sample(cfg.select.tasks, stream(cfg.seed, SELECT)), cfg.metric
-    )
+    more = validation.sample(cfg.select.tasks, stream(cfg.seed, SELECT))
+    chosen: Choice = choose(model, ways, validation, more, cfg.metric, cfg.reference)
     seen = source.split("train").sample(cfg.test.tasks, stream(cfg.seed, SEEN))
     new = test.sample(cfg.test.tasks, stream(cfg.seed, TEST))
-    found, curve = measure(model, ways[chosen.way], chosen.stage, test, new)
+    way, stage = ways[chosen.way], chosen.stage
+    found, curve = measure(model, way, stage, test, new, cfg.reference)
     result = {
         "config": config,
         **environment(cfg.device),
@@ -125,9 +126,10 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         "gradient_evaluations": evaluations,
         "batchnorm": batchnorm_statistics(model),
         "interval": "95 %, Student t over test tasks (over examples, for named tasks)",
-        "adaptation": {"way": chosen.way, "steps": chosen.stage, "chosen_by": f"validation {cfg.metric}"},
-        "validation": {cfg.metric: chosen.estimate.as_dict()},
-        "seen": measure(model, ways[chosen.way], chosen.stage, test, seen)[0],
+        "parameters": sum(param.numel() for param in model.parameters()),
+        "adaptation": {"way": chosen.way, "steps": stage, "chosen_by": f"validation {cfg.metric}"},
+        "validation": {name: found.as_dict() for name, found in chosen.found.items()},
+        "seen": measure(model, way, stage, test, seen, cfg.reference)[0],
         "test": found,
         "curve": curve,
         "history": history,

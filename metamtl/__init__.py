@@ -4,9 +4,21 @@ An adapter says which parameters a task uses, an aggregator what the tasks' grad
 `meta_backward` goes from episodes to `.grad` through both.
 """
 
-from . import adapters, aggregators, engines, nets, objectives, recipes, rules, tasks
+from . import (
+    adapters,
+    aggregators,
+    distillation,
+    engines,
+    nets,
+    objectives,
+    penalties,
+    recipes,
+    rules,
+    self_supervision,
+    tasks,
+)
 from .episode import Batch, Episode
-from .estimate import Estimate
+from .estimate import Estimate, delta_m
 from .evaluation import adaptation_curve, evaluate
 from .outer import Outcome, meta_backward
 from .recipes import Recipe
@@ -25,12 +37,16 @@ __all__ = [
     "adaptation_curve",
     "adapters",
     "aggregators",
+    "delta_m",
+    "distillation",
     "engines",
     "evaluate",
     "meta_backward",
     "nets",
     "objectives",
+    "penalties",
     "recipes",
     "rules",
+    "self_supervision",
     "tasks",
 ]

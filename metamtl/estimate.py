@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -51,6 +52,42 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.mean:.4f} ± {self.ci95:.4f} (n={self.n})"
+
+
+def delta_m(
+    found: Mapping[str, float], baseline: Mapping[str, float], higher_is_better: Mapping[str, bool]
+) -> float:
+    """How much better several tasks are together than each by itself, in percent of the latter.
+
+    `100 / T * sum_t s_t (found_t - baseline_t) / |baseline_t|`, `s_t` being 1 where higher is better, else
+    -1: above 0 is better than the baseline (Maninis et al. 2019, https://arxiv.org/abs/1904.08918).
+
+    Args:
+        found: a measure of each task, by name.
+        baseline: the same of models for one task each.
+        higher_is_better: the direction of each measure.
+
+    Raises:
+        ValueError: names that differ, or a baseline of zero, to which nothing is relative.
+
+    >>> delta_m({"tone": 0.9, "length": 3.0}, {"tone": 0.8, "length": 4.0}, {"tone": True, "length": False})
+    18.75
+    """
+    if found.keys() != baseline.keys():
+        raise ValueError(
+            f"delta_m compares the same tasks; found {sorted(found)}, in the baseline {sorted(baseline)}."
+        )
+    if empty := [name for name, value in baseline.items() if value == 0 or not math.isfinite(value)]:
+        raise ValueError(
+            f"the baseline of {', '.join(empty)} is zero or not finite, and no change is relative to that;"
+            " train it for longer, or leave the task out."
+        )
+    signed = {name: found[name] - value for name, value in baseline.items()}
+    changes = [
+        (change if higher_is_better[name] else -change) / abs(baseline[name])
+        for name, change in signed.items()
+    ]
+    return 100 * sum(changes) / len(changes)
 
 
 @lru_cache(maxsize=256)

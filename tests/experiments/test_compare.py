@@ -44,9 +44,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[float]]]:
         found["train"][-1].append(print_of(episodes))  # type: ignore[arg-type]
         return meta_backward(model, recipe, episodes, loss)
 
-    def measured(model: Any, recipe: Any, stage: int, family: Any, episodes: Any) -> Any:
+    def measured(model: Any, recipe: Any, stage: int, family: Any, episodes: Any, *more: Any) -> Any:
         found["measured"][-1].append(print_of(episodes))  # type: ignore[arg-type]
-        return measure(model, recipe, stage, family, episodes)
+        return measure(model, recipe, stage, family, episodes, *more)
 
     monkeypatch.setattr(train, "run", run)
     monkeypatch.setattr(train, "meta_backward", backward)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from metamtl import Estimate
+from metamtl import Estimate, delta_m
 from metamtl.estimate import student_t
 
 
@@ -56,3 +56,26 @@ def test_how_it_reads() -> None:
     found = Estimate.of(torch.tensor([1.0, 2.0, 3.0]))
     assert str(found) == "2.0000 ± 2.4841 (n=3)" and "values" not in repr(found)
     assert found.as_dict() == {"mean": 2.0, "ci95": found.ci95, "n": 3, "worst_decile": 3.0}
+
+
+def test_delta_m() -> None:
+    up = {"tone": True, "length": False}
+    baseline = {"tone": 0.8, "length": 4.0}
+    # By hand: (0.1 / 0.8 + 1 / 4) / 2.
+    assert delta_m({"tone": 0.9, "length": 3.0}, baseline, up) == pytest.approx(18.75)
+    assert delta_m(baseline, baseline, up) == 0
+    # A negative measure has a direction too.
+    assert delta_m({"gain": -1.0}, {"gain": -2.0}, {"gain": True}) == pytest.approx(50)
+
+
+@pytest.mark.parametrize(
+    ("found", "baseline", "message"),
+    [
+        ({"tone": 1.0}, {"tone": 0.0}, "the baseline of tone is zero"),
+        ({"tone": 1.0}, {"tone": math.nan}, "the baseline of tone is zero or not finite"),
+        ({"tone": 1.0}, {"length": 1.0}, r"found \['tone'\], in the baseline \['length'\]"),
+    ],
+)
+def test_delta_m_refuses(found: dict[str, float], baseline: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        delta_m(found, baseline, dict.fromkeys(baseline, True))

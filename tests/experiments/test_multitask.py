@@ -1,0 +1,99 @@
+"""Tasks together against each by itself: fair, tuned alike, and honest about noise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose
+
+from experiments import multitask, train
+from metamtl import Estimate
+
+Overrides = Callable[..., list[str]]
+SMALL = ("experiment=glyphs_multitask", "steps=2", "meta_batch=8", "validate.times=1")
+MEASURED = ("validate.tasks=40", "select.tasks=40", "test.tasks=40", "+task.tasks=[script,case]")
+OWN = ("tune={optimizer.lr:[1e-3,1e-2]}", "seeds=[0,1]", "run=[equal,pcgrad]", "tasks_per_step=2")
+
+
+@pytest.fixture
+def table(overrides: Overrides, tmp_path: Path) -> dict[str, Any]:
+    every = [*overrides(*SMALL), *MEASURED, *OWN]
+    return multitask.run(compose("multitask", every), every, tmp_path)
+
+
+def results(folder: Path, row: str) -> dict[str, dict[str, Any]]:
+    return {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8"))
+        for path in (folder / row).glob("*/result.json")
+    }
+
+
+def test_a_table_of_single_tasks_and_methods(table: dict[str, Any], tmp_path: Path) -> None:
+    single, *methods = table["rows"]
+    assert [row["method"] for row in methods] == ["equal", "pcgrad"]
+    assert table["higher_is_better"] == {"script/accuracy": True, "case/accuracy": True}
+    assert table == {**json.loads((tmp_path / "multitask.json").read_text(encoding="utf-8"))}
+    # Every row was tuned over the same values, by a seed of no other use.
+    runs = {"seed0", "seed1", "tune_lr0.001_seed100", "tune_lr0.01_seed100"}
+    for row in ("single_script", "single_case", "equal", "pcgrad"):
+        assert set(results(tmp_path, row)) == runs
+    assert set(single["tuned"]) == {"script", "case"}
+
+    # Each seed of a method against the single tasks of the same seed.
+    alone = {task: results(tmp_path, f"single_{task}") for task in ("script", "case")}
+    found = results(tmp_path, "equal")
+    by_seed = []
+    for seed in ("seed0", "seed1"):
+        changes = []
+        for task, of_task in alone.items():
+            measure = f"{task}/accuracy"
+            base = sum(of_task[s]["test"][measure]["mean"] for s in ("seed0", "seed1")) / 2
+            gain = found[seed]["test"][measure]["mean"] - of_task[seed]["test"][measure]["mean"]
+            changes.append(100 * gain / base)
+        by_seed.append(sum(changes) / 2)
+    assert methods[0]["delta_m"]["mean"] == pytest.approx(sum(by_seed) / 2)
+    assert methods[0]["against_first"]["mean"] == 0
+
+
+def test_the_best_rate_on_validation_is_taken(table: dict[str, Any], tmp_path: Path) -> None:
+    found = results(tmp_path, "equal")
+    scores = {
+        rate: found[f"tune_lr{rate}_seed100"]["validation"]["delta_m"]["mean"] for rate in (0.001, 0.01)
+    }
+    best = max(scores, key=lambda rate: scores[rate])
+    assert found["seed0"]["config"]["optimizer"]["lr"] == best
+    # Weights are chosen by delta_m against what the single tasks reached on validation.
+    reference = found["seed0"]["config"]["reference"]
+    alone = results(tmp_path, "single_case")
+    expected = [alone[seed]["validation"]["case/accuracy"]["mean"] for seed in ("seed0", "seed1")]
+    assert reference["case/accuracy"] == pytest.approx(sum(expected) / 2)
+
+
+def test_finished_runs_are_not_run_again(
+    overrides: Overrides, table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "run", lambda *_: pytest.fail("a finished run was started again"))
+    given = [*table["experiment"]["overrides"], *OWN]
+    assert multitask.run(compose("multitask", given), given, tmp_path)["rows"] == table["rows"]
+
+
+@pytest.mark.parametrize(
+    ("differences", "expected"),
+    [([1.0, 1.1, 0.9], "+"), ([-1.0, -1.1, -0.9], "-"), ([1.0, -1.0, 0.5], "="), ([3.0], "=")],
+)
+def test_a_sign_stands_only_beyond_the_noise_of_the_seeds(differences: list[float], expected: str) -> None:
+    assert multitask.sign(differences) == expected
+    found = Estimate.of(torch.tensor(differences, dtype=torch.float64))
+    text = multitask._verdict({"mean": found.mean, "ci95": found.ci95})
+    assert text.endswith("within the noise") == (expected == "=")
+
+
+def test_unknown_methods_are_named(overrides: Overrides, tmp_path: Path) -> None:
+    given = [*overrides("experiment=glyphs_multitask"), "run=[equal,magic]"]
+    with pytest.raises(ValueError, match=r"run names \['magic'\]; the methods are equal, "):
+        multitask.run(compose("multitask", given), given, tmp_path)
