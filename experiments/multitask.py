@@ -1,9 +1,9 @@
 """Tasks together against each by itself: `python -m experiments.multitask experiment=multimnist`.
 
-Trains one model for each task alone, then one for all tasks by each method, from the same seeds with the same
-steps. Learning rates of every row, the single tasks' too, are chosen on validation by seeds of their own;
-so are the weights of every run, those of a method by `delta_m` against the single tasks' validation. Writes
-`multitask.json`, `multitask.md`, and the folder of every run.
+Trains one model for each task alone, then one for all tasks by each method, from the same seeds with the
+same steps. Learning rates of every row, the single tasks' too, are chosen on validation by seeds of their
+own; so are the weights of every run, those of a method by `delta_m` against the single tasks' validation.
+Writes `multitask.json`, `multitask.md`, and the folder of every run.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from .measure import higher
 from .report import environment, signed, write_json, write_text
 
 OWN = ("methods=", "run=", "seeds=", "tune=", "tune_seeds=", "seed=")
+GROUPS = ("net", "recipe", "optimizer")  # of configs: a method may name one of each
 Results = dict[int, dict[str, Any]]  # by seed
 
 
@@ -68,9 +69,13 @@ class Rows:
 
     def _run(self, row: str, label: str, changes: Any, seed: int) -> dict[str, Any]:
         folder = self.folder / row / label
-        one = compose("train", [*self.passed_on, f"seed={seed}"])
+        groups = {name: changes[name] for name in GROUPS if isinstance(changes.get(name), str)}
+        chosen = [f"{group}={name}" for group, name in groups.items()]
+        one = compose("train", [*self.passed_on, *chosen, f"seed={seed}"])
         OmegaConf.set_struct(one, False)  # methods may set what no config file has
-        one.merge_with(changes)
+        one.merge_with(
+            {name: value for name, value in changes.items_ex(resolve=False) if name not in groups}
+        )
         one.device = self.cfg.device
         known = folder / "result.json"
         if known.is_file():
@@ -166,7 +171,7 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
 
 
 def sign(differences: list[float]) -> str:
-    """`+` or `-` where the interval of the mean leaves out zero, else `=`: within the noise of the seeds."""
+    """`+` or `-` where the mean's interval leaves out zero, else `=`: within the noise of the seeds."""
     found = Estimate.of(torch.tensor(differences, dtype=torch.float64))
     if not abs(found.mean) > found.ci95:  # nor where one seed gives no interval
         return "="
@@ -195,9 +200,9 @@ def markdown(table: dict[str, Any]) -> str:
     hardware = table["hardware"]
     lines += [
         "",
-        f"Test set, used once. Seeds {table['seeds']}; intervals: {table['interval']}; delta_m: mean relative"
-        " change against the single tasks, in percent; signs: better (+), worse (-) or within the noise of"
-        f" the seeds (=), by task. {hardware['device']}, {hardware['threads']} threads; torch"
+        f"Test set, used once. Seeds {table['seeds']}; intervals: {table['interval']}; delta_m: mean"
+        " relative change against the single tasks, in percent; signs: better (+), worse (-) or within the"
+        f" noise of the seeds (=), by task. {hardware['device']}, {hardware['threads']} threads; torch"
         f" {table['versions']['torch']}.",
     ]
     return "\n".join(lines) + "\n"

@@ -6,6 +6,7 @@ way to adapt; one test. Everything it found stands in `result.json`, the model i
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
 
 from metamtl import Recipe, meta_backward
@@ -59,6 +60,7 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     _resolve("net", model)
     recipe: Recipe = instantiate(cfg.recipe)
     recipe.adapter.to(cfg.device)
+    engine = instantiate(cfg.engine)
     recipe.aggregator.to(cfg.device)
     ways = {name: Recipe(instantiate(adapter)) for name, adapter in cfg.adapt.items()}
     parameters = [*model.parameters(), *recipe.adapter.parameters(), *recipe.aggregator.parameters()]
@@ -98,7 +100,7 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             optimizer.zero_grad()
             episodes = train.sample(cfg.meta_batch, stream(cfg.seed, TRAIN, step))
             try:
-                outcome = meta_backward(model, recipe, episodes, train.loss)
+                outcome = meta_backward(model, recipe, episodes, train.loss, engine=engine)
             except FloatingPointError as error:
                 raise FloatingPointError(f"step {step}: {error}") from error
             optimizer.step()
@@ -139,6 +141,19 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
     write_json(folder / "result.json", result)
     return result
+
+
+def load(folder: Path, *, trained: bool = True) -> tuple[torch.nn.Module, Any]:
+    """The model that `run` left in a folder, or the one it began with, and its source of tasks."""
+    cfg = OmegaConf.create(json.loads((folder / "result.json").read_text(encoding="utf-8"))["config"])
+    source = instantiate(cfg.task)
+    _resolve("train", source.split("train"))
+    torch.manual_seed(cfg.seed)
+    model = instantiate(cfg.net)
+    if trained:
+        saved = load_file(folder / "model.safetensors")
+        model.load_state_dict({k: v for k, v in saved.items() if not k.startswith("adapter.")})
+    return model, source
 
 
 def _resolve(name: str, thing: Any) -> None:

@@ -11,7 +11,7 @@ from .fine_tune import fine_tune
 from .hierarchical import Hierarchical
 from .lenet import Decoder, LeNet, lenet, lenet_heads
 from .mixture import Constant
-from .mlp import MLP, mlp
+from .mlp import MLP, mlp, tower
 from .mmoe import MMoE
 from .mtan import MTAN
 from .named import NamedTasks
@@ -79,6 +79,7 @@ __all__ = [
     "smooth_step",
     "text_classifier",
     "text_heads",
+    "tower",
     "vit",
     "vqa",
     "with_batchnorm",

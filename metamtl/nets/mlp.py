@@ -16,11 +16,8 @@ class MLP(nn.Module):
         super().__init__()
         if len(widths) < 2:
             raise ValueError(f"mlp{widths} needs at least an input and an output width.")
-        layers: list[nn.Module] = []
-        for inputs, outputs in pairwise(widths[:-1]):
-            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
         self.features = widths[-2]
-        self.body = nn.Sequential(*layers)
+        self.body = tower(*widths[:-1])
         self.head = nn.Linear(widths[-2], widths[-1])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,3 +31,13 @@ def mlp(*widths: int) -> MLP:
     1761
     """
     return MLP(*widths)
+
+
+def tower(*widths: int) -> nn.Sequential:
+    """The body of an `mlp`: linear layers, each with a ReLU behind it; an expert, or a tower, of others.
+
+    >>> len(tower(4, 8, 8))
+    4
+    """
+    pairs = [(nn.Linear(inputs, outputs), nn.ReLU()) for inputs, outputs in pairwise(widths)]
+    return nn.Sequential(*(layer for pair in pairs for layer in pair))

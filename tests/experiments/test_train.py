@@ -37,7 +37,7 @@ KEYS = {
     "history",
     "interval",
 }
-KEYS |= {"seconds", "seeds", "seen", "steps", "test", "validation", "versions"}
+KEYS |= {"parameters", "seconds", "seeds", "seen", "steps", "test", "validation", "versions"}
 
 
 def no_constant(name: str) -> None:
@@ -227,3 +227,29 @@ def test_the_command(tmp_path: Path) -> None:
     assert result["seeds"] == [3]
     assert f"{result['test']['mse']['mean']:.4f}" in done.stdout
     assert str(tmp_path / "result.json") in done.stdout
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_finished_training_can_be_loaded(trained: bool, composed: Compose, tmp_path: Path) -> None:
+    cfg = composed("experiment=glyphs_multitask", "steps=2", "validate.times=1")
+    train.run(cfg, tmp_path)
+    model, source = train.load(tmp_path, trained=trained)
+    saved = load_file(tmp_path / "model.safetensors")
+    same = [torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items()]
+    assert all(same) if trained else not any(same)
+    assert source.split("test").loss.keys() == model.heads.keys()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["net=mlp_soft", "recipe=joint_nuclear"],
+        *(["net=" + name] for name in ("mlp_cross_stitch", "mlp_mmoe", "mlp_dselect_k", "mlp_ple")),
+        ["net=mlp_cooperative"],
+        ["net=adult_cascade"],
+    ],
+    ids=str,
+)
+def test_every_way_of_sharing_runs(changes: list[str], composed: Compose, tmp_path: Path) -> None:
+    cfg = composed("experiment=adult", "steps=2", "meta_batch=8", "validate.times=1", *changes)
+    assert train.run(cfg, tmp_path)["steps"] == 2

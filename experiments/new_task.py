@@ -1,0 +1,108 @@
+"""One more task, from few examples, with the encoder of a finished training.
+
+`python -m experiments.new_task multitask=<folder>` takes what `experiments.multitask experiment=text_trio`
+wrote. Each of its encoders, and an untrained one, learns the 15 intents of a CLINC150 domain from 5
+sentences each; how (which adapter, how many steps) is chosen on the validation domains, and the test
+domains are used once. Writes `new_task.json` and `new_task.md`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from metamtl import Estimate, Recipe, nets
+
+from . import train
+from .measure import choose, measure
+from .report import environment, signed, write_json, write_text
+
+
+def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+    """Adapt every encoder to the same tasks; write and return the table."""
+    ways = {name: Recipe(instantiate(adapter)) for name, adapter in cfg.adapt.items()}
+    rows = []
+    for row in ["untrained", *cfg.rows]:
+        found = [
+            _one(cfg, ways, Path(cfg.multitask) / (cfg.rows[0] if row == "untrained" else row), seed, row)
+            for seed in cfg.seeds
+        ]
+        accuracies = Estimate.of(torch.tensor([one["accuracy"] for one in found], dtype=torch.float64))
+        worst = [one["worst_decile"] for one in found]
+        rows.append(
+            {
+                "encoder": row,
+                "accuracy": {"mean": accuracies.mean, "ci95": accuracies.ci95},
+                "worst_decile": sum(worst) / len(worst),
+                "adaptation": [one["adaptation"] for one in found],
+            }
+        )
+    table = {
+        **environment("cpu"),
+        "seeds": list(cfg.seeds),
+        "interval": "95 %, Student t over the encoders' seeds",
+        "tasks": cfg.test.tasks,
+        "ways": cfg.ways,
+        "shots": cfg.shots,
+        "rows": rows,
+    }
+    write_json(folder / "new_task.json", table)
+    write_text(folder / "new_task.md", markdown(table))
+    return table
+
+
+def _one(cfg: DictConfig, ways: dict[str, Recipe], runs: Path, seed: int, row: str) -> dict[str, Any]:
+    """The test of one encoder."""
+    model, source = train.load(runs / f"seed{seed}", trained=row != "untrained")
+    classifier = nets.TextClassifier(model.body, cfg.ways)
+    task = {"ways": cfg.ways, "shots": cfg.shots, "vocabulary": source.vocabulary}
+    family = instantiate(cfg.task, **task)
+    validation, test = family.split("validation"), family.split("test")
+    episodes = validation.sample(cfg.select.tasks, train.stream(0, train.SELECT))
+    chosen = choose(classifier, ways, validation, episodes, "accuracy")
+    new = test.sample(cfg.test.tasks, train.stream(0, train.TEST))
+    found, _ = measure(classifier, ways[chosen.way], chosen.stage, test, new)
+    return {
+        "accuracy": found["accuracy"]["mean"],
+        "worst_decile": found["accuracy"]["worst_decile"],
+        "adaptation": f"{chosen.way}, {chosen.stage}",
+    }
+
+
+def markdown(table: dict[str, Any]) -> str:
+    """The table in Markdown."""
+    lines = [
+        f"| encoder | accuracy, {table['ways']} intents from {table['shots']} sentences each | worst tenth"
+        " | adapts (way, steps) |",
+        "|---|---|---|---|",
+    ]
+    for row in table["rows"]:
+        percent = {name: 100 * value for name, value in row["accuracy"].items()}
+        cells = [signed(percent, digits=1, plus=False), f"{100 * row['worst_decile']:.1f}"]
+        cells.append("; ".join(sorted(set(row["adaptation"]))))
+        lines.append(f"| {row['encoder']} | {' | '.join(cells)} |")
+    hardware = table["hardware"]
+    lines += [
+        "",
+        f"{table['tasks']} tasks of domains met neither in training nor in validation, the same for every"
+        f" encoder; seeds {table['seeds']}; intervals: {table['interval']}. {hardware['device']},"
+        f" {hardware['threads']} threads; torch {table['versions']['torch']}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+@hydra.main(version_base=None, config_path=train.CONF, config_name="new_task")
+def main(cfg: DictConfig) -> None:
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    run(cfg, folder)
+    print((folder / "new_task.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
