@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..episode import Batch, Episode
 from ..task import MISSING, Loss, Metric, accuracy, token_accuracy, token_cross_entropy
 from . import sentiment, snips, wnut17
 from .glyphs import SPLITS, check_split
@@ -56,6 +58,8 @@ class TextTrio:
             task read what a net for three reads.
         sampling, temperature, tasks_per_step, sizes: of the training split, as in `Mixture`.
         min_count: words that the training sentences hold less often are read by their spelling alone.
+        word_dropout: share of the words of a training sentence that are hidden, each in one of the places
+            for unknown words; its spelling stays.
         data_dir: the folder in which `snips/`, `wnut17/` and `sentiment_sentences/` lie.
         device: where the tensors are kept and the episodes are made.
 
@@ -78,10 +82,13 @@ class TextTrio:
         tasks_per_step: int = 1,
         sizes: Mapping[str, int] | None = None,
         min_count: int = 2,
+        word_dropout: float = 0.0,
         data_dir: Dir = None,
         device: torch.device | str | None = None,
     ) -> None:
-        self.tasks = chosen(tasks, TASKS)
+        if not 0 <= word_dropout < 1:
+            raise ValueError(f"word_dropout={word_dropout} must be at least 0 and below 1.")
+        self.tasks, self.word_dropout = chosen(tasks, TASKS), word_dropout
         self.sampling = {"sampling": sampling, "temperature": temperature, "tasks_per_step": tasks_per_step}
         self.sizes, self.min_count = dict(sizes or {}), min_count
         self.data_dir, self.device = data_dir, device
@@ -91,7 +98,9 @@ class TextTrio:
         check_split(name)
         sources = {task: self._source(task, self._corpora[task][name]) for task in self.tasks}
         sizes = {task: size for task, size in self.sizes.items() if task in sources}
-        options: dict[str, Any] = {**self.sampling, "sizes": sizes} if name == "train" else {}
+        options: dict[str, Any] = {}
+        if name == "train":
+            options = {**self.sampling, "sizes": sizes, "word_dropout": self.word_dropout}
         return TextMixture(self.vocabulary, sources, **options)
 
     @cached_property
@@ -144,11 +153,34 @@ class TextMixture(Mixture):
         per_token: the tasks that answer for each token.
     """
 
-    def __init__(self, vocabulary: Vocabulary, sources: Mapping[str, Any], **options: Any) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        sources: Mapping[str, Any],
+        *,
+        word_dropout: float = 0.0,
+        **options: Any,
+    ) -> None:
         super().__init__(sources, **options)
-        self.vocabulary = vocabulary
+        self.vocabulary, self.word_dropout = vocabulary, word_dropout
         self.words, self.spellings = len(vocabulary), vocabulary.spellings
         self.per_token = [task for task in self.tasks if task in PER_TOKEN]
+
+    def sample(self, n: int, rng: torch.Generator, step: int | None = None) -> dict[str, Episode]:
+        """As `Mixture.sample`, with a share of the words hidden."""
+        found = super().sample(n, rng, step)
+        if not self.word_dropout:
+            return found
+        return {
+            task: replace(episode, query=Batch(self._hidden(episode.query[0], rng), episode.query[1]))
+            for task, episode in found.items()
+        }
+
+    def _hidden(self, x: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+        tokens = x["tokens"]
+        hide = (torch.rand(tokens.shape, generator=rng) < self.word_dropout).to(tokens.device)
+        unknown = torch.randint(1, 1 + self.vocabulary.buckets, tokens.shape, generator=rng)
+        return {**x, "tokens": torch.where(hide & x["mask"], unknown.to(tokens.device), tokens)}
 
 
 def _intent(data_dir: Dir) -> dict[str, Corpus]:

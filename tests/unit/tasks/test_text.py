@@ -133,6 +133,24 @@ def test_sampling_is_that_of_the_training_split_alone(tiny: Path) -> None:
     assert len(test.sample(4, rng())) == 3
 
 
+def test_hidden_words_keep_their_spelling_and_labels(tiny: Path) -> None:
+    plain = TextTrio(data_dir=tiny).split("train").sample(20, rng())
+    hidden = TextTrio(word_dropout=0.5, data_dir=tiny).split("train").sample(20, rng())
+    known = TextTrio(data_dir=tiny).vocabulary
+    for task, episode in plain.items():  # the sentences are drawn before any word is hidden
+        x, other = episode.query.x, hidden[task].query.x
+        assert torch.equal(x["spelling"], other["spelling"]) and torch.equal(x["mask"], other["mask"])
+        assert torch.equal(episode.query.y, hidden[task].query.y)
+        changed = x["tokens"] != other["tokens"]
+        assert not changed[~x["mask"]].any()
+        assert 1 <= other["tokens"][changed].min() and other["tokens"][changed].max() <= known.buckets
+        assert 0.3 < changed[x["mask"]].double().mean() < 0.7
+    test = [TextTrio(word_dropout=p, data_dir=tiny).split("test").sample(5, rng()) for p in (0.0, 0.5)]
+    assert all(torch.equal(a.query.x["tokens"], test[1][t].query.x["tokens"]) for t, a in test[0].items())
+    with pytest.raises(ValueError, match="word_dropout=1 must be"):
+        TextTrio(word_dropout=1)
+
+
 def test_altered_tags_are_refused(tiny: Path, tmp_path: Path) -> None:
     folder = tmp_path / "wnut17"
     folder.mkdir()
