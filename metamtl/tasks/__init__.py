@@ -6,6 +6,7 @@ from .easy_vqa import EasyVQA
 from .few_shot import FewShot
 from .glyph_attributes import GlyphAttributes
 from .glyphs import Glyphs
+from .grouped import Grouped
 from .labelled import Labelled
 from .mixture import Mixture
 from .multimnist import MultiMNIST
@@ -23,6 +24,7 @@ __all__ = [
     "FewShot",
     "GlyphAttributes",
     "Glyphs",
+    "Grouped",
     "Labelled",
     "Mixture",
     "MultiMNIST",

@@ -13,9 +13,10 @@ from torch import Tensor
 from ..task import Loss, Metric
 from .few_shot import FewShot, Rotations
 from .files import data_folder, split_file
+from .grouped import Grouped
 from .omniglot_files import DRAWERS, Arrays, load
 
-Protocol = Literal["maml", "vinyals"]
+Protocol = Literal["maml", "vinyals", "alphabets"]
 Split = Literal["train", "validation", "test"]
 
 
@@ -33,8 +34,11 @@ class Omniglot:
       files as opened, and PIL takes the nearest pixel, without a word, where an image is of one bit;
       ours turns every drawing to 8 bits first.
     - `"vinyals"`: 1028, 172 and 423 characters (https://arxiv.org/abs/1606.04080).
+    - `"alphabets"`: 25, 5 and 20 whole alphabets (883, 81 and 659 characters): the evaluation set for the
+      test, and for validation the five smallest alphabets of the background set, as in Meta-Dataset
+      (https://arxiv.org/abs/1903.03096).
 
-    Both leave `rotations` to the caller: one random multiple of 90 degrees for each class of each
+    All leave `rotations` to the caller: one random multiple of 90 degrees for each class of each
     episode, in training and test (`"episode"`, the MAML code); or four classes from each character
     (`"classes"`: ProtoNet and others), where the character of a class id is `id % 1623`.
 
@@ -47,6 +51,8 @@ class Omniglot:
     Args:
         ways, shots, queries, rotations, device: as in `FewShot`. MAML's authors take `queries=shots`.
         protocol: which characters are for training, validation and test.
+        within: `"alphabet"`: the classes of a task are characters of one alphabet, and a split is
+            `Grouped` by alphabet, without those that have fewer than `ways` classes in it; None: of any.
         data_dir: where `omniglot/` lies; else the variable `METAMTL_DATA`, else the user's cache.
         download: fetch what is missing.
 
@@ -73,6 +79,7 @@ class Omniglot:
         *,
         protocol: Protocol = "maml",
         rotations: Rotations = "episode",
+        within: Literal["alphabet"] | None = None,
         data_dir: str | os.PathLike[str] | None = None,
         download: bool = False,
         device: torch.device | str | None = None,
@@ -81,6 +88,8 @@ class Omniglot:
             raise ValueError(f"protocol={protocol!r} is not one of {_listed(get_args(Protocol))}.")
         if rotations not in get_args(Rotations):
             raise ValueError(f"rotations={rotations!r} is not one of {_listed(get_args(Rotations))}.")
+        if within not in ("alphabet", None):
+            raise ValueError(f"within={within!r} is not 'alphabet' or None.")
         if min(ways, shots, queries) < 1:
             raise ValueError(f"ways={ways}, shots={shots}, queries={queries}: each must be at least 1.")
         if shots + queries > DRAWERS:
@@ -89,26 +98,48 @@ class Omniglot:
                 f" but Omniglot has {DRAWERS}; lower shots or queries."
             )
         self.ways, self.shots, self.queries = ways, shots, queries
-        self.protocol, self.rotations = protocol, rotations
+        self.protocol, self.rotations, self.within = protocol, rotations, within
         self.data_dir, self.download, self.device = data_dir, download, device
-        self._splits: dict[str, FewShot] = {}
+        self._splits: dict[str, FewShot | Grouped] = {}
 
-    def split(self, name: Split) -> FewShot:
-        """The tasks of one split; images are shared by the splits."""
+    def split(self, name: Split) -> FewShot | Grouped:
+        """The tasks of one split; images are shared by the splits.
+
+        Raises:
+            ValueError: an unknown split; with `within`, no alphabet that has enough classes for a task.
+        """
         if name not in get_args(Split):
             raise ValueError(f"split {name!r} is not one of {_listed(get_args(Split))}.")
         if name not in self._splits:
             row = {character: index for index, character in enumerate(self.character_names)}
-            self._splits[name] = FewShot(
-                self._images,
-                self._arrays["character"],
-                ways=self.ways,
-                shots=self.shots,
-                queries=self.queries,
-                classes=[row[character] for character in split_file(f"omniglot_{self.protocol}")[name]],
-                rotations=self.rotations,
-            )
+            rows = [row[character] for character in split_file(f"omniglot_{self.protocol}")[name]]
+            self._splits[name] = self._tasks(rows) if self.within is None else self._by_alphabet(name, rows)
         return self._splits[name]
+
+    def _tasks(self, rows: list[int]) -> FewShot:
+        return FewShot(
+            self._images,
+            self._arrays["character"],
+            ways=self.ways,
+            shots=self.shots,
+            queries=self.queries,
+            classes=rows,
+            rotations=self.rotations,
+        )
+
+    def _by_alphabet(self, name: str, rows: list[int]) -> Grouped:
+        members: dict[str, list[int]] = {}
+        for row, alphabet in zip(rows, self.alphabets[rows].tolist()):
+            members.setdefault(self.alphabet_names[alphabet], []).append(row)
+        turns = 4 if self.rotations == "classes" else 1
+        if self.ways > (most := turns * max(map(len, members.values()))):
+            raise ValueError(
+                f"{self.ways}-way tasks within one alphabet need {self.ways} classes of it, but no alphabet"
+                f" has more than {most} in the split {name!r} of protocol {self.protocol!r}; lower ways,"
+                " take protocol='alphabets', or leave within out."
+            )
+        enough = {a: chosen for a, chosen in members.items() if turns * len(chosen) >= self.ways}
+        return Grouped({alphabet: self._tasks(enough[alphabet]) for alphabet in sorted(enough)})
 
     @property
     def character_names(self) -> list[str]:

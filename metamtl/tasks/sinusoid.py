@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ Range = tuple[float, float]
 class Sinusoid:
     """Sine waves to be fitted from K points each (Finn et al. 2017, https://arxiv.org/abs/1703.03400).
 
-    Of each task `A ~ U(amplitude)` and `b ~ U(phase)`; of each point `x ~ U(x_range)` and
+    Of each task `A ~ U(amplitude)` (or `log A`, on a logarithmic scale) and `b ~ U(phase)`; of each point
+    `x ~ U(x_range)` and
 
         y = A sin(x - b) + noise * N(0, 1).
 
@@ -31,13 +32,17 @@ class Sinusoid:
             that many, made from `seed`. A sample then draws from the list with replacement, and
             `Episode.task` holds the places in it, so that each task can have a head of its own.
         amplitude, phase, x_range: lowest and highest value.
+        amplitude_scale: "linear", or "log" for tasks of very different size: amplitudes are then uniform
+            in their logarithm, and a second metric is measured, `relative`: the squared error over the
+            mean square of the task's targets, which counts every task alike. `mse` is that of the large.
         noise: standard deviation of what is added to y, in support and query.
         seed: of the fixed list; not used without `tasks`.
         device: where the episodes are put; they are drawn on the CPU.
         dtype: of x and y; torch's default where None. Points agree between dtypes up to rounding.
 
     Raises:
-        ValueError: a number below 1, an empty or infinite range, negative noise.
+        ValueError: a number below 1, an empty or infinite range, negative noise; amplitudes of zero or
+            less on a logarithmic scale.
 
     >>> sinusoids = Sinusoid(shots=10, queries=5)
     >>> episode = sinusoids.sample(4, torch.Generator().manual_seed(0))
@@ -46,7 +51,7 @@ class Sinusoid:
     """
 
     loss: Loss = staticmethod(F.mse_loss)
-    metrics: ClassVar[dict[str, Metric]] = {"mse": mse}
+    metrics: dict[str, Metric]
 
     def __init__(
         self,
@@ -55,6 +60,7 @@ class Sinusoid:
         *,
         tasks: int | None = None,
         amplitude: Range = (0.1, 5.0),
+        amplitude_scale: Literal["linear", "log"] = "linear",
         phase: Range = (0.0, math.pi),
         x_range: Range = (-5.0, 5.0),
         noise: float = 0.0,
@@ -68,12 +74,22 @@ class Sinusoid:
             raise ValueError(f"tasks={tasks} must be at least 1, or None for infinitely many.")
         for name, bounds in (("amplitude", amplitude), ("phase", phase), ("x_range", x_range)):
             _check_range(name, bounds)
+        if amplitude_scale not in ("linear", "log"):
+            raise ValueError(f"amplitude_scale={amplitude_scale!r} is not 'linear' or 'log'.")
+        if amplitude_scale == "log" and amplitude[0] <= 0:
+            raise ValueError(
+                f"amplitude={amplitude} has no logarithm; on amplitude_scale='log' it must be above 0."
+            )
         if not 0 <= noise < math.inf:
             raise ValueError(f"noise={noise} is a standard deviation: it must be finite and not negative.")
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"dtype={dtype} can not hold a sine; take a floating-point type.")
         self.shots, self.queries, self.tasks, self.noise, self.seed = shots, queries, tasks, noise, seed
         self.amplitude, self.phase, self.x_range = amplitude, phase, x_range
+        self.amplitude_scale: Literal["linear", "log"] = amplitude_scale
+        self.metrics = {"mse": mse}
+        if amplitude_scale == "log":
+            self.metrics["relative"] = Metric(_relative, higher_is_better=False)
         self.device, self.dtype = device, dtype
         self._list: tuple[Tensor, Tensor] | None = None
         if tasks is not None:
@@ -97,6 +113,7 @@ class Sinusoid:
             self.shots,
             self.queries,
             amplitude=self.amplitude,
+            amplitude_scale=self.amplitude_scale,
             phase=self.phase,
             x_range=self.x_range,
             noise=self.noise,
@@ -131,20 +148,30 @@ class Sinusoid:
         return Episode(
             support=Batch(x[:, : self.shots], y[:, : self.shots]),
             query=Batch(x[:, self.shots :], y[:, self.shots :]),
-            task=ids if ids is None or self.device is None else ids.to(self.device),
+            task=ids if ids is None or self.device is None else ids.to(self.device, non_blocking=True),
         )
 
     def _waves(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Amplitudes and phases of `count` tasks, each `[count]`."""
-        return _uniform(self.amplitude, (count,), rng), _uniform(self.phase, (count,), rng)
+        if self.amplitude_scale == "log":
+            low, high = self.amplitude
+            heights = _uniform((math.log(low), math.log(high)), (count,), rng).exp()
+        else:
+            heights = _uniform(self.amplitude, (count,), rng)
+        return heights, _uniform(self.phase, (count,), rng)
 
     def _placed(self, values: Tensor) -> Tensor:
-        return values.to(device=self.device, dtype=self.dtype or torch.get_default_dtype())
+        return values.to(self.dtype or torch.get_default_dtype()).to(self.device, non_blocking=True)
 
 
 def _uniform(bounds: Range, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
     low, high = bounds
     return low + (high - low) * torch.rand(shape, generator=rng, dtype=torch.float64, device="cpu")
+
+
+def _relative(output: Tensor, y: Tensor) -> Tensor:
+    """Squared errors over the mean square of the targets, `[Q]`; zero everywhere scores one."""
+    return (output - y).square().flatten(1).mean(1) / y.square().mean()
 
 
 def _check_range(name: str, bounds: Range) -> None:

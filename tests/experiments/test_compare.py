@@ -40,9 +40,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[float]]]:
         found["measured"].append([])
         return original(*args)
 
-    def backward(model: Any, recipe: Any, episodes: Any, loss: Any) -> Any:
+    def backward(model: Any, recipe: Any, episodes: Any, loss: Any, **options: Any) -> Any:
         found["train"][-1].append(print_of(episodes))  # type: ignore[arg-type]
-        return meta_backward(model, recipe, episodes, loss)
+        return meta_backward(model, recipe, episodes, loss, **options)
 
     def measured(model: Any, recipe: Any, stage: int, family: Any, episodes: Any, *more: Any) -> Any:
         found["measured"][-1].append(print_of(episodes))  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from metamtl import (
     Metric,
     Recipe,
     adapters,
+    aggregators,
     engines,
     evaluate,
     meta_backward,
@@ -375,3 +376,36 @@ def test_evaluation_builds_no_graph(
     assert len(seen) == (T if isinstance(engine, engines.Loop) else 1)
     assert set(seen) == {known} and histories() == known
     assert known > 0 or all(param.is_leaf for param in kept.values())
+
+
+class Once(engines.Vmap):
+    """Computes the rows of a case once, for one aggregator after the other."""
+
+    found: engines.Rows | None = None
+
+    def rows(self, *args: Any) -> engines.Rows:
+        self.found = super().rows(*args) if self.found is None else self.found
+        return self.found
+
+
+def test_every_aggregator_takes_the_rows_of_adaptation(
+    case: Case, make: Callable[..., aggregators.Aggregator]
+) -> None:
+    """What it makes of them lands in `.grad`; what the adapter owns gets its plain gradient."""
+    engine = Once()
+    for name in aggregators.names():
+        case.zero()
+        recipe = replace(case.recipe, aggregator=make(name, T))
+        if name == "NashMTL" and case.row.make is ROWS["support mean"].make:  # adapts to a constant
+            with pytest.raises(ValueError, match="gradient is zero"):
+                meta_backward(case.model, recipe, case.episode, case.loss, engine=engine)
+            continue
+        meta_backward(case.model, recipe, case.episode, case.loss, engine=engine)
+        assert engine.found is not None
+        rows = torch.cat([part.reshape(T, -1) for part in engine.found.shared.values()], 1)
+        expected = make(name, T)(engine.found.losses, rows)
+        got = torch.cat([param.grad.flatten() for param in case.model.parameters()])  # type: ignore[union-attr]
+        assert torch.equal(got, expected) and bool(got.isfinite().all()), name
+        assert bool(got.any()) == bool(rows.any()), name
+        for key, param in case.recipe.adapter.named_parameters():
+            assert torch.equal(grad_of(param), engine.found.own[key]), name

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from metamtl.tasks import files, omniglot_files
+from metamtl.tasks import Grouped, files, omniglot_files
 from metamtl.tasks.omniglot import Omniglot
 
 pooch = pytest.importorskip("pooch")
@@ -302,10 +302,35 @@ def test_construction_reads_nothing_and_splits_share_the_images(
     assert omniglot.loss is train.loss and omniglot.metrics is train.metrics
 
 
+def test_tasks_within_one_alphabet(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = {
+        "train": ["Alpha/character01", "Alpha/character02", "Beta/character01", "Aleph/character01"],
+        "validation": ["Beta/character02"],
+        "test": ["Beta/character02"],
+    }
+    monkeypatch.setattr("metamtl.tasks.omniglot.split_file", lambda name: split)
+    options: dict[str, Any] = {"within": "alphabet", "data_dir": tmp_path, "download": True}
+    one = Omniglot(1, 1, 2, **options).split("train")
+    assert isinstance(one, Grouped) and list(one.groups) == ["Aleph", "Alpha", "Beta"]
+    assert one.ids == [0, 1, 2, 4]
+    two = Omniglot(2, 1, 2, **options)
+    assert list(two.split("train").groups) == ["Alpha"]  # the others have one character
+    task = two.split("train").sample(3, torch.Generator().manual_seed(0)).task
+    assert task is not None and [sorted(ids) for ids in task.tolist()] == 3 * [[0, 1]]
+    with pytest.raises(ValueError, match=r"has more than 1 in the split 'test' of protocol 'maml'; lower"):
+        two.split("test")
+    turned = Omniglot(5, 1, 2, rotations="classes", **options)
+    assert list(turned.split("train").groups) == ["Alpha"]
+    assert turned.split("train").ids == [0, 1, 5, 6, 10, 11, 15, 16]
+    with pytest.raises(ValueError, match="no alphabet has more than 4 in"):
+        turned.split("test")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"protocol": "lake"}, "protocol='lake' is not one of 'maml', 'vinyals'"),
+        ({"protocol": "lake"}, "protocol='lake' is not one of 'maml', 'vinyals', 'alphabets'"),
+        ({"within": "drawer"}, "within='drawer' is not 'alphabet' or None"),
         ({"rotations": "all"}, "rotations='all' is not one of"),
         ({"ways": 0}, "at least 1"),
         ({"shots": 10, "queries": 11}, "Omniglot has 20"),
@@ -318,7 +343,10 @@ def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> Non
         Omniglot().split("val")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("protocol", "sizes"), [("maml", (1100, 100, 423)), ("vinyals", (1028, 172, 423))])
+@pytest.mark.parametrize(
+    ("protocol", "sizes"),
+    [("maml", (1100, 100, 423)), ("vinyals", (1028, 172, 423)), ("alphabets", (883, 81, 659))],
+)
 def test_frozen_splits_hold_every_character_once(protocol: str, sizes: tuple[int, ...]) -> None:
     split = files.split_file(f"omniglot_{protocol}")
     assert tuple(map(len, split.values())) == sizes and list(split) == ["train", "validation", "test"]
@@ -332,6 +360,25 @@ def test_maml_split_is_the_shuffle_it_says() -> None:
     names = sorted(frozen)
     random.Random(1).shuffle(names)
     assert names == frozen
+
+
+def test_real_alphabets(real_data: Callable[[str], Path]) -> None:
+    """Those of the evaluation set are for the test, the five smallest of the others for validation."""
+    omniglot = Omniglot(within="alphabet", protocol="alphabets", data_dir=real_data("omniglot"))
+    names, evaluation = omniglot.alphabet_names, omniglot._arrays["alphabet_is_evaluation"]
+    sizes = omniglot.alphabets.bincount()
+    background = sorted((int(sizes[i]), name) for i, name in enumerate(names) if not evaluation[i])
+    groups = {name: list(omniglot.split(name).groups) for name in ("train", "validation", "test")}  # type: ignore[arg-type]
+    assert groups["test"] == sorted(name for i, name in enumerate(names) if evaluation[i])
+    assert groups["validation"] == sorted(name for _, name in background[:5])
+    assert groups["train"] == sorted(name for _, name in background[5:])
+    for name, count in (("train", 25), ("validation", 5), ("test", 20)):
+        episode = omniglot.split(name).sample(count, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+        episode.check()
+        assert episode.task is not None and episode.ways == 5
+        alphabets = omniglot.alphabets[episode.task]
+        assert bool((alphabets == alphabets[:, :1]).all())
+        assert [names[i] for i in alphabets[:, 0]] == groups[name]
 
 
 def test_real_omniglot(real_data: Callable[[str], Path]) -> None:

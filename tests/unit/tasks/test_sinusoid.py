@@ -95,6 +95,31 @@ def test_noise_has_its_standard_deviation() -> None:
         assert batch.y.std().item() == pytest.approx(0.5, rel=0.05)
 
 
+def test_amplitudes_on_a_logarithmic_scale() -> None:
+    family = Sinusoid(
+        40, 40, amplitude=(0.1, 50.0), amplitude_scale="log", x_range=(0.0, 0.0), phase=(-math.pi / 2,) * 2
+    )
+    for one in (family, family.split("test")):
+        heights = one.sample(4_000, rng()).query.y[:, 0, 0]  # y = A sin(pi / 2) = A
+        assert 0.1 <= heights.min() < 0.11 and 46 < heights.max() <= 50
+        # As many below the geometric mean of the range as above, and as many in its lowest quarter.
+        assert (heights < math.sqrt(0.1 * 50)).float().mean().item() == pytest.approx(0.5, abs=0.03)
+        assert (heights < 0.1 * 500**0.25).float().mean().item() == pytest.approx(0.25, abs=0.03)
+
+
+def test_relative_errors_count_tasks_of_all_sizes_alike() -> None:
+    assert set(Sinusoid().metrics) == {"mse"}
+    relative = Sinusoid(amplitude_scale="log").split("test").metrics["relative"]
+    y = torch.tensor([[3.0], [-1.0], [2.0]])
+    assert not relative.higher_is_better
+    torch.testing.assert_close(relative(torch.zeros(3, 1), y).mean(), torch.tensor(1.0))
+    output = torch.tensor([[2.0], [1.0], [2.0]])  # squared errors 1, 4, 0; mean square of y: 14 / 3
+    for size in (1.0, 1e3):
+        torch.testing.assert_close(
+            relative(size * output, size * y), torch.tensor([3 / 14, 12 / 14, 0.0]), rtol=1e-6, atol=1e-7
+        )
+
+
 def test_loss_and_metric_agree() -> None:
     family = Sinusoid()
     batch = family.sample(1, rng()).query
@@ -111,6 +136,8 @@ def test_loss_and_metric_agree() -> None:
         ({"queries": -1}, "at least 1"),
         ({"tasks": 0}, "tasks=0 must be at least 1"),
         ({"amplitude": (5.0, 0.1)}, "amplitude"),
+        ({"amplitude_scale": "decibel"}, "amplitude_scale='decibel' is not 'linear' or 'log'"),
+        ({"amplitude_scale": "log", "amplitude": (0.0, 1.0)}, "has no logarithm.*must be above 0"),
         ({"phase": (0.0, math.inf)}, "phase"),
         ({"x_range": (math.nan, 1.0)}, "x_range"),
         ({"x_range": (1.0,)}, "x_range"),

@@ -1,0 +1,106 @@
+"""Aggregators on meta-gradients: `python -m experiments.grid experiment=grid_omniglot`.
+
+A cell is what the inner loop adapts, its number of steps K, and an aggregator. All cells have the same net,
+the same episodes for a seed and the same number of steps. Each chooses its rates (`tune`) on validation
+tasks, with the first seed; a run is tested once, with the weights that were best on validation. Compared
+are runs of one seed, in pairs with the aggregator `against`.
+
+Writes `table.json` and `table.md` after every cell. A run whose `result.json` lies in the folder is not run
+again: name the folder, `hydra.run.dir=...`, to go on after a break.
+"""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from itertools import product
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from . import train
+from .grid_table import Key, Run, label, markdown, summary
+from .report import write_json, write_text
+
+OWN = ("adapts", "inner_steps", "aggregators", "against", "tune", "seeds", "measures", "gain")
+
+
+def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
+    """Run all cells, or what is left of them; write and return the table."""
+    if cfg.against not in cfg.aggregators:
+        raise ValueError(
+            f"against={cfg.against!r} is not one of the aggregators: {', '.join(cfg.aggregators)}."
+        )
+    if cfg.device == "auto":
+        cfg.device = train.device()
+    metrics = instantiate(cfg.task).metrics
+    higher = {measure: metrics[measure].higher_is_better for measure in cfg.measures}
+    sign = 1 if metrics[cfg.metric].higher_is_better else -1
+
+    def quality(result: Run) -> float:
+        return -inf if "diverged" in result else sign * result["validation"][cfg.metric]["mean"]
+
+    tune = cfg.tune or {}
+    tuned = [dict(zip(tune, values)) for values in product(*tune.values())]
+    first, *others = cfg.seeds
+    cells: dict[Key, dict[str, Any]] = {}
+    names = [cfg.against, *(name for name in cfg.aggregators if name != cfg.against)]
+    for name, adapts, steps in product(names, cfg.adapts, cfg.inner_steps):
+        key = (adapts or "all", steps, name)
+        place = folder / f"{key[0]}_{steps}" / name
+        tries = [(cell(cfg, key, first, values, place), values) for values in tuned]
+        found, values = max(tries, key=lambda tried: quality(tried[0]))
+        cells[key] = {"rates": values, "runs": {first: found}}
+        for seed in others:
+            cells[key]["runs"][seed] = cell(cfg, key, seed, values, place)
+        table = summary(cfg, overrides, cells, higher)
+        write_json(folder / "table.json", table)
+        write_text(folder / "table.md", markdown(table))
+    return table
+
+
+def cell(cfg: DictConfig, key: Key, seed: int, rates: dict[str, Any], place: Path) -> Run:
+    """One training and its test, or what it wrote the last time.
+
+    Raises:
+        ValueError: the folder has a result of another config.
+    """
+    folder = place / label(rates) / f"seed{seed}"
+    config = deepcopy(cfg)
+    OmegaConf.set_struct(config, False)
+    for name in OWN:
+        del config[name]
+    config.seed, config.inner.steps = seed, key[1]
+    config.recipe.adapts = None if key[0] == "all" else key[0]
+    config.recipe.aggregator = cfg.aggregators[key[2]]
+    for name, value in rates.items():
+        OmegaConf.update(config, name, value)
+    path = folder / "result.json"
+    if path.is_file():
+        known: Run = json.loads(path.read_text(encoding="utf-8"))
+        if known["config"] != json.loads(json.dumps(OmegaConf.to_container(config))):
+            raise ValueError(f"{path} is of another config; take another hydra.run.dir, or delete it.")
+        return known
+    try:
+        return train.run(config, folder)
+    except FloatingPointError as error:  # a rate that is too high is an answer, too
+        diverged = {"config": OmegaConf.to_container(config), "diverged": str(error)}
+        write_json(path, diverged)
+        return diverged
+
+
+@hydra.main(version_base=None, config_path=train.CONF, config_name="grid")
+def main(cfg: DictConfig) -> None:
+    config = HydraConfig.get()
+    folder = Path(config.runtime.output_dir)
+    run(cfg, list(config.overrides.task), folder)
+    print((folder / "table.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
