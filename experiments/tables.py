@@ -1,8 +1,9 @@
 """The tables in README.md: `python -m experiments.tables` writes them, with `--check` it only compares.
 
 Between the README's two marks stand, out of `experiments/results/<name>/`: for every `table.json` that
-`experiments.compare` wrote its table; for all the `result.json` of `experiments.train` one table; for every
-`bench.json` of `experiments.bench` its ratios.
+`experiments.compare` wrote its table, of `experiments.grid` the verdict and the signs; for all the
+`result.json` of `experiments.train` one table; for every `bench.json` of `experiments.bench` its ratios;
+of `experiments.cost` and `experiments.toy` a table each.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from . import bench_table, cost_table, grid_table, toy_table
 from .report import markdown, write_text
 
 HERE = Path(__file__).resolve().parent
@@ -32,16 +34,32 @@ def block(results: Path = RESULTS) -> str:
             _runs({path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in runs})
         )
     for path in sorted(results.glob("*/bench.json")):
-        parts.append(_bench(path.parent.name, json.loads(path.read_text(encoding="utf-8"))))
+        parts.append(bench_table.section(path.parent.name, json.loads(path.read_text(encoding="utf-8"))))
+    for name, section in (("cost", cost_table.section), ("toy", toy_table.section)):
+        path = results / name / f"{name}.json"
+        if path.is_file():
+            parts.append(section(json.loads(path.read_text(encoding="utf-8"))))
     return "\n\n".join(parts) or "None yet."
 
 
 def _section(path: Path, table: dict[str, Any]) -> str:
     name = path.parent.name
+    if "against" in table:
+        return _grid(name, table)
     lines = [f"### {name}", "```bash", _command(table), "```", "", markdown(table).strip()]
     if path.with_name("figure.png").is_file():
         lines += ["", f"![{name}](experiments/results/{name}/figure.png)"]
     return "\n".join(lines)
+
+
+def _grid(name: str, table: dict[str, Any]) -> str:
+    """A grid of aggregators: of each measure the verdict and the signs; all numbers lie in its table.md."""
+    kept = [text for text in table["experiment"]["overrides"] if not text.lstrip("+").startswith(LOCAL)]
+    lines = [f"### {name}", "```bash", shlex.join(["python", "-m", "experiments.grid", *kept]), "```"]
+    for measure in table["experiment"]["measures"]:
+        lines += ["", *grid_table.short(table, measure)]
+    every = f"[All numbers](experiments/results/{name}/table.md)."
+    return "\n".join([*lines, "", f"{grid_table.footer(table)} {every}"])
 
 
 def _runs(runs: dict[str, dict[str, Any]]) -> str:
@@ -66,48 +84,6 @@ def _runs(runs: dict[str, dict[str, Any]]) -> str:
     return "\n".join(
         [*lines, "", f"Intervals: 95 %, Student t over {', '.join(sorted(intervals))}; one seed."]
     )
-
-
-def _bench(name: str, bench: dict[str, Any]) -> str:
-    """Milliseconds of one meta-gradient, and how many times the faster of learn2learn and higher."""
-    contenders = list(next(iter(bench["work"].values())))
-    lines = [
-        f"### {name}: one meta-gradient, ms (times the faster peer)",
-        f"| work | {' | '.join(contenders)} |",
-    ]
-    lines.append("|---" * (len(contenders) + 1) + "|")
-    for work, rows in bench["work"].items():
-        cells = [
-            f"{rows[c]['seconds'] * 1e3:.1f} ({rows[c]['times_the_faster_peer']:.1f}x)" for c in contenders
-        ]
-        lines.append(f"| {work} | {' | '.join(cells)} |")
-    worst = max(row["relative_difference"] for rows in bench["work"].values() for row in rows.values())
-    lines += [
-        "",
-        f"Largest relative difference of any gradient from learn2learn's, in float32: {worst:.1e}.",
-    ]
-    if "memory" in bench:
-        counts = list(next(iter(bench["memory"].values())))
-        lines += [
-            "",
-            f"| peak MiB, inner steps: | {' | '.join(counts)} |",
-            "|---" * (len(counts) + 1) + "|",
-        ]
-        for contender, found in bench["memory"].items():
-            lines.append(f"| {contender} | {' | '.join(f'{found[count]:.0f}' for count in counts)} |")
-    if "evaluate" in bench:
-        found = bench["evaluate"]
-        lines += [
-            "",
-            f"Testing 600 tasks with 10 steps: learn2learn {found['learn2learn']:.1f} s, metamtl"
-            f" {found['metamtl']:.1f} s ({found['ratio']:.1f}x).",
-        ]
-    hardware = bench["hardware"]
-    lines += [
-        "",
-        f"{hardware['device']}, {hardware['threads']} threads; torch {bench['versions']['torch']}.",
-    ]
-    return "\n".join(lines)
 
 
 def _command(table: dict[str, Any]) -> str:

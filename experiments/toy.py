@@ -17,6 +17,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import Tensor
+from torchjd.linalg import QuadprogProjector
 
 from metamtl import aggregators
 
@@ -28,20 +29,28 @@ import matplotlib.pyplot as plt
 
 STARTS = torch.tensor([[-8.5, 7.5], [0.0, 0.0], [9.0, 9.0], [-7.5, -0.5], [9.0, -1.0]], dtype=torch.float64)
 SHIFT = 21.0  # added to both losses, for aggregators that need positive ones; it changes no gradient
+# TorchJD regularises by 1e-4 of the longer gradient. In a valley the other one is shorter than that, and
+# would not be heard.
+PROJECTOR = QuadprogProjector(norm_eps=1e-12, reg_eps=1e-12)
 OPTIONS: dict[str, dict[str, Any]] = {
-    "AutoLambda": {"rate": 1e-4},
     "CAGrad": {"c": 0.5},
     "COSMOS": {"lambda_": 0.1, "weights": torch.ones(2)},
     "Constant": {"weights": torch.tensor([0.7, 0.3])},
     "DWA": {"calls_per_epoch": 100},
-    "FAMO": {"num_tasks": 2},
+    "DualProj": {"projector": PROJECTOR},
+    "FAMO": {"num_tasks": 2, "weight_decay": 0.0},  # as its authors have it for this problem
     "FairGrad": {"alpha": 2.0},
     "IMTLL": {"shape": 2},
     "PBI": {"theta": 5.0, "weights": torch.ones(2)},
     "STCH": {"mu": 1.0},
+    "UPGrad": {"projector": PROJECTOR},
     "UW": {"shape": 2},
 }
-NOT_FOR_TWO = {"Krum": "needs three tasks or more", "TrimmedMean": "is the mean of what is left of two"}
+LEFT_OUT = {
+    "AutoLambda": "learns from validation data",
+    "Krum": "needs three tasks or more",
+    "TrimmedMean": "is the mean of what is left of two",
+}
 
 
 def losses(theta: Tensor) -> Tensor:
@@ -57,72 +66,82 @@ def losses(theta: Tensor) -> Tensor:
 
 
 @cache
-def pareto_set(points: int = 1_401) -> Tensor:
+def pareto_set(points: int = 7_001) -> Tensor:
     """The Pareto set, `[points, 2]`: weights (7 + x, 7 - x) / 14 have their minimum at x, and here at y."""
-    x, y = torch.linspace(-7, 7, points).double(), torch.linspace(-9, -8, 4_001).double()
+    x, y = torch.linspace(-7, 7, points).double(), torch.linspace(-9, -8, 1_001).double()
     values = losses(torch.stack(torch.meshgrid(x, y, indexing="ij"), -1))
     weighted = (7 + x)[:, None] * values[..., 0] + (7 - x)[:, None] * values[..., 1]
     return torch.stack([x, y[weighted.argmin(1)]], 1)
 
 
 def gap(theta: Tensor) -> Tensor:
-    """How far both losses could still fall at once, `[S, 2] -> [S]`; zero on the Pareto set."""
-    differences = losses(theta)[:, None] - losses(pareto_set())
-    return differences.min(-1).values.max(1).values.clamp(min=0)
+    """How far both losses could still fall at once, `[..., 2] -> [...]`; zero on the Pareto set."""
+    differences = losses(theta)[..., None, :] - losses(pareto_set())
+    return differences.min(-1).values.max(-1).values.clamp(min=0)
 
 
-def descend(name: str, steps: int, lr: float, tolerance: float, starts: Tensor = STARTS) -> dict[str, Any]:
-    """Descend from every start, until the gap is within the tolerance or the steps are used up."""
-    combine = [getattr(aggregators, name)(**OPTIONS.get(name, {})) for _ in starts]
-    theta = starts.clone().requires_grad_()
-    learned = [param for aggregator in combine for param in aggregator.parameters()]
+def descend(
+    names: list[str], steps: int, lr: float, tolerance: float, starts: Tensor = STARTS
+) -> dict[str, dict[str, Any]]:
+    """Descend from every start, until the gap is within the tolerance or the steps are used up.
+
+    All aggregators walk in one batch, each start with an aggregator of its own. Adam works entry by entry,
+    so nobody notices the others.
+    """
+    combine = [[build(name) for _ in starts] for name in names]
+    theta = starts.repeat(len(names), 1, 1).requires_grad_()
+    learned = [param for each in combine for aggregator in each for param in aggregator.parameters()]
     optimizer = torch.optim.Adam([theta, *learned], lr)
-    way, taken = [theta.detach().clone()], [steps] * len(starts)
+    way, taken = [], torch.full(theta.shape[:2], steps)
     for step in range(steps + 1):
         if step % 50 == 0:
             way.append(theta.detach().clone())
-            for start in (gap(theta.detach()) <= tolerance).nonzero().flatten().tolist():
-                taken[start] = min(taken[start], step)
-        walking = [start for start in range(len(starts)) if taken[start] > step]
-        if step == steps or not walking:
+            taken[(gap(theta.detach()) <= tolerance) & (taken > step)] = step
+            walking = taken > step
+            walkers = walking.nonzero().tolist()
+        if step == steps or not walkers:
             break
         optimizer.zero_grad()
         values = losses(theta)
-        rows = torch.stack(
-            [
-                torch.autograd.grad(values[:, task].sum(), theta, retain_graph=task == 0)[0]
-                for task in (0, 1)
-            ],
-            1,
-        )
-        before = theta.detach().clone()
-        theta.grad = torch.zeros_like(theta)
-        for start in walking:
-            if name == "AutoLambda" and step:  # there is no validation set: the next gradients serve
-                combine[start].learn(rows[start].mean(0))
-            theta.grad[start] = combine[start](values[start].detach(), rows[start])
+        ones = [torch.autograd.grad(values[..., t].sum(), theta, retain_graph=t == 0)[0] for t in (0, 1)]
+        rows, values = torch.stack(ones, -2), values.detach()
+        before, theta.grad = theta.detach().clone(), torch.zeros_like(theta)
+        for number, start in walkers:
+            theta.grad[number, start] = combine[number][start](values[number, start], rows[number, start])
         optimizer.step()
-        arrived = [start for start in range(len(starts)) if start not in walking]
-        theta.data[arrived] = before[arrived]
+        theta.data = theta.detach().where(walking[..., None], before)
     ends, left = theta.detach(), gap(theta.detach())
+    found, ways = (losses(ends) - SHIFT).tolist(), torch.stack(way)
     return {
-        "reached": sum(bool(one <= tolerance) for one in left),
-        "starts": [
-            {"from": start, "to": end, "losses": value, "gap": one, "steps": count}
-            for start, end, value, one, count in zip(
-                starts.tolist(), ends.tolist(), (losses(ends) - SHIFT).tolist(), left.tolist(), taken
-            )
-        ],
-        "way": torch.stack(way),
+        name: {
+            "reached": int((left[number] <= tolerance).sum()),
+            "starts": [
+                {"from": start, "to": end, "losses": value, "gap": one, "steps": count}
+                for start, end, value, one, count in zip(
+                    starts.tolist(),
+                    ends[number].tolist(),
+                    found[number],
+                    left[number].tolist(),
+                    taken[number].tolist(),
+                )
+            ],
+            "way": ways[:, number],
+        }
+        for number, name in enumerate(names)
     }
+
+
+def build(name: str) -> aggregators.Aggregator:
+    """One aggregator for two tasks."""
+    return getattr(aggregators, name)(**OPTIONS.get(name, {}))
 
 
 def draw(ways: dict[str, Tensor], path: Path) -> None:
     """The ways from all starts over the contours of the mean loss, one panel for each aggregator."""
-    columns = min(6, len(ways))
+    columns = min(7, len(ways))
     count = -(-len(ways) // columns)
     figure, axes = plt.subplots(
-        count, columns, figsize=(2.4 * columns, 2.4 * count), constrained_layout=True, squeeze=False
+        count, columns, figsize=(1.8 * columns, 1.9 * count), constrained_layout=True, squeeze=False
     )
     x, y = torch.linspace(-11, 11, 200).double(), torch.linspace(-11, 11, 200).double()
     mean = losses(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)).mean(-1)
@@ -137,27 +156,26 @@ def draw(ways: dict[str, Tensor], path: Path) -> None:
             axis.plot(way[:, number, 0], way[:, number, 1], linewidth=0.8)
             axis.plot(*way[0, number], "ko", markersize=3)
             axis.plot(*way[-1, number], "k*", markersize=5)
-        axis.set(title=name, xticks=[], yticks=[], xlim=(-11, 11), ylim=(-11, 11))
+        axis.set(xticks=[], yticks=[], xlim=(-11, 11), ylim=(-11, 11))
+        axis.set_title(name, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
     plt.close(figure)
 
 
 @hydra.main(version_base=None, config_path=CONF, config_name="toy")
 def main(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
-    names = list(cfg.aggregators) or [name for name in aggregators.names() if name not in NOT_FOR_TWO]
+    names = list(cfg.aggregators) or [name for name in aggregators.names() if name not in LEFT_OUT]
     settings = {"steps": cfg.steps, "lr": cfg.lr, "optimizer": "Adam", "tolerance": cfg.tolerance}
-    result: dict[str, Any] = {**environment("cpu"), **settings, "left_out": NOT_FOR_TWO, "aggregators": {}}
-    ways = {}
-    for name in names:
-        found = descend(name, cfg.steps, cfg.lr, cfg.tolerance)
-        ways[name] = found.pop("way")
-        result["aggregators"][name] = found
-        stuck = [tuple(one["from"]) for one in found["starts"] if one["gap"] > cfg.tolerance]
-        print(f"{name:>14}: {found['reached']} of {len(STARTS)} on the Pareto set", *stuck, flush=True)
-        write_json(folder / "toy.json", result)
-        draw(ways, folder / "toy.png")
+    found = descend(names, **{key: value for key, value in settings.items() if key != "optimizer"})
+    draw({name: each.pop("way") for name, each in found.items()}, folder / "toy.png")
+    write_json(
+        folder / "toy.json", {**environment("cpu"), **settings, "left_out": LEFT_OUT, "aggregators": found}
+    )
+    for name, each in found.items():
+        stuck = [tuple(one["from"]) for one in each["starts"] if one["gap"] > cfg.tolerance]
+        print(f"{name:>14}: {each['reached']} of {len(STARTS)} on the Pareto set", *stuck)
     print(folder / "toy.json")
 
 

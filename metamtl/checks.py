@@ -15,7 +15,7 @@ from .engines import Rows
 from .engines.base import at
 from .episode import Batch, Episode
 from .functional import Params, forward
-from .task import Loss
+from .task import Loss, labelled
 
 
 def check_episodes(
@@ -38,6 +38,10 @@ def check_episodes(
         missing = sorted(set(episodes) - set(loss)) if isinstance(loss, Mapping) else sorted(episodes)
         raise ValueError(f"no loss for tasks {missing}; loss must be a dict by task name, found {found}.")
     for name, episode in episodes.items():
+        if not callable(loss[name]):
+            raise ValueError(
+                f"the loss of task {name!r} is {loss[name]!r}; give a function of (output, y)."
+            )
         episode.check(named=name)
     adapted = [name for name, episode in episodes.items() if episode.support is not None]
     if not adapted and not isinstance(adapter, Shared):
@@ -67,7 +71,17 @@ def check_finite(
     loss: Loss | Mapping[str, Loss],
     found: Rows,
 ) -> None:
-    """Refuse a loss or a gradient that is NaN or infinite, naming the tasks and the inner step."""
+    """Refuse a loss or a gradient that is NaN or infinite, naming the tasks and the inner step.
+
+    And a loss of zero where nothing is labelled, which would look like a solved task.
+    """
+    silent = _unlabelled(episodes, found.losses == 0)
+    if silent:
+        raise ValueError(
+            f"the loss of tasks {silent} is zero, for none of their examples is labelled. Nothing was added"
+            " to .grad. Leave these tasks out of the step; a loss that is a mean over the labels, as"
+            " metamtl.task.masked makes one, would be NaN."
+        )
     alone = {**found.private, **found.own}
     sums = [found.losses.sum(), *(gradient.sum() for gradient in (*found.shared.values(), *alone.values()))]
     if bool(torch.isfinite(torch.stack(sums)).all()):
@@ -92,11 +106,31 @@ def check_finite(
     detail = ""
     if isinstance(episodes, Episode) and not isinstance(loss, Mapping) and episodes.support is not None:
         detail = _inner_step(model, adapter, episodes, loss, first)
+    elif unlabelled := _unlabelled(episodes, bad_loss):
+        detail = f" None of the examples of {unlabelled} is labelled: leave these tasks out of the step."
     values = f" (losses {found.losses[positions[:5]].tolist()})" if what == "loss" else ""
     raise FloatingPointError(
         f"the {what} of tasks {bad[:10]} of {len(names)} is not finite{values}.{detail}"
         " Nothing was added to .grad. Look at the data of these tasks, or lower the learning rates."
     )
+
+
+def _unlabelled(episodes: Episode | Mapping[str, Episode], suspected: Tensor) -> list[str]:
+    """Those of the suspected named tasks without a single label in their support or query set."""
+    if not isinstance(episodes, Mapping):
+        return []
+    return [
+        name
+        for (name, episode), suspect in zip(episodes.items(), suspected.tolist())
+        if suspect and not all(_has_label(batch) for batch in (episode.support, episode.query))
+    ]
+
+
+def _has_label(batch: Batch | None) -> bool:
+    y = None if batch is None else batch[1]
+    if not isinstance(y, Tensor) or not (y.is_floating_point() or y.dtype in (torch.int64, torch.int32)):
+        return True  # there is no label that says "missing"
+    return bool(labelled(y).any())
 
 
 def check_direction(

@@ -36,18 +36,24 @@ class Decomposed(TorchFunctionMode):
 def normalise(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
-    """`(x - mean) / sqrt(var + eps) * weight + bias`, each `[C]` along axis 1 of x."""
+    """`(x - mean) / sqrt(var + eps) * weight + bias`, each `[C]` along axis 1 of x; in the dtype of x."""
     shape = [1, -1] + [1] * (x.dim() - 2)
     scale = (var + eps).rsqrt()
     scale = scale if weight is None else scale * weight
-    y = (x - mean.view(shape)) * scale.view(shape)
-    return y if bias is None else y + bias.view(shape)
+    y = (_single(x) - mean.view(shape)) * scale.view(shape)
+    return (y if bias is None else y + bias.view(shape)).to(x.dtype)
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over all axes but the channels', axis 1: each `[C]`."""
-    var, mean = torch.var_mean(x, [axis for axis in range(x.dim()) if axis != 1], correction=0)
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    var, mean = torch.var_mean(_single(x), axes, correction=0)
     return mean, var
+
+
+def _single(x: Tensor) -> Tensor:
+    """float32 for half precision, which has too few digits for `x - mean`; torch's kernel does the same."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def batch_norm(

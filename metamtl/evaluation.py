@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, overload
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from .checks import check_episodes
-from .engines import Engine, TaskFunction, Vmap
+from .engines import Auto, Engine, Evaluation, TaskFunction
 from .episode import Episode
 from .estimate import Estimate
-from .functional import Params, trainable
+from .functional import trainable
 from .objectives import query_loss
 from .recipes import Recipe
 from .task import Loss, Metric
 
 Metrics = Mapping[str, Metric]
-CHUNK_INPUTS = 160_000  # input numbers of one vmapped chunk of tasks
+DEFAULT = Auto()  # one for all calls, because it remembers
 
 
 @overload
@@ -64,7 +63,8 @@ def evaluate(
         loss: the task's loss, or a dict of losses by name.
         metrics: what to measure, `{name: Metric}` (for named tasks a dict of those by task); the loss,
             where None.
-        engine: as in `meta_backward`; where None, `Vmap` over as many tasks at a time as fit the caches.
+        engine: as in `meta_backward`; where None, `Auto`: as many tasks at a time as fit the caches, and
+            compiled once evaluations of the same kind have taken as long as that takes.
 
     Returns:
         Without `metrics` the `Estimate` of the loss, with them a dict of Estimates; for named tasks a dict
@@ -84,10 +84,7 @@ def evaluate(
         }
     measures = {"loss": Metric(loss, higher_is_better=False)} if metrics is None else metrics
 
-    def only_last(function: TaskFunction, data: Any) -> list[Params]:
-        return [function.adapt(trainable(model), {}, data)]
-
-    (last,) = _stages(model, recipe, episodes, loss, measures, engine, only_last)
+    (last,) = _stages(model, recipe, episodes, loss, measures, engine, every=False)
     return last["loss"] if metrics is None else last
 
 
@@ -102,11 +99,7 @@ def adaptation_curve(
 ) -> list[dict[str, Estimate]]:
     """As `evaluate`, after every stage of adaptation: for K gradient steps, K + 1 measurements."""
     check_episodes(model, recipe.adapter, episodes, loss)
-
-    def every(function: TaskFunction, data: Any) -> list[Params]:
-        return list(function.path(trainable(model), data))
-
-    return _stages(model, recipe, episodes, loss, metrics, engine, every)
+    return _stages(model, recipe, episodes, loss, metrics, engine, every=True)
 
 
 def _stages(
@@ -116,30 +109,19 @@ def _stages(
     loss: Loss,
     metrics: Metrics,
     engine: Engine | None,
-    stages: Callable[[TaskFunction, Any], list[Params]],
+    *,
+    every: bool,
 ) -> list[dict[str, Estimate]]:
-    engine = Vmap(_chunk(episodes)) if engine is None else engine
+    engine = DEFAULT if engine is None else engine
     engine.check(model)
     function = TaskFunction(model, recipe.adapter, query_loss, loss, episodes)
-
-    def one_task(data: Any) -> list[dict[str, Tensor]]:
-        _, (x, y), _ = data
-        outputs = [function.output(params, x) for params in stages(function, data)]
-        return [{name: metric(output, y).mean() for name, metric in metrics.items()} for output in outputs]
-
     return [
         {
             name: Estimate.of(values, higher_is_better=metrics[name].higher_is_better)
             for name, values in stage.items()
         }
-        for stage in engine.map(one_task, function.data)
+        for stage in engine.map(Evaluation(function, metrics, every=every), function.data)
     ]
-
-
-def _chunk(episodes: Episode) -> int:
-    """Tasks at a time: more are slower once an activation outgrows what the allocator keeps at hand."""
-    numbers = sum(leaf[0].numel() for leaf in tree_leaves(episodes.query[0]) if isinstance(leaf, Tensor))
-    return max(1, min(episodes.num_tasks, CHUNK_INPUTS // max(numbers, 1)))
 
 
 def _named(

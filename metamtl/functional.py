@@ -47,6 +47,10 @@ def forward(model: nn.Module, params: Params, x: Any, task: Any = None) -> Any:
         if not torch.compiler.is_compiling():
             # A named task uses its own head only, so that nothing is known of what no task uses.
             around.enter_context(first_look(model, {} if is_name(task) else params, _twice.get()))
+            # Autocast would keep its copies of the weights until its context ends: all that are ever
+            # adapted, and the old ones after the user's optimizer has written the new.
+            around.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
+            torch.set_autocast_cache_enabled(False)
         recurrent = [module for module in fused if isinstance(module, nn.RNNBase)]
         for module in recurrent:
             around.enter_context(_own_weights_after(module))
@@ -156,6 +160,9 @@ def _under_vmap(model: nn.Module, said: str) -> str | None:
         buffers = ", ".join(repr(name) for name, _ in model.named_buffers())
         does = f"writes in place into a tensor that all tasks share (its buffers are {buffers or 'none'})"
         cure = "use engine=Loop(), or model.eval() if it writes in training mode only"
+    elif "to use channels_last format" in said:
+        does = "lays a tensor out channels-last"
+        cure = "use engine=Loop(), or give the images in that layout"
     else:
         return None
     kind = type(model).__name__

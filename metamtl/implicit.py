@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from .recompute import Random, Tensors
+from .recompute import Moment, Tensors
 
 Field = Callable[[Tensors, Tensors], Tensors]
 Product = Callable[[Tensors], Tensors]
@@ -58,7 +58,7 @@ def implicit(
         return neumann(whole, right, solver_steps, rate)
 
     return _Implicit.apply(
-        field, solve, proximal, Random(cuda), len(start), *(x.detach() for x in minimum), *start, *constants
+        field, solve, proximal, Moment(cuda), len(start), *(x.detach() for x in minimum), *start, *constants
     )
 
 
@@ -67,13 +67,13 @@ class _Implicit(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        field: Field, solve: Any, proximal: float, random: Random, n: int, *inputs: Tensor
+        field: Field, solve: Any, proximal: float, moment: Moment, n: int, *inputs: Tensor
     ) -> Tensors:
         return tuple(x.clone() for x in inputs[:n])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-        ctx.field, ctx.solve, ctx.proximal, ctx.random, ctx.n, *tensors = inputs
+        ctx.field, ctx.solve, ctx.proximal, ctx.moment, ctx.n, *tensors = inputs
         ctx.save_for_backward(*tensors[: ctx.n], *tensors[2 * ctx.n :])
 
     @staticmethod
@@ -89,12 +89,12 @@ class _Implicit(torch.autograd.Function):
                 full[i] = value
             return field(minimum, tuple(full))
 
-        with ctx.random.again():
+        with ctx.moment.again():
             # Reverse over reverse: forward over reverse fails under vmap for some losses.
             _, pull, *_ = vjp(lambda x: field(x, constants), minimum)
             v = ctx.solve(lambda v: pull(v)[0], tuple(cotangents))
         if needed:
-            with ctx.random.again():
+            with ctx.moment.again():
                 _, pull, *_ = vjp(of_constants, *(constants[i] for i in needed))
             for i, gradient in zip(needed, pull(v)):
                 found[i] = -gradient

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from .checks import check_direction, check_episodes, check_finite
 from .engines import Auto, Engine, TaskFunction, feature_rows, named_rows
+from .engines.task import frozen
 from .episode import Episode
-from .functional import trainable
+from .functional import Params, trainable
 from .recipes import Recipe
 from .task import Loss
 
@@ -87,7 +88,11 @@ def meta_backward(
         raise ValueError(f"{type(model).__name__} has no trainable parameter; call requires_grad_(True).")
     if isinstance(episodes, Mapping):
         assert isinstance(loss, Mapping)
-        functions = {name: _function(model, recipe, loss[name], episodes[name], name) for name in episodes}
+        constants = frozen(model)  # once for all the tasks
+        functions = {
+            name: _function(model, recipe, loss[name], episode, name, constants)
+            for name, episode in episodes.items()
+        }
         found = (
             named_rows(functions, shared, own)
             if recipe.at is None
@@ -103,12 +108,13 @@ def meta_backward(
             )
         engine = DEFAULT if engine is None else engine
         engine.check(model)
-        function = _function(model, recipe, loss, episodes, None)
+        function = _function(model, recipe, loss, episodes)
         found = engine.rows(function, shared, own, function.data)
         evaluations = function.gradient_evaluations * episodes.num_tasks
     check_finite(model, recipe.adapter, episodes, loss, found)
     if found.shared:  # a frozen model has none: all that is learned is the adapter's
-        matrix = torch.cat([rows.reshape(len(rows), -1) for rows in found.shared.values()], 1)
+        columns = [rows.reshape(len(rows), -1) for rows in found.shared.values()]
+        matrix = columns[0] if len(columns) == 1 else torch.cat(columns, 1)
         direction = recipe.aggregator(found.losses, matrix)
         sizes = [rows[0].numel() for rows in found.shared.values()]
         pulled = found.pull(dict(zip(found.shared, direction.split(sizes))))
@@ -122,9 +128,14 @@ def meta_backward(
 
 
 def _function(
-    model: nn.Module, recipe: Recipe, loss: Loss, episode: Episode, name: str | None
+    model: nn.Module,
+    recipe: Recipe,
+    loss: Loss,
+    episode: Episode,
+    name: str | None = None,
+    constants: Params | None = None,
 ) -> TaskFunction:
-    return TaskFunction(model, recipe.adapter, recipe.objective, loss, episode, name)
+    return TaskFunction(model, recipe.adapter, recipe.objective, loss, episode, name, constants)
 
 
 def _accumulate(param: Tensor, gradient: Tensor) -> None:

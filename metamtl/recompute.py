@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -19,9 +19,9 @@ def recomputed(steps: Sequence[Step], state: Tensors, constants: Tensors, segmen
     """`state` after `state = step(state, constants)` for each step, differentiable at flat memory.
 
     Only `constants` and every `segment`-th state are stored. The backward pass runs one segment of steps
-    again, with the random numbers of the first time, and goes back one step at a time by its
-    vector-Jacobian product; more than one step's graph never exists. Works under plain autograd and under
-    `torch.func` transforms.
+    again, with the random numbers and under the autocast of the first time, and goes back one step at a
+    time by its vector-Jacobian product; more than one step's graph never exists. Works under plain
+    autograd and under `torch.func` transforms.
 
     Args:
         steps: pure functions; what they close over gets no gradient.
@@ -40,11 +40,11 @@ def recomputed(steps: Sequence[Step], state: Tensors, constants: Tensors, segmen
 
 
 class _Course:
-    """The steps by segments, and the random numbers that each segment began with."""
+    """The steps by segments, and the moment that each segment began at."""
 
     def __init__(self, steps: Sequence[Step], length: int) -> None:
         self.segments = [tuple(steps[first : first + length]) for first in range(0, len(steps), length)]
-        self.randoms: list[Random] = []
+        self.moments: list[Moment] = []
 
 
 class _Recomputed(torch.autograd.Function):
@@ -56,7 +56,7 @@ class _Recomputed(torch.autograd.Function):
         cuda = next((tensor.device for tensor in state if tensor.is_cuda), None)
         stored: Tensors = ()
         for index, segment in enumerate(course.segments):
-            course.randoms.append(Random(cuda))
+            course.moments.append(Moment(cuda))
             if index == 1:
                 # One block for all the states that outlive their step: single ones, left between a
                 # step's passing tensors, tear holes in the heap that cost more than all they hold.
@@ -90,9 +90,9 @@ class _Recomputed(torch.autograd.Function):
         )
         for index in reversed(range(len(course.segments))):
             begin = state if index == 0 else tuple(block[index - 1] for block in stored)
-            begun = _again(course.segments[index], begin, constants, course.randoms[index])
-            for step, at, random in reversed(begun):
-                with random.again():
+            begun = _again(course.segments[index], begin, constants, course.moments[index])
+            for step, at, moment in reversed(begun):
+                with moment.again():
                     back, found = _pull(step, at, constants, needed, back)
                 for i, gradient in zip(needed, found):
                     total = totals[i]
@@ -101,14 +101,14 @@ class _Recomputed(torch.autograd.Function):
 
 
 def _again(
-    segment: tuple[Step, ...], state: Tensors, constants: Tensors, random: Random
-) -> list[tuple[Step, Tensors, Random]]:
-    """Each step of a segment, with the state and the random numbers that it began with."""
-    begun = [(segment[0], state, random)]
-    with random.again():
+    segment: tuple[Step, ...], state: Tensors, constants: Tensors, moment: Moment
+) -> list[tuple[Step, Tensors, Moment]]:
+    """Each step of a segment, with the state and the moment that it began with."""
+    begun = [(segment[0], state, moment)]
+    with moment.again():
         for step, following in pairwise(segment):
             state = step(state, constants)
-            begun.append((following, state, Random(random.device)))
+            begun.append((following, state, Moment(moment.device)))
     return begun
 
 
@@ -127,19 +127,31 @@ def _pull(
     return pull(tuple(cotangents))
 
 
-class Random:
-    """The state of the global generators at one moment, to start from again."""
+class Moment:
+    """What a computation depends on besides its arguments, to compute the same again.
+
+    That is the state of the global generators, and autocast: a backward pass mostly runs outside of the
+    context that its forward pass ran in.
+    """
 
     def __init__(self, cuda: torch.device | None) -> None:
         self.device = cuda
         self.cpu_state = torch.get_rng_state()
         self.cuda_state = None if cuda is None else torch.cuda.get_rng_state(cuda)
+        kinds = ("cpu",) if cuda is None else ("cpu", "cuda")
+        self.autocast = [(k, torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in kinds]
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Draw the same numbers within, and leave the generators as they were."""
-        with torch.random.fork_rng(devices=[] if self.device is None else [self.device]):
+        """Draw the same numbers in the same precision within, and leave the generators as they were."""
+        with ExitStack() as around:
+            around.enter_context(
+                torch.random.fork_rng(devices=[] if self.device is None else [self.device])
+            )
             torch.set_rng_state(self.cpu_state)
             if self.device is not None and self.cuda_state is not None:
                 torch.cuda.set_rng_state(self.cuda_state, self.device)
+            for kind, enabled, dtype in self.autocast:
+                if enabled or torch.is_autocast_enabled(kind):
+                    around.enter_context(torch.autocast(kind, dtype, enabled))
             yield

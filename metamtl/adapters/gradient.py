@@ -176,7 +176,7 @@ class Gradient(Adapter):
         if len(set(self.lr)) == 1:  # a Python number multiplies faster than a tensor
             return dict.fromkeys(params, self.lr[0])
         like = next(iter(params.values()))
-        rates = torch.tensor(self.lr, dtype=like.dtype, device=like.device)
+        rates = torch.tensor(self.lr, dtype=like.dtype, device="cpu").to(like.device, non_blocking=True)
         return dict.fromkeys(params, rates.index_select(0, k.reshape(1)).squeeze(0))
 
     def forward(

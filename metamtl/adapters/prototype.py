@@ -74,6 +74,8 @@ class Prototype(Adapter):
         member = (support.y[:, None] == torch.arange(ways, device=support.y.device)).to(features.dtype)
         # A class without an example divides by zero: a NaN that the loss check names, not a silent zero.
         means = (member.T @ features) / member.sum(0)[:, None]
+        # Under autocast features are in half precision; a head that is adapted further has too few digits.
+        means = means.to(params[f"{self.head}.weight"].dtype)
         params[f"{self.head}.weight"] = 2 * means
         params[f"{self.head}.bias"] = -means.square().sum(1)
         return params

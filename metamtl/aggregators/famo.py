@@ -27,7 +27,7 @@ class FAMO(Aggregator):
         min_losses: lower bounds `b`, `[T]`; zero, where None.
 
     Raises:
-        ValueError: a loss that is not above its bound.
+        ValueError: a loss that is not above its bound; another number of tasks.
 
     >>> famo = FAMO(2)
     >>> famo(torch.tensor([1.0, 3.0]), torch.eye(2))
@@ -87,4 +87,9 @@ class FAMO(Aggregator):
         self.waiting = False
 
     def _check(self, losses: Tensor) -> None:
+        if losses.shape != self.inner.min_losses.shape:
+            raise ValueError(
+                f"FAMO(num_tasks={len(self.inner.min_losses)}) got the losses of {len(losses)} tasks;"
+                " keep one aggregator for one set of tasks."
+            )
         check_positive("FAMO", losses - self.inner.min_losses)

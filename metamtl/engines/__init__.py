@@ -6,7 +6,7 @@ from .compiled import Compiled
 from .features import feature_rows
 from .loop import Loop
 from .named import named_rows
-from .task import TaskFunction
+from .task import Evaluation, TaskFunction
 from .vmap import Vmap
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Choice",
     "Compiled",
     "Engine",
+    "Evaluation",
     "Loop",
     "Rows",
     "TaskFunction",

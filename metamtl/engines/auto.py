@@ -15,15 +15,15 @@ from torch.func import grad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..functional import Params, plain_kernels
-from .base import Engine, Function, Rows, at
+from ..functional import Params, plain_kernels, trainable
+from .base import Engine, Function, Rows, at, count
 from .compiled import Compiled, settings, shapes
 from .loop import Loop
-from .task import TaskFunction
+from .repeated import Compiling, Repeated
+from .task import Evaluation, TaskFunction
 from .vmap import Vmap
 
 HORIZON = 500  # steps that the cost of compiling is weighed against, at least
-COMPILING = 15.0  # seconds that compiling is taken to last before it has been measured
 FEW = 8  # tasks of a small chunk, whose activations stay where the allocator has them at hand
 
 log = logging.getLogger("metamtl")
@@ -53,6 +53,7 @@ class Auto(Engine):
 
     def __init__(self) -> None:
         self._works: WeakKeyDictionary[nn.Module, dict[Any, _Work]] = WeakKeyDictionary()
+        self._tests: WeakKeyDictionary[nn.Module, dict[Any, Repeated]] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
         return "Auto()"
@@ -74,7 +75,15 @@ class Auto(Engine):
         return work.step(lambda engine: engine.rows(function, shared, own, data))
 
     def map(self, function: Callable[[Any], Any], data: Any) -> Any:
-        return Vmap().map(function, data)
+        """As every engine's; an `Evaluation` is compiled once its like has taken as long as that takes."""
+        if not isinstance(function, Evaluation):
+            return Vmap().map(function, data)
+        work = function.function
+        key = (repr(work.adapter), shapes((trainable(work.model), at(data, 0))), settings(work.model))
+        known = self._tests.setdefault(work.model, {})
+        if key not in known:
+            known[key] = Repeated(work, data)
+        return known[key].run(function, data)
 
 
 class _Work:
@@ -125,13 +134,11 @@ class _Work:
             compiled = Compiled(1 if isinstance(self.choice and self.choice.engine, Loop) else None)
             for _ in range(3):
                 yield compiled
-            _Work.compiling = time.perf_counter() - began
+            Compiling.seconds = time.perf_counter() - began
             self._settle()
         while True:
             assert self.choice is not None
             yield self.choice.engine
-
-    compiling = COMPILING
 
     def _pays(self) -> bool:
         """Whether compiling is likely to be paid back.
@@ -142,7 +149,7 @@ class _Work:
         best = min(self.seconds.values())
         speedup = max(1.2, 0.5 * self.seconds.get("Loop()", 0.0) / best)
         to_come = max(HORIZON - self.steps, self.steps) * best
-        return _Work.compiling < to_come * (1 - 1 / speedup)
+        return Compiling.seconds < to_come * (1 - 1 / speedup)
 
     def _settle(self) -> None:
         name = min(self.seconds, key=lambda name: self.seconds[name])
@@ -158,7 +165,7 @@ class _Work:
 
 def _work(function: TaskFunction, shared: Params, own: Params, data: Any) -> _Work:
     """What can be tried, after a look at one task."""
-    num_tasks = next(leaf.shape[0] for leaf in tree_leaves(data) if isinstance(leaf, Tensor))
+    num_tasks = count(data)
     before = torch.get_rng_state()
     with torch.no_grad(), plain_kernels(), _Allocated() as allocated:
         grad(lambda shared: function(shared, own, at(data, 0)), has_aux=True)(shared)

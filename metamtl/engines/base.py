@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..functional import Params
 
@@ -61,6 +61,16 @@ class Engine(ABC):
 def at(data: Any, index: int | slice) -> Any:
     """The data of one task, or of those of a slice."""
     return tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, data)
+
+
+def count(data: Any) -> int:
+    """How many tasks these are the data of."""
+    return next(leaf.shape[0] for leaf in tree_leaves(data) if isinstance(leaf, Tensor))
+
+
+def added(gradients: list[Tensor]) -> Tensor:
+    """Their sum; of a single one itself."""
+    return gradients[0] if len(gradients) == 1 else torch.stack(gradients).sum(0)
 
 
 def stack(results: list[Any]) -> Any:

@@ -13,10 +13,11 @@ from torch.func import grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..adapters import Gradient
-from ..functional import Params, plain_kernels, told_by_adapter
-from .base import Engine, Function, Rows, at
+from ..functional import Params, plain_kernels, told_by_adapter, trainable
+from .base import Engine, Function, Rows, at, count
+from .evaluated import Evaluated, takes_steps
 from .stepwise import Stepwise
-from .task import TaskFunction
+from .task import Evaluation, TaskFunction
 from .traced import Traced
 from .vmap import Vmap
 
@@ -37,7 +38,8 @@ class Compiled(Engine):
 
     Compiled once for each model, recipe and shape; `compilations` counts them. What a trace cannot hold
     runs under `Vmap` as it is: random numbers (dropout), `order="implicit"`, more than two steps in a
-    `Chain`, modules that the adapter tells the inner step. Where compiling fails there is one warning, and `Vmap` takes over.
+    `Chain`, modules that the adapter tells the inner step. Where compiling fails there is one warning, and
+    `Vmap` takes over.
 
     Args:
         chunk_size: tasks at a time; all, where None. 1 compiles the function of a single task: its
@@ -46,11 +48,14 @@ class Compiled(Engine):
 
     def __init__(self, chunk_size: int | None = None) -> None:
         self.fallback = Vmap(chunk_size)
-        self.chunk_size = chunk_size
+        self.chunk_size, self.batched = chunk_size, chunk_size != 1
         self.compilations = 0
         self._plans: WeakKeyDictionary[nn.Module, dict[Any, tuple[Plan | None, TaskFunction]]] = (
             WeakKeyDictionary()
         )
+        self._evaluations: WeakKeyDictionary[
+            nn.Module, dict[Any, tuple[Evaluated | None, TaskFunction]]
+        ] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
         return f"Compiled(chunk_size={self.chunk_size})"
@@ -59,7 +64,23 @@ class Compiled(Engine):
         self.fallback.check(model)
 
     def map(self, function: Callable[[Any], Any], data: Any) -> Any:
-        return self.fallback.map(function, data)
+        """As every engine's; the steps of an `Evaluation` are calls of one compiled step of first order."""
+        if not isinstance(function, Evaluation) or not takes_steps(function.function):
+            return self.fallback.map(function, data)
+        num_tasks = count(data)
+        size = min(self.chunk_size or num_tasks, num_tasks)
+        found = []
+        with torch.no_grad(), plain_kernels():
+            for first in range(0, num_tasks, size):
+                # The last chunk begins early, to be of the shape that is compiled.
+                begin = min(first, num_tasks - size)
+                chunk = at(data, slice(begin, begin + size) if self.batched else first)
+                evaluated = self._evaluated(function.function, chunk)
+                if evaluated is None:
+                    return self.fallback.map(function, data)
+                measured = evaluated(function, chunk)
+                found.append(at(measured, slice(first - begin, None)) if self.batched else measured)
+        return self._joined(found)
 
     def rows(self, function: Function, shared: Params, own: Params, data: Any) -> Rows:
         if not isinstance(function, TaskFunction):
@@ -73,19 +94,20 @@ class Compiled(Engine):
                 if plan is None:
                     return self.fallback.rows(function, shared, own, data)
                 found.append(plan(shared, own, chunk))
-        join = torch.stack if self.chunk_size == 1 else torch.cat
-        rows, mine, losses = (
-            found[0]
-            if len(found) == 1 and self.chunk_size != 1
-            else tree_map(lambda *parts: join(parts), *found)
-        )
+        rows, mine, losses = self._joined(found)
         return Rows(losses, rows, {name: gradient.mean(0) for name, gradient in mine.items()}, {})
 
     def _chunks(self, data: Any) -> Iterator[Any]:
-        num_tasks = next(leaf.shape[0] for leaf in tree_leaves(data) if isinstance(leaf, Tensor))
+        num_tasks = count(data)
         size = self.chunk_size or num_tasks
         for first in range(0, num_tasks, size):
-            yield at(data, first) if size == 1 else at(data, slice(first, first + size))
+            yield at(data, slice(first, first + size) if self.batched else first)
+
+    def _joined(self, chunks: list[Any]) -> Any:
+        """The results of all chunks, or of all tasks where they ran one by one."""
+        if self.batched and len(chunks) == 1:
+            return chunks[0]
+        return tree_map(lambda *parts: (torch.cat if self.batched else torch.stack)(parts), *chunks)
 
     def _plan(self, function: TaskFunction, shared: Params, own: Params, data: Any) -> Plan | None:
         """The compiled function for this work, made now where it is not yet; None where Vmap does it."""
@@ -99,7 +121,7 @@ class Compiled(Engine):
 
     def _compile(self, function: TaskFunction, shared: Params, own: Params, data: Any) -> Plan | None:
         # One task without compiling first: bad input is told in its own words.
-        batched = self.chunk_size != 1
+        batched = self.batched
         leaves = {name: param.detach().requires_grad_() for name, param in shared.items()}
         before = torch.get_rng_state()
         with torch.enable_grad():
@@ -108,19 +130,46 @@ class Compiled(Engine):
         plan = None if drawn else _plan(function, batched)
         if plan is None:
             return None
+        made = self._made(
+            lambda: plan(shared, own, data), lambda: _Whole(function, batched).plain(shared, own, data)
+        )
+        return plan if made else None
+
+    def _evaluated(self, function: TaskFunction, data: Any) -> Evaluated | None:
+        """The compiled evaluation of this work, as `_plan` has its gradient."""
+        model = function.model
+        params = trainable(model), dict(function.adapter.named_parameters())
+        key = (function.identity, shapes((params, data)), settings(model))
+        known = self._evaluations.setdefault(model, {})
+        if key not in known:
+            known[key] = self._compile_evaluation(function, data), function
+        return known[key][0]
+
+    def _compile_evaluation(self, function: TaskFunction, data: Any) -> Evaluated | None:
+        evaluated = Evaluated(function, self.batched)
+        before = torch.get_rng_state()
+        expected = evaluated.plain_first_step(data)
+        if not torch.equal(before, torch.get_rng_state()):
+            torch.set_rng_state(before)
+            return None
+        made = self._made(lambda: evaluated.first_step(data), lambda: expected)
+        return evaluated if made else None
+
+    def _made(self, compile: Callable[[], Any], plain: Callable[[], Any]) -> bool:
+        """Whether what has been compiled runs, and gives the numbers of `plain`."""
         try:
-            found = plan(shared, own, data)
+            found = compile()
         except Exception as error:  # whatever the compiler could not do, Vmap can
             lines = str(error).splitlines() or [""]
             self._give_up(f"compiling failed ({type(error).__name__}: {lines[0]})")
-            return None
+            return False
         # Compilers err, and then without a word: so the first result is held against the plain one.
-        far = _difference(found, _Whole(function, batched).plain(shared, own, data))
+        far = _difference(found, plain())
         if not far < TOLERANCE:
             self._give_up(f"compiled code gave other numbers (relative difference {far:.1e})")
-            return None
+            return False
         self.compilations += 1
-        return plan
+        return True
 
     def _give_up(self, reason: str) -> None:
         warnings.warn(

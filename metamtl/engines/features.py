@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import Params, forward
-from .base import Rows
+from .base import Rows, added
 from .task import TaskFunction
 
 
@@ -57,7 +57,7 @@ def feature_rows(functions: Mapping[str, TaskFunction], shared: Params, at: str)
         losses=torch.stack(losses),
         shared={at: torch.stack(rows)},
         own={},
-        private={name: torch.stack(column).sum(0) for name, column in alone.items() if column},
+        private={name: added(column) for name, column in alone.items() if column},
         pull=pull,
     )
 

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from ..functional import Params
-from .base import Engine, Function, Rows, at, stack
+from .base import Engine, Function, Rows, at, count, stack
 
 
 class Loop(Engine):
@@ -22,7 +21,7 @@ class Loop(Engine):
         shared, own = _leaves(shared), _leaves(own)
         inputs = [*shared.values(), *own.values()]
         losses, rows, totals = [], [], [torch.zeros_like(param) for param in own.values()]
-        num_tasks = _length(data)
+        num_tasks = count(data)
         for task in range(num_tasks):
             with torch.enable_grad():
                 objective, loss = function(shared, own, at(data, task))
@@ -39,13 +38,9 @@ class Loop(Engine):
 
     def map(self, function: Callable[[Any], Any], data: Any) -> Any:
         with torch.no_grad():
-            return stack([function(at(data, task)) for task in range(_length(data))])
+            return stack([function(at(data, task)) for task in range(count(data))])
 
 
 def _leaves(params: Params) -> Params:
     # Fresh leaves, so that a user's own graph around the parameters is left alone.
     return {name: param.detach().requires_grad_() for name, param in params.items()}
-
-
-def _length(data: Any) -> int:
-    return next(leaf.shape[0] for leaf in tree_leaves(data) if isinstance(leaf, torch.Tensor))

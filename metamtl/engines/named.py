@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..functional import Params, forward
-from .base import Rows
+from .base import Rows, added
 from .task import TaskFunction
 
 
@@ -19,7 +19,7 @@ def named_rows(functions: Mapping[str, TaskFunction], shared: Params, own: Param
     Tasks without a support set whose `query.x` is the same object share one pass through the model.
 
     Raises:
-        ValueError: the tasks share no parameter.
+        ValueError: the tasks share no parameter; the objective of one depends on none.
     """
     shared = {name: param.detach().requires_grad_() for name, param in shared.items()}
     own = {name: param.detach().requires_grad_() for name, param in own.items()}
@@ -46,6 +46,12 @@ def named_rows(functions: Mapping[str, TaskFunction], shared: Params, own: Param
     used = [[row is not None for row in found] for found in gradients.values()]
     common = [all(column) for column in zip(*used)]
     names = [*shared, *own]
+    idle = [task for task, found in zip(functions, used) if not any(found)]
+    if idle:
+        raise ValueError(
+            f"the objectives of tasks {idle} depend on no trainable parameter; leave these tasks out of the"
+            " step, or look for a detach() on the way to their losses."
+        )
     if not any(common[: len(shared)]):
         raise ValueError(
             f"the tasks {', '.join(map(repr, functions))} share no parameter, so there is nothing to"
@@ -58,7 +64,7 @@ def named_rows(functions: Mapping[str, TaskFunction], shared: Params, own: Param
         if common[position] and position < len(shared):
             rows[name] = torch.stack(column)
         elif column:
-            alone[position] = torch.stack(column).sum(0)
+            alone[position] = added(column)
     return Rows(
         losses=torch.stack([losses[task] for task in functions]),
         shared=rows,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -32,11 +33,17 @@ class Stepwise:
     Args:
         function: the task function of the work.
         batched: whether data have a leading task axis; else they are of one task.
+        around: entered while a part is traced.
     """
 
-    def __init__(self, function: TaskFunction, batched: bool) -> None:
+    def __init__(
+        self,
+        function: TaskFunction,
+        batched: bool,
+        around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         assert isinstance(function.adapter, Gradient)
-        self.adapter, self.batched = function.adapter, batched
+        self.adapter, self.batched, self.around = function.adapter, batched, around
         self.model, self.loss, self.objective = function.model, function.loss, function.objective
         self.constants = function.constants
         self.names = named_by(self.model, self.adapter.adapts)
@@ -47,14 +54,8 @@ class Stepwise:
     def __call__(self, shared: Params, own: Params, data: Any) -> tuple[Params, Params, Tensor]:
         """The rows, those of the adapter's own parameters, and the losses."""
         support, query = Batch(*data[0]), Batch(*data[1])
-        others = {name: param for name, param in shared.items() if name not in self.names}
-        state = self._begin(shared, support)
-        seen = support
-        if self.cut is not None:
-            features = self._part("front", self._front, (None, 0), others, support.x)
-            seen = Batch(features(others, support.x), support.y)
-        given = (others, self._each(own, support), seen)
-        counts = torch.arange(self.adapter.steps, device=next(iter(shared.values())).device).unbind()
+        state, given, counts = self._start(shared, own, support)
+        others = given[0]
 
         # Flat lists between the calls: to open and close trees would take as long as a small step.
         moving, shape = tree_flatten(state)
@@ -95,6 +96,28 @@ class Stepwise:
             of_others = tree_map(torch.add, of_others, from_front)
         return {**rows, **{name: rows[name] + more for name, more in of_others.items()}}, of_own, losses
 
+    def path(self, shared: Params, own: Params, support: Batch) -> Iterator[Params]:
+        """The adapted parameters of all tasks after 0, 1, ..., K steps, with no way back."""
+        state, given, counts = self._start(shared, own, support)
+        yield state[0]
+        step = self._part("step, constant", self._step_constant, (0, GIVEN, None), state, given, counts[0])
+        moving, shape = tree_flatten(state)
+        constants = tensors(given)
+        for k in counts:
+            moving = step.flat([*moving, *constants, k])
+            yield tree_unflatten(moving, shape)[0]
+
+    def _start(self, shared: Params, own: Params, support: Batch) -> tuple[Any, Any, tuple[Tensor, ...]]:
+        """The state before the first step, what steps only read, and their numbers."""
+        others = {name: param for name, param in shared.items() if name not in self.names}
+        seen = support
+        if self.cut is not None:
+            features = self._part("front", self._front, (None, 0), others, support.x)
+            seen = Batch(features(others, support.x), support.y)
+        given = (others, self._each(own, support), seen)
+        counts = torch.arange(self.adapter.steps, device=next(iter(shared.values())).device).unbind()
+        return self._begin(shared, support), given, counts
+
     def _begin(self, shared: Params, support: Batch) -> Any:
         """The state before the first step, of every task."""
         start = {name: shared[name] for name in self.names}
@@ -111,7 +134,8 @@ class Stepwise:
         """The compiled `function` over tasks; compiled when first asked for."""
         if name not in self.parts:
             over_tasks = vmap(function, in_dims=axes) if self.batched else function
-            self.parts[name] = Traced(over_tasks, *examples)
+            with self.around():
+                self.parts[name] = Traced(over_tasks, *examples)
         return self.parts[name]
 
     # The parts, of one task.
@@ -135,6 +159,9 @@ class Stepwise:
         measure = self._measure if self.cut is None else self._measure_from_cut
         others = {**self.constants, **others}
         return tuple(self.adapter.step(measure, State(*state), others, seen, own, k, constant=constant))
+
+    def _step_constant(self, state: Any, given: Any, k: Tensor) -> Any:
+        return self._step(state, given, k, constant=True)
 
     def _learnt(self, given: Any) -> Any:
         """What of `given` has an outer gradient: others, own parameters, features at the cut."""

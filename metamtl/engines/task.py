@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from ..adapters import Adapter
 from ..episode import Batch, Episode
-from ..functional import Params, forward, with_support_statistics
+from ..functional import Params, forward, trainable, with_support_statistics
 from ..objectives import Adaptation, Objective
-from ..task import Loss
+from ..task import Loss, Metric
 
 
 class TaskFunction:
@@ -32,14 +32,15 @@ class TaskFunction:
         loss: Loss,
         episode: Episode,
         name: str | None = None,
+        constants: Params | None = None,
     ) -> None:
         self.model, self.adapter, self.objective = model, adapter, objective
         self.episode, self.name = episode, name
         self.top = check_labels(loss, episode)
-        self.loss = loss if self.top is None else checked(loss, self.top)
+        self.loss = matched(loss) if self.top is None else checked(loss, self.top)
         # Functions of one model with equal identities compute the same.
         self.identity = (repr(adapter), id(objective), id(loss), self.top, name)
-        self.constants = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
+        self.constants = frozen(model) if constants is None else constants
         self.data = (episode.support, episode.query, episode.task)
         self.given: Any = None  # the model's output on the query set, where tasks share one pass
         # Backward passes over a support or query set that one task takes; known after a run.
@@ -95,6 +96,35 @@ class TaskFunction:
             return objective, adaptation.query_loss
 
 
+class Evaluation:
+    """`evaluation(data) -> [{name: value}]` for one task: what its adaptation reaches on the query set.
+
+    Args:
+        function: of the tasks.
+        metrics: what to measure.
+        every: after every stage of adaptation; only after the last, where False.
+    """
+
+    def __init__(self, function: TaskFunction, metrics: Mapping[str, Metric], *, every: bool) -> None:
+        self.function, self.metrics, self.every = function, metrics, every
+        self.shared = trainable(function.model)
+
+    def __call__(self, data: Any) -> list[dict[str, Tensor]]:
+        if self.every:
+            return [self.measure(params, data[1]) for params in self.function.path(self.shared, data)]
+        return [self.measure(self.function.adapt(self.shared, {}, data), data[1])]
+
+    def measure(self, params: Params, query: Any) -> dict[str, Tensor]:
+        """One value of each metric."""
+        output = self.function.output(params, query[0])
+        return {name: metric(output, query[1]).mean() for name, metric in self.metrics.items()}
+
+
+def frozen(model: nn.Module) -> Params:
+    """The parameters that require no gradient, by name."""
+    return {name: param.detach() for name, param in model.named_parameters() if not param.requires_grad}
+
+
 def check_labels(loss: Loss, episode: Episode) -> int | None:
     """The highest label of a classification episode; None where the loss is no cross-entropy.
 
@@ -121,6 +151,24 @@ def checked(loss: Loss, top: int) -> Loss:
 
     def refusing(output: Any, y: Any) -> Tensor:
         refuse(output, top)
+        return loss(output, y)
+
+    return refusing
+
+
+def matched(loss: Loss) -> Loss:
+    """`loss`; where it compares entry by entry, refusing what torch would broadcast with a mere warning."""
+    if loss not in (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss) and not isinstance(
+        loss, (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+    ):
+        return loss
+
+    def refusing(output: Any, y: Any) -> Tensor:
+        if isinstance(output, Tensor) and isinstance(y, Tensor) and output.shape != y.shape:
+            raise ValueError(
+                f"the model's output has shape {list(output.shape)}, the targets {list(y.shape)}, and torch"
+                " would broadcast one against the other; give the targets the shape of the head's output."
+            )
         return loss(output, y)
 
     return refusing

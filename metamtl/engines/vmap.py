@@ -33,7 +33,8 @@ class Vmap(Engine):
 
     def rows(self, function: Function, shared: Params, own: Params, data: Any) -> Rows:
         # Detached, or plain autograd would record a graph of its own around vmap's.
-        shared = {name: param.detach() for name, param in shared.items()}
+        # Contiguous, for max-pooling of channels-last tensors has no second derivative under vmap.
+        shared = {name: param.detach().contiguous() for name, param in shared.items()}
         own = {name: param.detach() for name, param in own.items()}
 
         def one_task(data: Any) -> tuple[Params, Params, Tensor]:
@@ -48,6 +49,7 @@ class Vmap(Engine):
             return self._vmap(function, data)
 
     def _vmap(self, function: Callable[[Any], Any], data: Any) -> Any:
+        data = tree_map(lambda leaf: leaf.contiguous() if isinstance(leaf, Tensor) else leaf, data)
         axes = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, data)
         batched = vmap(function, in_dims=(axes,), randomness="different", chunk_size=self.chunk_size)
         with plain_kernels():

@@ -116,16 +116,16 @@ class FewShot:
         """
         total = self.shots + self.queries
         # Positions of classes and examples are drawn on the CPU, so that no device is waited for.
-        chosen = torch.rand(num_tasks, len(self._ids), generator=rng).topk(self.ways).indices
+        chosen = torch.rand(num_tasks, len(self._ids), generator=rng, device="cpu").topk(self.ways).indices
         rows, turns = chosen % len(self._members), chosen // len(self._members)
-        keys = torch.rand(num_tasks, self.ways, self._members.shape[1], generator=rng)
-        absent = torch.arange(self._members.shape[1]) >= self._counts[rows][..., None]
+        keys = torch.rand(num_tasks, self.ways, self._members.shape[1], generator=rng, device="cpu")
+        absent = torch.arange(self._members.shape[1], device="cpu") >= self._counts[rows][..., None]
         picked = keys.masked_fill_(absent, -1.0).topk(total, -1).indices
         positions = self._members[rows].gather(-1, picked)
         if self.rotations == "episode":
-            turns = torch.randint(4, (num_tasks, self.ways), generator=rng)
+            turns = torch.randint(4, (num_tasks, self.ways), generator=rng, device="cpu")
         x = self._pictures(positions, turns)
-        labels = torch.arange(self.ways).repeat_interleave(total).view(1, self.ways, total)
+        labels = torch.arange(self.ways, device="cpu").repeat_interleave(total).view(1, self.ways, total)
         y = labels.expand(num_tasks, -1, -1).to(x.device, non_blocking=True)
         return Episode(
             support=Batch(x[:, :, : self.shots].flatten(1, 2), y[:, :, : self.shots].flatten(1, 2)),

@@ -1,8 +1,9 @@
-"""What every aggregator obeys. A new one joins by itself; one that needs options, by a row in conftest.py."""
+"""What every aggregator obeys. A new one joins by itself; one that needs options, by a row in conftest."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,6 +58,21 @@ def test_the_docstring_states_the_scale(name: str, make: Make) -> None:
         assert any(make(name, T).scale in line for line in lines)
     else:
         assert f"Scale: {make(name, T).scale}" in words
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_readme_has_a_row_for_it(name: str, make: Make) -> None:
+    readme = Path(__file__).parents[2] / "README.md"
+    table = (
+        readme.read_text(encoding="utf-8").partition("## Weighting and combining")[2].partition("\n## ")[0]
+    )
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if "|" in line]
+    (row,) = [row for row in rows if row[0] == f"`{name}`"]
+    aggregator = make(name, T)
+    theirs = type(getattr(aggregator, "inner", None)).__module__.startswith("torchjd")
+    assert row[2] in ("weights losses", "combines gradients", "robust")
+    assert row[3:] == [aggregator.scale, "TorchJD" if theirs else "metamtl"]
+    assert len(rows) == len(NAMES) + 2  # with the head and the line under it
 
 
 def theirs(name: str, make: Make) -> Callable[[Tensor], Tensor]:
@@ -221,29 +237,6 @@ def test_rescaled_changes_the_length_alone(name: str, make: Make) -> None:
     torch.testing.assert_close(mean.norm(), rows.mean(0).norm(), rtol=1e-12, atol=0)
     torch.testing.assert_close(unit, plain / plain.norm(), rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(mean / mean.norm(), unit, rtol=1e-12, atol=1e-14)
-
-
-@pytest.mark.parametrize("name", ["Mean", "Sum", "ConFIG", "UPGrad"])
-@pytest.mark.parametrize("factor", [0.5, 8.0])
-def test_linear_in_the_scale_of_a_row(name: str, factor: float, make: Make) -> None:
-    """`A(diag(a + b) J) = A(diag(a) J) + A(diag(b) J)`, for positive a and b."""
-    rows, more = matrix(), {"projector": exact_projector()} if name == "UPGrad" else {}
-    other = torch.ones(T, 1, dtype=torch.float64)
-    other[1] = factor
-    parts = [direction(make(name, T, **more), scale * rows) for scale in (1.0, other, 1.0 + other)]
-    torch.testing.assert_close(parts[0] + parts[1], parts[2], rtol=1e-8, atol=1e-9)
-
-
-def exact_projector() -> Any:
-    from torchjd.linalg import QuadprogProjector
-
-    return QuadprogProjector(norm_eps=1e-12, reg_eps=1e-12)  # theirs regularises by 1e-4
-
-
-def test_mgda_vanishes_at_a_pareto_stationary_point(make: Make) -> None:
-    rows = matrix(2)
-    rows[1] = -2 * rows[0]
-    assert float(direction(make("MGDA", 2), rows).norm()) <= 1e-12 * float(rows.norm())
 
 
 def test_mean_and_sum_make_tasks_worse() -> None:

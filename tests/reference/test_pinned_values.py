@@ -107,6 +107,16 @@ def test_imtlg_projects_equally_on_every_gradient() -> None:
     close(J @ found / J.norm(dim=1), [0.39909415, 0.39909415])
 
 
+def test_cagrad_lies_between_the_mean_and_mgda() -> None:
+    close(aggregators.CAGrad(c=0.0)(LOSSES, J), [1, 1, 1])
+    far = aggregators.CAGrad(c=10.0)(LOSSES, J)
+    close(far / far.norm(), [0, 1 / sqrt(2), 1 / sqrt(2)])
+
+
+def test_nash_is_as_long_as_the_square_root_of_the_tasks() -> None:
+    assert float(aggregators.NashMTL(max_norm=0.0)(LOSSES, J).square().sum()) == pytest.approx(2, abs=1e-6)
+
+
 def test_nash_solves_its_equation_and_forgets_the_lengths_of_the_rows() -> None:
     rng = torch.Generator().manual_seed(0)
     for _ in range(100):

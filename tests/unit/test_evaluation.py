@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metamtl import Batch, Episode, Metric, adaptation_curve, adapters, engines, evaluate, nets, recipes
+from metamtl import (
+    Batch,
+    Episode,
+    Metric,
+    adaptation_curve,
+    adapters,
+    engines,
+    evaluate,
+    nets,
+    recipes,
+    rules,
+)
 from metamtl.recipes import Recipe
 from metamtl.task import accuracy, mse
 
@@ -132,6 +145,87 @@ def test_stored_statistics_serve_every_engine() -> None:
     net.eval()
     found = [evaluate(net, recipes.maml(2, 0.1), episode(), F.cross_entropy, engine=e) for e in ENGINES]
     assert found[0].mean == pytest.approx(found[1].mean, rel=1e-12)
+
+
+COMPILED = {
+    "all": recipes.maml(3, (0.1, 0.2, 0.3)),
+    "head": recipes.anil(2, 0.1),
+    "a rule with a memory": Recipe(adapters.Gradient(2, 0.1, rule=rules.SGD(momentum=0.9))),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_steps_give_the_numbers_of_loop(name: str) -> None:
+    net, engine = model(), engines.Compiled(2)  # five tasks: the last chunk overlaps the one before
+    args = (net, COMPILED[name], episode(), F.cross_entropy)
+    expected = adaptation_curve(*args, metrics=METRICS, engine=engines.Loop())
+    found = adaptation_curve(*args, metrics=METRICS, engine=engine)
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected):
+        torch.testing.assert_close(one["loss"].values, other["loss"].values, rtol=1e-10, atol=0)
+        assert torch.equal(one["accuracy"].values, other["accuracy"].values)
+    with torch.no_grad():
+        for param in net.parameters():
+            param *= 1.1
+    again = evaluate(*args, engine=engine)
+    torch.testing.assert_close(
+        again.values, evaluate(*args, engine=engines.Loop()).values, rtol=1e-10, atol=0
+    )
+    assert engine.compilations == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_compiled_convolutions_and_learned_rates_give_the_numbers_of_loop() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(2, 3, (3, 2), (2, 1), (1, 0)), nn.Tanh(), nn.Flatten(), nn.Linear(45, 3)
+        )
+    x = torch.randn(3, 6, 2, 5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    y = torch.arange(3).repeat(2).expand(3, -1)
+    data, net = Episode(Batch(x, y), Batch(x.flip(1), y.flip(1))), net.double()
+    recipe = Recipe(adapters.Gradient(2, adapters.LearnedRates(net, 0.2, steps=2)))
+    expected = evaluate(net, recipe, data, F.cross_entropy, engine=engines.Loop())
+    for engine in (engines.Compiled(), engines.Compiled(1)):
+        found = evaluate(net, recipe, data, F.cross_entropy, engine=engine)
+        torch.testing.assert_close(found.values, expected.values, rtol=1e-10, atol=0)
+        assert engine.compilations == 1
+
+
+def test_what_has_no_compiled_steps_is_left_to_vmap() -> None:
+    dropping = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3)).double()
+    for net, recipe in ((model(), recipes.joint()), (dropping, recipes.maml(2, 0.1))):
+        found = []
+        for engine in (engines.Vmap(), engines.Compiled()):
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                found.append(evaluate(net, recipe, episode(), F.cross_entropy, engine=engine))
+        assert torch.equal(found[0].values, found[1].values)
+        assert isinstance(engine, engines.Compiled) and engine.compilations == 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_the_default_compiles_once_that_is_paid_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metamtl.engines.repeated.Compiling.seconds", 1e-9)
+    maps: list[str] = []
+    for kind in (engines.Vmap, engines.Compiled):
+        plain = kind.map
+
+        def counted(self: engines.Engine, function: Any, data: Any, plain: Any = plain) -> Any:
+            if isinstance(function, engines.Evaluation):
+                maps.append(type(self).__name__)
+            return plain(self, function, data)
+
+        monkeypatch.setattr(kind, "map", counted)
+    auto, net = engines.Auto(), model()
+    found = []
+    for _ in range(3):
+        monkeypatch.setattr("metamtl.engines.repeated.Compiling.seconds", 1e-9)
+        found.append(evaluate(net, RECIPES["maml"], episode(), F.cross_entropy, engine=auto))
+    assert maps == ["Vmap", "Compiled", "Compiled"]
+    for one in found[1:]:
+        torch.testing.assert_close(one.values, found[0].values, rtol=1e-12, atol=0)
 
 
 def test_a_named_task_without_metrics_is_refused():

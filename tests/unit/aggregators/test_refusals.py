@@ -51,6 +51,25 @@ def test_another_number_of_tasks(build: Callable[[], Aggregator]) -> None:
         aggregator(torch.ones(2), ROWS[:2])
 
 
+COUNTED: dict[str, tuple[Callable[[], Aggregator], str]] = {
+    "Constant": (lambda: aggregators.Constant(weights=torch.ones(4)), "should have 4 rows.* with 3 rows"),
+    "DualProj": (lambda: aggregators.DualProj(pref_vector=torch.ones(4)), "should have 4 rows.* with 3"),
+    "FAMO": (lambda: aggregators.FAMO(4), r"FAMO\(num_tasks=4\) got the losses of 3 tasks; keep one"),
+    "IMTLL": (lambda: aggregators.IMTLL(4), r"shape \(4,\).* Found `values.shape = \(3,\)"),
+    "Krum": (lambda: aggregators.Krum(n_byzantine=1), r"at least 4 rows.* with 3 rows"),
+    "PBI": (lambda: aggregators.PBI(theta=1.0, weights=torch.ones(4)), r"weights.shape = \(4,\)"),
+    "TrimmedMean": (lambda: aggregators.TrimmedMean(trim_number=2), "at least 5 rows"),
+    "UW": (lambda: aggregators.UW(4), r"shape \(4,\).* Found `values.shape = \(3,\)"),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_made_for_more_tasks_than_there_are(name: str) -> None:
+    build, words = COUNTED[name]
+    with pytest.raises(ValueError, match=words):
+        build()(torch.ones(3), ROWS)
+
+
 def test_auto_lambda_without_a_look_ahead() -> None:
     weights = aggregators.AutoLambda(rate=0.1, every=2)
     for _ in range(2):
