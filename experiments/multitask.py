@@ -116,7 +116,11 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
     reference = _mean([of_alone("validation", seed) for seed in cfg.seeds])
     baseline = _mean([of_alone("test", seed) for seed in cfg.seeds])
     table: dict[str, Any] = {
-        "experiment": {"overrides": rows.passed_on, "tune": OmegaConf.to_container(cfg.tune)},
+        "experiment": {
+            "overrides": [text for text in overrides if not text.startswith(("run=", "seeds="))],
+            "tune": OmegaConf.to_container(cfg.tune),
+            "tune_seeds": list(cfg.tune_seeds),
+        },
         **environment(cfg.device),
         "seeds": list(cfg.seeds),
         "interval": "95 %, Student t over seeds",

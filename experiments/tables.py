@@ -3,7 +3,7 @@
 Between the README's two marks stand, out of `experiments/results/<name>/`: for every `table.json` that
 `experiments.compare` wrote its table, of `experiments.grid` the verdict and the signs; for all the
 `result.json` of `experiments.train` one table; for every `bench.json` of `experiments.bench` its ratios;
-of `experiments.cost` and `experiments.toy` a table each.
+of `experiments.multitask`, `new_task`, `cost` and `toy` a table each.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import bench_table, cost_table, grid_table, toy_table
+from . import bench_table, cost_table, grid_table, multitask, new_task, toy_table
 from .report import markdown, write_text
 
 HERE = Path(__file__).resolve().parent
@@ -33,6 +33,11 @@ def block(results: Path = RESULTS) -> str:
         parts.append(
             _runs({path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in runs})
         )
+    for path in sorted(results.glob("*/multitask.json")):
+        parts.append(_multitask(path.parent.name, json.loads(path.read_text(encoding="utf-8"))))
+    for path in sorted(results.glob("*/new_task.json")):
+        table = json.loads(path.read_text(encoding="utf-8"))
+        parts.append(f"### {path.parent.name}\n{new_task.markdown(table).strip()}")
     for path in sorted(results.glob("*/bench.json")):
         parts.append(bench_table.section(path.parent.name, json.loads(path.read_text(encoding="utf-8"))))
     for name, section in (("cost", cost_table.section), ("toy", toy_table.section)):
@@ -50,6 +55,15 @@ def _section(path: Path, table: dict[str, Any]) -> str:
     if path.with_name("figure.png").is_file():
         lines += ["", f"![{name}](experiments/results/{name}/figure.png)"]
     return "\n".join(lines)
+
+
+def _multitask(name: str, table: dict[str, Any]) -> str:
+    """Tasks together against each by itself."""
+    kept = [text for text in table["experiment"]["overrides"] if not text.lstrip("+").startswith(LOCAL)]
+    methods = [row["method"] for row in table["rows"][1:]]
+    lists = [f"run=[{','.join(methods)}]", f"seeds=[{','.join(map(str, table['seeds']))}]"]
+    command = shlex.join(["python", "-m", "experiments.multitask", *kept, *lists])
+    return "\n".join([f"### {name}", "```bash", command, "```", "", multitask.markdown(table).strip()])
 
 
 def _grid(name: str, table: dict[str, Any]) -> str:

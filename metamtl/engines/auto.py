@@ -7,10 +7,10 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import grad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -18,8 +18,9 @@ from torch.utils._pytree import tree_leaves
 from ..functional import Params, plain_kernels, trainable
 from .base import Engine, Function, Rows, at, count
 from .compiled import Compiled, settings, shapes
+from .kept import kept
 from .loop import Loop
-from .repeated import Compiling, Repeated
+from .repeated import Compiling, Repeated, warn_of_loop
 from .task import Evaluation, TaskFunction
 from .vmap import Vmap
 
@@ -52,8 +53,7 @@ class Auto(Engine):
     """
 
     def __init__(self) -> None:
-        self._works: WeakKeyDictionary[nn.Module, dict[Any, _Work]] = WeakKeyDictionary()
-        self._tests: WeakKeyDictionary[nn.Module, dict[Any, Repeated]] = WeakKeyDictionary()
+        self._works: WeakSet[_Work] = WeakSet()
 
     def __repr__(self) -> str:
         return "Auto()"
@@ -61,17 +61,17 @@ class Auto(Engine):
     @property
     def choices(self) -> list[Choice]:
         """What has been chosen so far."""
-        works = [work for known in self._works.values() for work in known.values()]
-        return [work.choice for work in works if work.choice is not None]
+        return [work.choice for work in self._works if work.choice is not None]
 
     def rows(self, function: Function, shared: Params, own: Params, data: Any) -> Rows:
         if not isinstance(function, TaskFunction):
             return Vmap().rows(function, shared, own, data)
-        key = (function.identity, shapes((shared, own, data)), settings(function.model))
-        known = self._works.setdefault(function.model, {})
+        key = ("rows", function.identity, shapes((shared, own, data)), settings(function.model))
+        known = kept(function.model, self)
         if key not in known:
             known[key] = _work(function, shared, own, data)
-        work = known[key]
+            self._works.add(known[key])
+        work: _Work = known[key]
         return work.step(lambda engine: engine.rows(function, shared, own, data))
 
     def map(self, function: Callable[[Any], Any], data: Any) -> Any:
@@ -79,8 +79,9 @@ class Auto(Engine):
         if not isinstance(function, Evaluation):
             return Vmap().map(function, data)
         work = function.function
-        key = (repr(work.adapter), shapes((trainable(work.model), at(data, 0))), settings(work.model))
-        known = self._tests.setdefault(work.model, {})
+        params = trainable(work.model)
+        key = ("map", repr(work.adapter), shapes((params, at(data, 0))), settings(work.model))
+        known = kept(work.model, self)
         if key not in known:
             known[key] = Repeated(work, data)
         return known[key].run(function, data)
@@ -91,6 +92,7 @@ class _Work:
 
     def __init__(self, function: TaskFunction, plain: list[Engine], why: str, compiles: bool) -> None:
         self.function, self.plain, self.why, self.compiles = function, plain, why, compiles
+        self.batches = True  # as far as is known
         self.device = next(iter(function.model.parameters())).device
         self.seconds: dict[str, float] = {}
         self.engines: dict[str, Engine] = {}
@@ -105,15 +107,22 @@ class _Work:
         if self.choice is not None and engine is self.choice.engine:
             return run(engine)
         try:
-            self._wait()
-            began = time.perf_counter()
-            found = run(engine)
-            self._wait()
+            return self._timed(engine, run)
         except (MemoryError, RuntimeError) as error:
-            if isinstance(engine, Loop) or not _out_of_memory(error):
+            if isinstance(engine, Loop):
                 raise
             self.seconds[repr(engine)] = float("inf")
-            return run(Loop())
+            found = self._timed(Loop(), run)  # where the input is at fault, this tells it in its own words
+            if not _out_of_memory(error):
+                self.batches = self.compiles = False
+                warn_of_loop(error)
+            return found
+
+    def _timed(self, engine: Engine, run: Callable[[Engine], Rows]) -> Rows:
+        self._wait()
+        began = time.perf_counter()
+        found = run(engine)
+        self._wait()
         taken = time.perf_counter() - began
         self.seconds[repr(engine)] = min(taken, self.seconds.get(repr(engine), taken))
         self.engines[repr(engine)] = engine
@@ -122,6 +131,8 @@ class _Work:
     def _turns(self) -> Iterator[Engine]:
         """The engine of each step, without end."""
         for engine in self.plain:
+            if not self.batches and not isinstance(engine, Loop):
+                continue
             yield engine
             if len(self.plain) > 1 and self.seconds[repr(engine)] < 3 * min(self.seconds.values()):
                 yield engine  # the first time warms up

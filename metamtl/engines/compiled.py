@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from ..adapters import Gradient
 from ..functional import Params, plain_kernels, told_by_adapter, trainable
 from .base import Engine, Function, Rows, at, count
 from .evaluated import Evaluated, takes_steps
+from .kept import NAME, kept
 from .stepwise import Stepwise
 from .task import Evaluation, TaskFunction
 from .traced import Traced
@@ -50,12 +50,6 @@ class Compiled(Engine):
         self.fallback = Vmap(chunk_size)
         self.chunk_size, self.batched = chunk_size, chunk_size != 1
         self.compilations = 0
-        self._plans: WeakKeyDictionary[nn.Module, dict[Any, tuple[Plan | None, TaskFunction]]] = (
-            WeakKeyDictionary()
-        )
-        self._evaluations: WeakKeyDictionary[
-            nn.Module, dict[Any, tuple[Evaluated | None, TaskFunction]]
-        ] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
         return f"Compiled(chunk_size={self.chunk_size})"
@@ -111,8 +105,8 @@ class Compiled(Engine):
 
     def _plan(self, function: TaskFunction, shared: Params, own: Params, data: Any) -> Plan | None:
         """The compiled function for this work, made now where it is not yet; None where Vmap does it."""
-        key = (function.identity, shapes((shared, own, data)), settings(function.model))
-        known = self._plans.setdefault(function.model, {})
+        key = ("rows", function.identity, shapes((shared, own, data)), settings(function.model))
+        known = kept(function.model, self)
         if key not in known:
             known[key] = (self._compile(function, shared, own, data), function)
         plan, made_of = known[key]  # the function is kept because the key identifies its parts by id
@@ -139,8 +133,8 @@ class Compiled(Engine):
         """The compiled evaluation of this work, as `_plan` has its gradient."""
         model = function.model
         params = trainable(model), dict(function.adapter.named_parameters())
-        key = (function.identity, shapes((params, data)), settings(model))
-        known = self._evaluations.setdefault(model, {})
+        key = ("map", function.identity, shapes((params, data)), settings(model))
+        known = kept(model, self)
         if key not in known:
             known[key] = self._compile_evaluation(function, data), function
         return known[key][0]
@@ -238,11 +232,14 @@ def settings(model: nn.Module) -> Any:
             elif name == "_buffers":
                 # A buffer is read when the compiled code runs, unless Python has looked at its value.
                 found.extend((key, id(b), None if b is None else b._version) for key, b in value.items())
+            elif name == "_parameters":
+                frozen = [p for p in value.values() if p is not None and not p.requires_grad]
+                found.extend((id(p), p.data_ptr(), p._version) for p in frozen)
             elif name not in REGISTERED:
                 found.append((name, id(value)))
     return tuple(found)
 
 
 KINDS = ("cpu", "cuda")
-# What torch keeps of a module besides its settings; the parameters are arguments.
-REGISTERED = {name for name in vars(nn.Module()) if name != "training"}
+# What torch keeps of a module besides its settings; trainable parameters are arguments.
+REGISTERED = {name for name in vars(nn.Module()) if name != "training"} | {NAME}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from .base import Engine, count
 from .compiled import Compiled
 from .evaluated import takes_steps
+from .loop import Loop
 from .task import Evaluation, TaskFunction
 from .vmap import Vmap
 
@@ -34,8 +36,9 @@ class Repeated:
     """
 
     def __init__(self, function: TaskFunction, data: Any) -> None:
-        self.plain = Vmap(chunk(data[1], PLAIN))
-        self.compiled = Compiled(chunk(data[0], COMPILED)) if takes_steps(function) else None
+        self.plain: Engine = Vmap(chunk(data[1], PLAIN))
+        compiles = takes_steps(function) and data[0] is not None
+        self.compiled = Compiled(chunk(data[0], COMPILED)) if compiles else None
         self.spent = 0.0
         self.seconds: dict[Engine, float] = {}  # of one task, at best
 
@@ -45,7 +48,14 @@ class Repeated:
         before = torch.get_rng_state()
         compilations = 0 if self.compiled is None else self.compiled.compilations
         began = time.perf_counter()
-        found = engine.map(evaluation, data)
+        try:
+            found = engine.map(evaluation, data)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(engine, Loop):
+                raise
+            found = Loop().map(evaluation, data)  # where the input is at fault, this tells it
+            self.plain, self.compiled = Loop(), None
+            warn_of_loop(error)
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         taken = time.perf_counter() - began
@@ -67,6 +77,12 @@ class Repeated:
         if self.compiled not in self.seconds:
             return self.compiled
         return min(self.seconds, key=lambda engine: self.seconds[engine])
+
+
+def warn_of_loop(error: BaseException) -> None:
+    """Say that tasks run one by one from now on, and why."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    warnings.warn(f"tasks cannot run as a batch ({reason}); they run under Loop() instead.", stacklevel=3)
 
 
 def chunk(batch: Any, numbers: int) -> int:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hydra import compose
 
-from experiments import multitask, train
+from experiments import multitask, tables, train
 from metamtl import Estimate
 
 Overrides = Callable[..., list[str]]
@@ -74,11 +74,21 @@ def test_the_best_rate_on_validation_is_taken(table: dict[str, Any], tmp_path: P
     assert reference["case/accuracy"] == pytest.approx(sum(expected) / 2)
 
 
+def test_the_readme_shows_it_with_its_command(table: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "glyphs"
+    folder.mkdir(parents=True)
+    (tmp_path / "multitask.json").rename(folder / "multitask.json")
+    text = tables.block(tmp_path / "results")
+    assert "python -m experiments.multitask experiment=glyphs_multitask steps=2" in text
+    assert "'run=[equal,pcgrad]' 'seeds=[0,1]'" in text and "data_dir" not in text
+    assert "| single tasks |" in text and "within the noise" in text
+
+
 def test_finished_runs_are_not_run_again(
     overrides: Overrides, table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "run", lambda *_: pytest.fail("a finished run was started again"))
-    given = [*table["experiment"]["overrides"], *OWN]
+    given = [*table["experiment"]["overrides"], *OWN[1:]]
     assert multitask.run(compose("multitask", given), given, tmp_path)["rows"] == table["rows"]
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import pickle
+import weakref
+from copy import deepcopy
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metamtl import engines, meta_backward, nets, recipes, tasks
+from metamtl import engines, evaluate, meta_backward, nets, recipes, tasks
+from metamtl.engines.kept import NAME
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 FAMILY = tasks.Sinusoid(shots=6, queries=6, dtype=torch.float64)
@@ -89,3 +94,46 @@ def test_work_that_runs_out_of_memory_goes_on_under_loop(monkeypatch):
     for _ in range(8):
         assert torch.allclose(_step(model, auto), expected, rtol=1e-10, atol=1e-14)
     assert repr(auto.choices[0].engine) == "Loop()"
+
+
+class Looks(nn.Module):
+    """Looks at a value in its forward pass, which no batch of tasks can do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) if float(x.detach().sum()) < 1e9 else x
+
+
+def test_a_module_that_no_batch_can_run_is_run_by_loop_with_one_warning() -> None:
+    model, auto = Looks().double(), engines.Auto()
+    expected = _step(model, engines.Loop())
+    with pytest.warns(UserWarning, match=r"cannot run as a batch \(.*\); they run under Loop\(\)") as found:
+        for _ in range(6):
+            assert torch.equal(_step(model, auto), expected)
+    assert len(found) == 1 and repr(auto.choices[0].engine) == "Loop()"
+
+    recipe, episodes = recipes.maml(2, 0.01), FAMILY.sample(3, torch.Generator().manual_seed(0))
+    expected_loss = evaluate(model, recipe, episodes, F.mse_loss, engine=engines.Loop())
+    with pytest.warns(UserWarning, match="cannot run as a batch") as found:
+        for _ in range(3):
+            assert evaluate(model, recipe, episodes, F.mse_loss, engine=auto) == expected_loss
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("engine", [engines.Auto(), engines.Compiled()], ids=repr)
+def test_a_model_goes_with_all_that_was_remembered_of_it(engine: engines.Engine) -> None:
+    model, episodes = nets.mlp(1, 3, 1).double(), FAMILY.sample(2, torch.Generator())
+    for _ in range(3):
+        _step(model, engine)
+    evaluate(model, recipes.maml(2, 0.01), episodes, F.mse_loss, engine=engine)
+    # What is remembered is no part of a copy.
+    for copy in (deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(_step(copy, engines.Vmap()), _step(model, engines.Vmap()))
+        assert not vars(copy).get(NAME)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
