@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,6 +28,8 @@ Plan = Callable[[Params, Params, Any], tuple[Params, Params, Tensor]]
 TOLERANCE = 0.1
 WHOLE = 2  # inner steps up to which one compiled function is faster to make, and to run, than parts
 
+log = logging.getLogger("metamtl")
+
 
 class Compiled(Engine):
     """`Vmap`, traced and compiled by the compiler behind `torch.compile`.
@@ -36,10 +39,10 @@ class Compiled(Engine):
     time does not grow with K, and of every step only its parameters are stored, so that memory is that
     of `order="recompute"`, whatever the order.
 
-    Compiled once for each model, recipe and shape; `compilations` counts them. What a trace cannot hold
-    runs under `Vmap` as it is: random numbers (dropout), `order="implicit"`, more than two steps in a
-    `Chain`, modules that the adapter tells the inner step. Where compiling fails there is one warning, and
-    `Vmap` takes over.
+    Compiled once for each model, recipe and shape; `compilations` counts them, and the logger `metamtl`
+    tells each (level INFO). What a trace cannot hold runs under `Vmap` as it is: random numbers (dropout),
+    `order="implicit"`, more than two steps in a `Chain`, modules that the adapter tells the inner step.
+    Where compiling fails there is one warning, and `Vmap` takes over.
 
     Args:
         chunk_size: tasks at a time; all, where None. 1 compiles the function of a single task: its
@@ -125,7 +128,9 @@ class Compiled(Engine):
         if plan is None:
             return None
         made = self._made(
-            lambda: plan(shared, own, data), lambda: _Whole(function, batched).plain(shared, own, data)
+            function,
+            lambda: plan(shared, own, data),
+            lambda: _Whole(function, batched).plain(shared, own, data),
         )
         return plan if made else None
 
@@ -146,10 +151,10 @@ class Compiled(Engine):
         if not torch.equal(before, torch.get_rng_state()):
             torch.set_rng_state(before)
             return None
-        made = self._made(lambda: evaluated.first_step(data), lambda: expected)
+        made = self._made(function, lambda: evaluated.first_step(data), lambda: expected)
         return evaluated if made else None
 
-    def _made(self, compile: Callable[[], Any], plain: Callable[[], Any]) -> bool:
+    def _made(self, function: TaskFunction, compile: Callable[[], Any], plain: Callable[[], Any]) -> bool:
         """Whether what has been compiled runs, and gives the numbers of `plain`."""
         try:
             found = compile()
@@ -163,6 +168,9 @@ class Compiled(Engine):
             self._give_up(f"compiled code gave other numbers (relative difference {far:.1e})")
             return False
         self.compilations += 1
+        queries = [list(leaf.shape) for leaf in tree_leaves(function.data[1]) if isinstance(leaf, Tensor)]
+        name = type(function.model).__name__
+        log.info("%r compiled %s for queries of %s: compilation %d", self, name, queries, self.compilations)
         return True
 
     def _give_up(self, reason: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 
 import pytest
@@ -62,14 +63,17 @@ def test_learned_rates_get_their_gradient():
     assert all(torch.allclose(other, found[0], rtol=1e-10, atol=1e-14) for other in found[1:])
 
 
-def test_one_compilation_serves_a_shape_and_another_shape_is_counted():
+def test_one_compilation_serves_a_shape_and_another_shape_is_counted_and_told(caplog):
     model, engine, recipe = nets.mlp(1, 8, 1).double(), engines.Compiled(), recipes.maml(2, 0.01)
     rng = torch.Generator().manual_seed(0)
-    for _ in range(3):
-        _rows(model, recipe, FAMILY.sample(4, rng), engine)
-    assert engine.compilations == 1
-    _, found = _rows(model, recipe, episode := FAMILY.sample(5, rng), engine)
+    with caplog.at_level(logging.INFO, "metamtl"):
+        for _ in range(3):
+            _rows(model, recipe, FAMILY.sample(4, rng), engine)
+        assert engine.compilations == 1
+        _, found = _rows(model, recipe, episode := FAMILY.sample(5, rng), engine)
     assert engine.compilations == 2
+    told = [record.message for record in caplog.records if "compiled MLP" in record.message]
+    assert [message.rpartition(" ")[2] for message in told] == ["1", "2"] and "[[5, 6, 1]" in told[1]
     assert torch.allclose(found, _rows(model, recipe, episode, engines.Vmap())[1], rtol=1e-10, atol=1e-14)
 
 
