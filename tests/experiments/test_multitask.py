@@ -79,7 +79,7 @@ def test_the_readme_shows_it_with_its_command(table: dict[str, Any], tmp_path: P
     folder.mkdir(parents=True)
     (tmp_path / "multitask.json").rename(folder / "multitask.json")
     text = tables.block(tmp_path / "results")
-    assert "python -m experiments.multitask experiment=glyphs_multitask steps=2" in text
+    assert "python -m experiments.multitask " in text and " experiment=glyphs_multitask steps=2 " in text
     assert "'run=[equal,pcgrad]' 'seeds=[0,1]'" in text and "data_dir" not in text
     assert "| single tasks |" in text and "within the noise" in text
 
