@@ -98,7 +98,8 @@ def test_every_experiment_runs(experiment: str, composed: Compose, tmp_path: Pat
     assert list(tmp_path.glob("events.out.tfevents.*"))
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+# The penalty of joint_nuclear is on towers, which not every net has: see the ways of sharing below.
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe != "joint_nuclear"])
 def test_every_recipe_runs(recipe: str, composed: Compose, tmp_path: Path) -> None:
     small = ("steps=2", "meta_batch=2", "+net.hidden=8")
     cfg = composed("experiment=glyphs_5way_1shot", f"recipe={recipe}", *small)
