@@ -11,10 +11,8 @@ again: name the folder, `hydra.run.dir=...`, to go on after a break.
 
 from __future__ import annotations
 
-import json
 from copy import deepcopy
 from itertools import product
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +22,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from . import train
-from .grid_table import Key, Run, label, markdown, summary
+from .grid_table import Key, markdown, summary
 from .report import write_json, write_text
+from .runs import Run, combinations, label, once, quality
 
 OWN = ("adapts", "inner_steps", "aggregators", "against", "tune", "seeds", "measures", "gain")
 
@@ -40,21 +39,15 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
         cfg.device = train.device()
     metrics = instantiate(cfg.task).metrics
     higher = {measure: metrics[measure].higher_is_better for measure in cfg.measures}
-    sign = 1 if metrics[cfg.metric].higher_is_better else -1
-
-    def quality(result: Run) -> float:
-        return -inf if "diverged" in result else sign * result["validation"][cfg.metric]["mean"]
-
-    tune = cfg.tune or {}
-    tuned = [dict(zip(tune, values)) for values in product(*tune.values())]
+    up = metrics[cfg.metric].higher_is_better
     first, *others = cfg.seeds
     cells: dict[Key, dict[str, Any]] = {}
     names = [cfg.against, *(name for name in cfg.aggregators if name != cfg.against)]
     for name, adapts, steps in product(names, cfg.adapts, cfg.inner_steps):
         key = (adapts or "all", steps, name)
         place = folder / f"{key[0]}_{steps}" / name
-        tries = [(cell(cfg, key, first, values, place), values) for values in tuned]
-        found, values = max(tries, key=lambda tried: quality(tried[0]))
+        tries = [(cell(cfg, key, first, values, place), values) for values in combinations(cfg.tune)]
+        found, values = max(tries, key=lambda tried: quality(tried[0], cfg.metric, higher_is_better=up))
         cells[key] = {"rates": values, "runs": {first: found}}
         for seed in others:
             cells[key]["runs"][seed] = cell(cfg, key, seed, values, place)
@@ -65,12 +58,7 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
 
 
 def cell(cfg: DictConfig, key: Key, seed: int, rates: dict[str, Any], place: Path) -> Run:
-    """One training and its test, or what it wrote the last time.
-
-    Raises:
-        ValueError: the folder has a result of another config.
-    """
-    folder = place / label(rates) / f"seed{seed}"
+    """One training and its test, or what it wrote the last time."""
     config = deepcopy(cfg)
     OmegaConf.set_struct(config, False)
     for name in OWN:
@@ -80,18 +68,7 @@ def cell(cfg: DictConfig, key: Key, seed: int, rates: dict[str, Any], place: Pat
     config.recipe.aggregator = cfg.aggregators[key[2]]
     for name, value in rates.items():
         OmegaConf.update(config, name, value)
-    path = folder / "result.json"
-    if path.is_file():
-        known: Run = json.loads(path.read_text(encoding="utf-8"))
-        if known["config"] != json.loads(json.dumps(OmegaConf.to_container(config))):
-            raise ValueError(f"{path} is of another config; take another hydra.run.dir, or delete it.")
-        return known
-    try:
-        return train.run(config, folder)
-    except FloatingPointError as error:  # a rate that is too high is an answer, too
-        diverged = {"config": OmegaConf.to_container(config), "diverged": str(error)}
-        write_json(path, diverged)
-        return diverged
+    return once(config, place / label(rates) / f"seed{seed}")
 
 
 @hydra.main(version_base=None, config_path=train.CONF, config_name="grid")

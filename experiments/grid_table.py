@@ -10,16 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from metamtl import Estimate
 
-from .report import environment
+from .report import environment, sign
+from .runs import Run, label
 
 SPLITS = {"mean": "mean", "worst_tenth": "worst_decile"}
-Run = dict[str, Any]
 Key = tuple[str, int, str]  # what is adapted ("all", or prefixes), in how many steps, and the aggregator
-
-
-def label(rates: dict[str, Any]) -> str:
-    """The rates that were chosen for a cell."""
-    return ",".join(f"{name}={value}" for name, value in rates.items()) or "as given"
 
 
 def summary(
@@ -107,13 +102,6 @@ def _pooled(rows: list[Run], higher: dict[str, bool], reference: str) -> list[Ru
     return pooled
 
 
-def sign(found: dict[str, Any]) -> str:
-    """`+` or `-` where the whole interval is on one side of zero, `0` within the seeds' noise."""
-    if found["ci95"] is None:
-        return "?"
-    return "0" if abs(found["mean"]) <= found["ci95"] else "+" if found["mean"] > 0 else "-"
-
-
 def gains(found: dict[str, dict[str, Any]], gain: dict[str, float]) -> bool:
     """Whether the worst tenth is better by the wanted gain, beyond noise, at a mean that is good enough."""
     worst, mean = found["worst_tenth"], found["mean"]
@@ -196,7 +184,7 @@ def footer(table: dict[str, Any]) -> str:
     hardware, against = table["hardware"], table["against"]
     rates = "; ".join(f"{name} of {values}" for name, values in table["tuned"].items())
     return (
-        f"Differences from {against}, positive where better; +, -: the interval excludes zero; 0: within"
+        f"Differences from {against}, positive where better; +, -: the interval excludes zero; =: within"
         f" the seeds' noise. Interval: {table['interval']}; seeds {table['seeds']}; {table['test_tasks']}"
         f" test tasks, used once; {table['steps']} steps; chosen on validation tasks: weights, steps of"
         f" adaptation and, for every cell, with the first seed, {rates or 'nothing more'}. BatchNorm:"

@@ -70,6 +70,14 @@ def signed(found: Mapping[str, float | None], *, digits: int = 2, plus: bool = T
     return f"{mean} ± {ci95:.{digits}f}" if ci95 is not None and math.isfinite(ci95) else mean
 
 
+def sign(found: Mapping[str, float | None]) -> str:
+    """`+` or `-` where the interval leaves out zero, else `=`: within the noise, or nothing known of it."""
+    mean, ci95 = found["mean"], found["ci95"]
+    if mean is None or ci95 is None or not abs(mean) > ci95:
+        return "="
+    return "+" if mean > 0 else "-"
+
+
 def markdown(table: dict[str, Any]) -> str:
     """The comparison as a Markdown table, with how it was measured below it."""
     percent = table["experiment"]["metric"] == "accuracy"

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import bench_table, cost_table, grid_table, multitask, new_task, toy_table
+from . import bench_table, cost_table, grid_table, multitask_table, new_task, toy_table
 from .report import markdown, write_text
 
 HERE = Path(__file__).resolve().parent
@@ -34,7 +34,8 @@ def block(results: Path = RESULTS) -> str:
             _runs({path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in runs})
         )
     for path in sorted(results.glob("*/multitask.json")):
-        parts.append(_multitask(path.parent.name, json.loads(path.read_text(encoding="utf-8"))))
+        table = json.loads(path.read_text(encoding="utf-8"))
+        parts.append(multitask_table.section(path.parent.name, _kept(table), table))
     for path in sorted(results.glob("*/new_task.json")):
         table = json.loads(path.read_text(encoding="utf-8"))
         parts.append(f"### {path.parent.name}\n{new_task.markdown(table).strip()}")
@@ -57,23 +58,23 @@ def _section(path: Path, table: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _multitask(name: str, table: dict[str, Any]) -> str:
-    """Tasks together against each by itself."""
-    kept = [text for text in table["experiment"]["overrides"] if not text.lstrip("+").startswith(LOCAL)]
-    methods = [row["method"] for row in table["rows"][1:]]
-    lists = [f"run=[{','.join(methods)}]", f"seeds=[{','.join(map(str, table['seeds']))}]"]
-    command = shlex.join(["python", "-m", "experiments.multitask", *kept, *lists])
-    return "\n".join([f"### {name}", "```bash", command, "```", "", multitask.markdown(table).strip()])
-
-
 def _grid(name: str, table: dict[str, Any]) -> str:
     """A grid of aggregators: of each measure the verdict and the signs; all numbers lie in its table.md."""
-    kept = [text for text in table["experiment"]["overrides"] if not text.lstrip("+").startswith(LOCAL)]
-    lines = [f"### {name}", "```bash", shlex.join(["python", "-m", "experiments.grid", *kept]), "```"]
+    lines = [
+        f"### {name}",
+        "```bash",
+        shlex.join(["python", "-m", "experiments.grid", *_kept(table)]),
+        "```",
+    ]
     for measure in table["experiment"]["measures"]:
         lines += ["", *grid_table.short(table, measure)]
     every = f"[All numbers](experiments/results/{name}/table.md)."
     return "\n".join([*lines, "", f"{grid_table.footer(table)} {every}"])
+
+
+def _kept(table: dict[str, Any]) -> list[str]:
+    """The overrides that belong to the experiment."""
+    return [text for text in table["experiment"]["overrides"] if not text.lstrip("+").startswith(LOCAL)]
 
 
 def _runs(runs: dict[str, dict[str, Any]]) -> str:
@@ -102,10 +103,9 @@ def _runs(runs: dict[str, dict[str, Any]]) -> str:
 
 def _command(table: dict[str, Any]) -> str:
     """The command that gives this table."""
-    kept = [text for text in table["experiment"]["overrides"] if not text.lstrip("+").startswith(LOCAL)]
     recipes = [row["recipe"] for row in table["rows"] if not row["recipe"].startswith("trivial")]
     lists = [f"recipes=[{','.join(recipes)}]", f"seeds=[{','.join(map(str, table['seeds']))}]"]
-    return shlex.join(["python", "-m", "experiments.compare", *kept, *lists])
+    return shlex.join(["python", "-m", "experiments.compare", *_kept(table), *lists])
 
 
 def rewritten(text: str, content: str) -> str:

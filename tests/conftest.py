@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A user's cache folder for the tests alone: what lies in the real one must not change a result."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
 
 
 @pytest.fixture
@@ -32,10 +41,10 @@ def real_data() -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def glyph_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def glyph_dir(own_cache: Path) -> Path:
     """A data folder with the letters of `Glyphs`, drawn once for all the tests."""
     from metamtl.tasks.glyphs import load
 
-    folder = tmp_path_factory.mktemp("data")
+    folder = own_cache / "metamtl"  # where those find them, too, that name no folder
     load(folder)
     return folder

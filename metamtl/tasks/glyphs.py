@@ -56,8 +56,8 @@ class Glyphs:
     letter is in two splits.
 
     The letters are drawn on first use, in about 10 seconds, and kept in the data folder: `data_dir`,
-    the environment variable `METAMTL_DATA`, or the user's cache folder; the cache folder also where
-    the one named cannot be written.
+    or else the environment variable `METAMTL_DATA`, or else the user's cache folder; the cache folder
+    also where the folder of `METAMTL_DATA` cannot be written.
 
     Args:
         ways: classes of a task, N.
@@ -174,8 +174,10 @@ def load(data_dir: str | os.PathLike[str] | None = None) -> dict[str, np.ndarray
 
 
 def _folders(data_dir: str | os.PathLike[str] | None) -> list[Path]:
-    """The data folder, and the user's cache for where that cannot be written."""
+    """The data folder; where the environment names it, then the user's cache for when it is read-only."""
     folders = [data_folder("glyphs", data_dir)]
+    if data_dir is not None:
+        return folders
     try:
         import platformdirs
     except ImportError:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hydra import compose
 
-from experiments import multitask, tables, train
+from experiments import multitask, multitask_table, report, tables, train
 from metamtl import Estimate
 
 Overrides = Callable[..., list[str]]
@@ -39,7 +39,7 @@ def test_a_table_of_single_tasks_and_methods(table: dict[str, Any], tmp_path: Pa
     assert table["higher_is_better"] == {"script/accuracy": True, "case/accuracy": True}
     assert table == {**json.loads((tmp_path / "multitask.json").read_text(encoding="utf-8"))}
     # Every row was tuned over the same values, by a seed of no other use.
-    runs = {"seed0", "seed1", "tune_lr0.001_seed100", "tune_lr0.01_seed100"}
+    runs = {"seed0", "seed1", *(f"tune,optimizer.lr={rate},seed100" for rate in (0.001, 0.01))}
     for row in ("single_script", "single_case", "equal", "pcgrad"):
         assert set(results(tmp_path, row)) == runs
     assert set(single["tuned"]) == {"script", "case"}
@@ -63,7 +63,8 @@ def test_a_table_of_single_tasks_and_methods(table: dict[str, Any], tmp_path: Pa
 def test_the_best_rate_on_validation_is_taken(table: dict[str, Any], tmp_path: Path) -> None:
     found = results(tmp_path, "equal")
     scores = {
-        rate: found[f"tune_lr{rate}_seed100"]["validation"]["delta_m"]["mean"] for rate in (0.001, 0.01)
+        rate: found[f"tune,optimizer.lr={rate},seed100"]["validation"]["delta_m"]["mean"]
+        for rate in (0.001, 0.01)
     }
     best = max(scores, key=lambda rate: scores[rate])
     assert found["seed0"]["config"]["optimizer"]["lr"] == best
@@ -97,9 +98,10 @@ def test_finished_runs_are_not_run_again(
     [([1.0, 1.1, 0.9], "+"), ([-1.0, -1.1, -0.9], "-"), ([1.0, -1.0, 0.5], "="), ([3.0], "=")],
 )
 def test_a_sign_stands_only_beyond_the_noise_of_the_seeds(differences: list[float], expected: str) -> None:
-    assert multitask.sign(differences) == expected
-    found = Estimate.of(torch.tensor(differences, dtype=torch.float64))
-    text = multitask._verdict({"mean": found.mean, "ci95": found.ci95})
+    estimate = Estimate.of(torch.tensor(differences, dtype=torch.float64))
+    found = {"mean": estimate.mean, "ci95": estimate.ci95}
+    assert report.sign(found) == expected
+    text = multitask_table._verdict(found)
     assert text.endswith("within the noise") == (expected == "=")
 
 

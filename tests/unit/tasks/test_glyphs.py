@@ -173,6 +173,8 @@ def test_a_folder_that_cannot_be_written(
     for _ in range(2):
         assert len(glyphs.load()["labels"]) == 20
     assert len(no_drawing) == 1 and (tmp_path / "cache" / "glyphs" / FILE).is_file()
+    glyphs.load(tmp_path)  # a folder that the caller names is the only place
+    assert len(no_drawing) == 2 and (tmp_path / "glyphs" / FILE).is_file()
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: blocked / "cache")
     assert len(glyphs.load()["labels"]) == 20  # nowhere to keep them: drawn each time
 
