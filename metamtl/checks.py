@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -56,12 +58,17 @@ def check_episodes(
 
 def _check_takes_task(model: nn.Module) -> None:
     """Named tasks tell the model which of them is asked for."""
-    parameters = inspect.signature(model.forward).parameters
-    if "task" not in parameters and all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+    if not _takes(getattr(model.forward, "__func__", model.forward), "task"):
         raise ValueError(
             f"{type(model).__name__}.forward takes no argument task=, by which named tasks choose their"
             " head; add one, or use nets.named_heads(backbone, outputs)."
         )
+
+
+@lru_cache(maxsize=128)
+def _takes(function: Any, argument: str) -> bool:
+    parameters = inspect.signature(function).parameters
+    return argument in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def check_finite(
@@ -83,8 +90,7 @@ def check_finite(
             " metamtl.task.masked makes one, would be NaN."
         )
     alone = {**found.private, **found.own}
-    sums = [found.losses.sum(), *(gradient.sum() for gradient in (*found.shared.values(), *alone.values()))]
-    if bool(torch.isfinite(torch.stack(sums)).all()):
+    if _finite_sum(found.losses, *found.shared.values(), *alone.values()):
         return
     bad_loss = ~torch.isfinite(found.losses)
     bad_row = torch.zeros_like(bad_loss)
@@ -115,6 +121,11 @@ def check_finite(
     )
 
 
+def _finite_sum(*tensors: Tensor) -> bool:
+    """Whether the sum of everything is finite, for which one look at the device suffices."""
+    return math.isfinite(float(torch.stack([tensor.sum() for tensor in tensors]).sum()))
+
+
 def _unlabelled(episodes: Episode | Mapping[str, Episode], suspected: Tensor) -> list[str]:
     """Those of the suspected named tasks without a single label in their support or query set."""
     if not isinstance(episodes, Mapping):
@@ -142,8 +153,7 @@ def check_direction(
 ) -> None:
     """Refuse what became of finite rows `[T, n]`: not finite, or zero because the row of one task is."""
     name = getattr(aggregator, "name", type(aggregator).__name__)  # any module may aggregate
-    sums = torch.stack([found.sum() for found in (direction, *gradients.values())])
-    if not bool(torch.isfinite(sums).all()):
+    if not _finite_sum(direction, *gradients.values()):
         for what, found in (("direction", [direction]), ("gradient behind it", [*gradients.values()])):
             if not all(bool(torch.isfinite(part).all()) for part in found):
                 raise FloatingPointError(

@@ -54,7 +54,7 @@ class Episode:
     @property
     def num_tasks(self) -> int:
         """Length T of the leading task axis."""
-        return int(_first(self.query).shape[0])
+        return int(_filled(self.query)[0].shape[0])
 
     def __getitem__(self, index: Any) -> Episode:
         """The tasks that `index` names: a slice or an index tensor keeps the task axis, an int drops it."""
@@ -96,11 +96,12 @@ class Episode:
             )
 
 
-def _first(batch: Batch) -> Tensor:
-    for leaf in tree_leaves((batch[0], batch[1])):
-        if isinstance(leaf, Tensor):
-            return leaf
-    raise ValueError("a Batch needs at least one tensor in x or y; this one has none.")
+def _filled(batch: Batch) -> list[Tensor]:
+    """The tensors of a batch, which has at least one."""
+    tensors = _tensors((batch[0], batch[1]))
+    if not tensors:
+        raise ValueError("a Batch needs at least one tensor in x or y; this one has none.")
+    return tensors
 
 
 def _tensors(tree: Tree) -> list[Tensor]:
@@ -109,8 +110,8 @@ def _tensors(tree: Tree) -> list[Tensor]:
 
 def _check_batch(name: str, batch: Batch, axes: int) -> None:
     """Every tensor of one batch has the same leading axes: tasks (when `axes` is 2) and examples."""
-    tensors = _tensors((batch[0], batch[1]))
-    lead = _first(batch).shape[:axes]
+    tensors = _filled(batch)
+    lead = tensors[0].shape[:axes]
     for tensor in tensors:
         if tensor.shape[:axes] != lead or tensor.dim() < axes:
             kind = "[T, examples, ...]" if axes == 2 else "[examples, ...]"
@@ -127,7 +128,7 @@ def _check_pair(where: str, support: Batch, query: Batch, axes: int) -> None:
     devices = {str(t.device) for t in _tensors(support)} | {str(t.device) for t in _tensors(query)}
     if len(devices) > 1:
         raise ValueError(
-            f"{where}support is on {_first(support).device}, query on {_first(query).device}"
+            f"{where}support is on {_filled(support)[0].device}, query on {_filled(query)[0].device}"
             f" (devices found: {', '.join(sorted(devices))}); move both with episode.to(device)."
         )
     for a, b in zip(first, second):

@@ -138,12 +138,22 @@ def check_labels(loss: Loss, episode: Episode) -> int | None:
         y = None if batch is None else batch[1]
         if isinstance(y, Tensor) and y.is_cuda and episode.ways is not None:
             continue  # looking would wait for the device
-        if isinstance(y, Tensor) and not y.is_floating_point():
-            kept = y[y != ignored]
-            if kept.numel() and int(kept.min()) < 0:
-                raise ValueError(f"labels reach down to {int(kept.min())}; classes are counted from 0.")
-            top = max(top, int(kept.max())) if kept.numel() else top
+        if isinstance(y, Tensor) and not y.is_floating_point() and y.numel():
+            lowest, highest = _span(y)
+            if lowest <= ignored <= highest:
+                kept = y[y != ignored]
+                if not kept.numel():
+                    continue
+                lowest, highest = _span(kept)
+            if lowest < 0:
+                raise ValueError(f"labels reach down to {lowest}; classes are counted from 0.")
+            top = max(top, highest)
     return top
+
+
+def _span(y: Tensor) -> tuple[int, int]:
+    lowest, highest = y.aminmax()
+    return int(lowest), int(highest)
 
 
 def checked(loss: Loss, top: int) -> Loss:
