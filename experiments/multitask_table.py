@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from .report import sign, signed
+from .runs import label
+
+FEW = 5  # measures that a table can have as columns
 
 
 def section(name: str, kept: list[str], table: dict[str, Any]) -> str:
@@ -14,14 +17,38 @@ def section(name: str, kept: list[str], table: dict[str, Any]) -> str:
     methods = [row["method"] for row in table["rows"][1:]]
     lists = [f"run=[{','.join(methods)}]", f"seeds=[{','.join(map(str, table['seeds']))}]"]
     command = shlex.join(["python", "-m", "experiments.multitask", *kept, *lists])
-    return "\n".join([f"### {name}", "```bash", command, "```", "", markdown(table).strip()])
+    measures = list(table["higher_is_better"])
+    every = f"[All numbers, validation too](experiments/results/{name}/multitask.md)."
+    return "\n".join(
+        [
+            *(f"### {name}", "```bash", command, "```", ""),
+            *_test(table, measures if len(measures) <= FEW else []),
+            *("", f"{_footer(table)} {every}"),
+        ]
+    )
 
 
 def markdown(table: dict[str, Any]) -> str:
-    """The table in Markdown: every measure, `delta_m`, the signs, and what is noise."""
+    """All of it: every measure on test and on validation, `delta_m`, the signs, and what is noise."""
     measures = list(table["higher_is_better"])
-    heads = [f"{m} {'↑' if up else '↓'}" for m, up in table["higher_is_better"].items()]
-    columns = ["method", *heads, "delta_m, %", f"against {table['rows'][1]['method']}"]
+    validation = [
+        f"| on validation | {' | '.join(_heads(table, measures))} | chosen on it |",
+        "|---" * (len(measures) + 2) + "|",
+    ]
+    for row in table["rows"]:
+        chosen = row["tuned"] if "delta_m" in row else {k: label(v) for k, v in row["tuned"].items()}
+        values = [signed(row["validation"][m], digits=4, plus=False) for m in measures]
+        validation.append(f"| {row['method']} | {' | '.join(values)} | {label(chosen)} |")
+    return "\n".join([*_test(table, measures), "", *validation, "", _footer(table)]) + "\n"
+
+
+def _heads(table: dict[str, Any], measures: list[str]) -> list[str]:
+    return [f"{m} {'↑' if table['higher_is_better'][m] else '↓'}" for m in measures]
+
+
+def _test(table: dict[str, Any], measures: list[str]) -> list[str]:
+    """A row for each method, with these measures."""
+    columns = ["method", *_heads(table, measures), "delta_m, %", f"against {table['rows'][1]['method']}"]
     lines = [
         f"| {' | '.join([*columns, 'signs', 'parameters', 'training s'])} |",
         "|---" * (len(columns) + 3) + "|",
@@ -36,15 +63,17 @@ def markdown(table: dict[str, Any]) -> str:
         lines.append(
             f"| {row['method']} | {' | '.join(cells)} | {row['parameters']:,} | {row['seconds']:.0f} |"
         )
-    hardware = table["hardware"]
-    lines += [
-        "",
+    return lines
+
+
+def _footer(table: dict[str, Any]) -> str:
+    hardware, order = table["hardware"], ", ".join(table["higher_is_better"])
+    return (
         f"Test set, used once. Seeds {table['seeds']}; intervals: {table['interval']}; delta_m: mean"
         " relative change against the single tasks, in percent; signs: better (+), worse (-) or within the"
-        f" noise of the seeds (=), by task. {hardware['device']}, {hardware['threads']} threads; torch"
-        f" {table['versions']['torch']}.",
-    ]
-    return "\n".join(lines) + "\n"
+        f" noise of the seeds (=), of {order}. {hardware['device']}, {hardware['threads']} threads; torch"
+        f" {table['versions']['torch']}."
+    )
 
 
 def _verdict(found: Mapping[str, float | None]) -> str:

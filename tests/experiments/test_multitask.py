@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,16 @@ MEASURED = ("validate.tasks=40", "select.tasks=40", "test.tasks=40", "+task.task
 OWN = ("tune={optimizer.lr:[1e-3,1e-2]}", "seeds=[0,1]", "run=[equal,pcgrad]", "tasks_per_step=2")
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("multitask")
+
+
 @pytest.fixture
-def table(overrides: Overrides, tmp_path: Path) -> dict[str, Any]:
+def table(overrides: Overrides, folder: Path) -> dict[str, Any]:
+    """Trained once: the second time the runs are read."""
     every = [*overrides(*SMALL), *MEASURED, *OWN]
-    return multitask.run(compose("multitask", every), every, tmp_path)
+    return multitask.run(compose("multitask", every), every, folder)
 
 
 def results(folder: Path, row: str) -> dict[str, dict[str, Any]]:
@@ -33,20 +40,20 @@ def results(folder: Path, row: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def test_a_table_of_single_tasks_and_methods(table: dict[str, Any], tmp_path: Path) -> None:
+def test_a_table_of_single_tasks_and_methods(table: dict[str, Any], folder: Path) -> None:
     single, *methods = table["rows"]
     assert [row["method"] for row in methods] == ["equal", "pcgrad"]
     assert table["higher_is_better"] == {"script/accuracy": True, "case/accuracy": True}
-    assert table == {**json.loads((tmp_path / "multitask.json").read_text(encoding="utf-8"))}
+    assert table == {**json.loads((folder / "multitask.json").read_text(encoding="utf-8"))}
     # Every row was tuned over the same values, by a seed of no other use.
     runs = {"seed0", "seed1", *(f"tune,optimizer.lr={rate},seed100" for rate in (0.001, 0.01))}
     for row in ("single_script", "single_case", "equal", "pcgrad"):
-        assert set(results(tmp_path, row)) == runs
+        assert set(results(folder, row)) == runs
     assert set(single["tuned"]) == {"script", "case"}
 
     # Each seed of a method against the single tasks of the same seed.
-    alone = {task: results(tmp_path, f"single_{task}") for task in ("script", "case")}
-    found = results(tmp_path, "equal")
+    alone = {task: results(folder, f"single_{task}") for task in ("script", "case")}
+    found = results(folder, "equal")
     by_seed = []
     for seed in ("seed0", "seed1"):
         changes = []
@@ -60,8 +67,8 @@ def test_a_table_of_single_tasks_and_methods(table: dict[str, Any], tmp_path: Pa
     assert methods[0]["against_first"]["mean"] == 0
 
 
-def test_the_best_rate_on_validation_is_taken(table: dict[str, Any], tmp_path: Path) -> None:
-    found = results(tmp_path, "equal")
+def test_the_best_rate_on_validation_is_taken(table: dict[str, Any], folder: Path) -> None:
+    found = results(folder, "equal")
     scores = {
         rate: found[f"tune,optimizer.lr={rate},seed100"]["validation"]["delta_m"]["mean"]
         for rate in (0.001, 0.01)
@@ -70,27 +77,46 @@ def test_the_best_rate_on_validation_is_taken(table: dict[str, Any], tmp_path: P
     assert found["seed0"]["config"]["optimizer"]["lr"] == best
     # Weights are chosen by delta_m against what the single tasks reached on validation.
     reference = found["seed0"]["config"]["reference"]
-    alone = results(tmp_path, "single_case")
+    alone = results(folder, "single_case")
     expected = [alone[seed]["validation"]["case/accuracy"]["mean"] for seed in ("seed0", "seed1")]
     assert reference["case/accuracy"] == pytest.approx(sum(expected) / 2)
 
 
-def test_the_readme_shows_it_with_its_command(table: dict[str, Any], tmp_path: Path) -> None:
-    folder = tmp_path / "results" / "glyphs"
-    folder.mkdir(parents=True)
-    (tmp_path / "multitask.json").rename(folder / "multitask.json")
-    text = tables.block(tmp_path / "results")
+def test_the_readme_shows_it_with_its_command(table: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / "glyphs"
+    place.mkdir()
+    shutil.copy(folder / "multitask.json", place)
+    text = tables.block(tmp_path)
     assert "python -m experiments.multitask " in text and " experiment=glyphs_multitask steps=2 " in text
     assert "'run=[equal,pcgrad]' 'seeds=[0,1]'" in text and "data_dir" not in text
     assert "| single tasks |" in text and "within the noise" in text
+    assert "| script/accuracy ↑ |" in text and "on validation" not in text
+    every = (folder / "multitask.md").read_text(encoding="utf-8")
+    assert "| on validation | script/accuracy ↑ | case/accuracy ↑ | chosen on it |" in every
+    assert f"script={multitask_table.label(table['rows'][0]['tuned']['script'])}" in every
+
+
+def test_many_measures_are_no_columns_of_the_readme(table: dict[str, Any]) -> None:
+    many = {f"task{n}/accuracy": True for n in range(multitask_table.FEW + 1)}
+    wide = multitask_table.section("wide", [], {**table, "higher_is_better": many})
+    assert "| method | delta_m, % |" in wide
+
+
+def test_a_row_that_diverges_is_named(overrides: Overrides, tmp_path: Path) -> None:
+    own = ("run=[equal]", "seeds=[3]", "tune={optimizer.lr:[1e30]}")
+    given = [*overrides(*SMALL), *MEASURED, *own]
+    with pytest.raises(
+        FloatingPointError, match=r"single_script, optimizer.lr=1e\+30, seed 3: .*not finite"
+    ):
+        multitask.run(compose("multitask", given), given, tmp_path)
 
 
 def test_finished_runs_are_not_run_again(
-    overrides: Overrides, table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    overrides: Overrides, table: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "run", lambda *_: pytest.fail("a finished run was started again"))
     given = [*table["experiment"]["overrides"], *OWN[1:]]
-    assert multitask.run(compose("multitask", given), given, tmp_path)["rows"] == table["rows"]
+    assert multitask.run(compose("multitask", given), given, folder)["rows"] == table["rows"]
 
 
 @pytest.mark.parametrize(
