@@ -27,6 +27,7 @@ from .report import environment, sign, write_json, write_text
 from .runs import Run, combinations, label, once, quality
 
 OWN = ("methods=", "run=", "seeds=", "tune=", "tune_seeds=", "seed=")
+SINGLE = "single_tasks"  # as teachers: what each task's own run of the same seed has learned
 GROUPS = ("net", "recipe", "optimizer")  # of configs: a method may name one of each
 Results = dict[int, Run]  # by seed
 
@@ -44,6 +45,7 @@ class Rows:
         self.measures = {task: f"{task}/{next(iter(family.metrics[task]))}" for task in family.loss}
         self.higher = {measure: higher(family, measure) for measure in self.measures.values()}
         self.passed_on = [text for text in overrides if not text.lstrip("+").startswith(OWN)]
+        self.chosen: dict[str, dict[str, Any]] = {}  # for each row
 
     def __call__(self, row: str, changes: Any) -> tuple[Results, dict[str, Any]]:
         """The results of one row for every seed, and the learning rates (or what else) chosen for it.
@@ -51,8 +53,8 @@ class Rows:
         Raises:
             FloatingPointError: the best of the rates diverges with some seed.
         """
-        tuned = self._tuned(row, changes)
-        found = {seed: self._run(row, f"seed{seed}", changes, tuned, seed) for seed in self.cfg.seeds}
+        self.chosen[row] = tuned = self._tuned(row, changes)
+        found = {seed: self._run(row, changes, tuned, seed) for seed in self.cfg.seeds}
         for seed, run in found.items():
             if "diverged" in run:
                 raise FloatingPointError(f"{row}, {label(tuned)}, seed {seed}: {run['diverged']}")
@@ -65,15 +67,12 @@ class Rows:
         up = metric == "delta_m" or self.higher[metric]
 
         def score(values: dict[str, Any]) -> float:
-            runs = (
-                self._run(row, f"tune,{label(values)},seed{seed}", changes, values, seed)
-                for seed in self.cfg.tune_seeds
-            )
+            runs = (self._run(row, changes, values, seed) for seed in self.cfg.tune_seeds)
             return sum(quality(run, metric, higher_is_better=up) for run in runs)
 
         return tries[0] if len(tries) == 1 else max(tries, key=score)
 
-    def _run(self, row: str, name: str, changes: Any, values: dict[str, Any], seed: int) -> Run:
+    def _run(self, row: str, changes: Any, values: dict[str, Any], seed: int) -> Run:
         groups = {group: changes[group] for group in GROUPS if isinstance(changes.get(group), str)}
         chosen = [f"{group}={choice}" for group, choice in groups.items()]
         one = compose("train", [*self.passed_on, *chosen, f"seed={seed}"])
@@ -81,8 +80,16 @@ class Rows:
         one.merge_with({key: value for key, value in changes.items_ex(resolve=False) if key not in groups})
         for key, value in values.items():
             OmegaConf.update(one, key, value)
+        if one.teachers == SINGLE:
+            rows = {task: f"single_{task}" for task in self.measures}
+            one.teachers = {
+                task: str(self._place(row, self.chosen[row], seed)) for task, row in rows.items()
+            }
         one.device = self.cfg.device
-        return once(one, self.folder / row / name)
+        return once(one, self._place(row, values, seed))
+
+    def _place(self, row: str, values: dict[str, Any], seed: int) -> Path:
+        return self.folder / row / label(values) / f"seed{seed}"
 
 
 def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:

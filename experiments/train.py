@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
 
 from metamtl import Recipe, meta_backward
+from metamtl.distillation import Taught
 from metamtl.nets import batchnorm_statistics
 
 from .measure import Choice, choose, measure
@@ -54,6 +55,8 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     validation, test = source.split("validation"), source.split("test")
     harder = instantiate(OmegaConf.merge(cfg.task, cfg.train_task)) if cfg.train_task else source
     train = harder.split("train")
+    if cfg.teachers:
+        train = taught(train, cfg)
     _resolve("train", train)
     torch.manual_seed(cfg.seed)  # for the initial weights alone; all else has its own generator
     model = instantiate(cfg.net).to(cfg.device)
@@ -154,6 +157,12 @@ def load(folder: Path, *, trained: bool = True) -> tuple[torch.nn.Module, Any]:
         saved = load_file(folder / "model.safetensors")
         model.load_state_dict({k: v for k, v in saved.items() if not k.startswith("adapter.")})
     return model, source
+
+
+def taught(tasks: Any, cfg: DictConfig) -> Taught:
+    """The tasks with what the models of other runs know of them."""
+    models = {task: load(Path(run))[0].to(cfg.device).eval() for task, run in cfg.teachers.items()}
+    return Taught(tasks, models, **instantiate(cfg.distillation, _convert_="all"))
 
 
 def _resolve(name: str, thing: Any) -> None:

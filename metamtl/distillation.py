@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -63,15 +63,55 @@ def _taught(episode: Episode, teacher: nn.Module, name: str) -> Episode:
     return replace(episode, support=support, query=asked(episode.query))
 
 
-def distilled(loss: Loss, match: Loss, weight: float = 0.5) -> Loss:
+class Taught:
+    """A source of named tasks that have teachers: their answers in `sample`, distilled losses in `loss`.
+
+    All else is the source's. For training; measure on the source itself. With teachers trained for one
+    task each this is how Clark et al. 2019 (https://arxiv.org/abs/1907.04829) train a student of many,
+    here with a constant `weight`.
+
+    Args:
+        tasks: with `sample(n, generator) -> {task: Episode}` and `loss`, a dict.
+        teachers: as for `teach`.
+        match, weight, where: as for `distilled`.
+    """
+
+    def __init__(
+        self,
+        tasks: Any,
+        teachers: Mapping[str, nn.Module],
+        match: Loss,
+        weight: float = 0.5,
+        where: Callable[[Any], Tensor] | None = None,
+    ) -> None:
+        self.tasks, self.teachers = tasks, teachers
+        own = {task: distilled(tasks.loss[task], match, weight, where) for task in teachers}
+        self.loss: dict[str, Loss] = {**tasks.loss, **own}
+
+    def sample(self, n: int, generator: torch.Generator) -> dict[str, Episode]:
+        """The episodes of the source, with what the teachers say of them."""
+        episodes = self.tasks.sample(n, generator)
+        return teach(episodes, {task: model for task, model in self.teachers.items() if task in episodes})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tasks, name)
+
+
+def distilled(
+    loss: Loss, match: Loss, weight: float = 0.5, where: Callable[[Any], Tensor] | None = None
+) -> Loss:
     """`(1 - weight) * loss(output, y) + weight * match(output, teacher's output)`.
 
-    Hinton, Vinyals, Dean 2015, https://arxiv.org/abs/1503.02531. With `weight=1` labels are not looked at.
+    Hinton, Vinyals, Dean 2015, https://arxiv.org/abs/1503.02531. With `weight=1` labels are looked at by
+    `where` alone.
 
     Args:
         loss: the task's own loss.
         match: `soft_labels(temperature)` for classes, `F.mse_loss` for numbers.
         weight: from 0 to 1.
+        where: from `y` what `match` compares, as a mask over the outputs' first axes; of tags,
+            `metamtl.task.present` is the real tokens. Everything, where None: a teacher also knows what has
+            no label.
     """
     if not 0 <= weight <= 1:
         raise ValueError(f"weight={weight} must be from 0 (labels alone) to 1 (teacher alone).")
@@ -82,7 +122,8 @@ def distilled(loss: Loss, match: Loss, weight: float = 0.5) -> Loss:
                 f"a distilled loss takes y as (y, teacher's output), found a {type(y).__name__}; make the"
                 " episodes by teach(episodes, teachers)."
             )
-        taught = match(output, y[1].detach())
+        there = slice(None) if where is None else where(y[0])
+        taught = match(output[there], y[1].detach()[there])
         return taught if weight == 1 else (1 - weight) * loss(output, y[0]) + weight * taught
 
     return both

@@ -62,18 +62,27 @@ class Task:
     metrics: Mapping[str, Metric] = field(default_factory=dict)
 
 
-def labelled(y: Tensor) -> Tensor:
-    """Where a label is there: `[Q]` of True and False.
+def present(y: Tensor) -> Tensor:
+    """Which labels are there, in the shape of `y`.
 
-    A missing label is NaN where labels are floats, `MISSING` where they are integers. An example with
-    several labels (a tag for each token) counts where it has at least one.
+    A missing label is NaN where labels are floats, `MISSING` where they are integers.
+
+    >>> present(torch.tensor([[2, MISSING], [MISSING, MISSING]]))
+    tensor([[ True, False],
+            [False, False]])
+    """
+    return ~y.isnan() if y.is_floating_point() else y != MISSING
+
+
+def labelled(y: Tensor) -> Tensor:
+    """Which examples have a label, `[Q]`; one with several (a tag for each token) where one is there.
 
     >>> labelled(torch.tensor([1.0, float("nan")]))
     tensor([ True, False])
     >>> labelled(torch.tensor([[2, MISSING], [MISSING, MISSING]]))
     tensor([ True, False])
     """
-    there = ~y.isnan() if y.is_floating_point() else y != MISSING
+    there = present(y)
     return there.flatten(1).any(1) if there.dim() > 1 else there
 
 

@@ -18,7 +18,8 @@ from metamtl import Estimate
 Overrides = Callable[..., list[str]]
 SMALL = ("experiment=glyphs_multitask", "steps=2", "meta_batch=8", "validate.times=1")
 MEASURED = ("validate.tasks=40", "select.tasks=40", "test.tasks=40", "+task.tasks=[script,case]")
-OWN = ("tune={optimizer.lr:[1e-3,1e-2]}", "seeds=[0,1]", "run=[equal,pcgrad]", "tasks_per_step=2")
+OWN = ("tune={optimizer.lr:[1e-3,1e-2]}", "seeds=[0,1]", "run=[equal,distilled]", "tasks_per_step=2")
+SEEDS = {"seed0", "seed1"}
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +37,19 @@ def table(overrides: Overrides, folder: Path) -> dict[str, Any]:
 def results(folder: Path, row: str) -> dict[str, dict[str, Any]]:
     return {
         path.parent.name: json.loads(path.read_text(encoding="utf-8"))
-        for path in (folder / row).glob("*/result.json")
+        for path in (folder / row).glob("*/seed[01]/result.json")
     }
 
 
 def test_a_table_of_single_tasks_and_methods(table: dict[str, Any], folder: Path) -> None:
     single, *methods = table["rows"]
-    assert [row["method"] for row in methods] == ["equal", "pcgrad"]
+    assert [row["method"] for row in methods] == ["equal", "distilled"]
     assert table["higher_is_better"] == {"script/accuracy": True, "case/accuracy": True}
     assert table == {**json.loads((folder / "multitask.json").read_text(encoding="utf-8"))}
     # Every row was tuned over the same values, by a seed of no other use.
-    runs = {"seed0", "seed1", *(f"tune,optimizer.lr={rate},seed100" for rate in (0.001, 0.01))}
-    for row in ("single_script", "single_case", "equal", "pcgrad"):
-        assert set(results(folder, row)) == runs
+    for row in ("single_script", "single_case", "equal", "distilled"):
+        tuned = {path.parent.name for path in (folder / row).glob("*/seed100")}
+        assert tuned == {"optimizer.lr=0.001", "optimizer.lr=0.01"} and set(results(folder, row)) == SEEDS
     assert set(single["tuned"]) == {"script", "case"}
 
     # Each seed of a method against the single tasks of the same seed.
@@ -69,10 +70,10 @@ def test_a_table_of_single_tasks_and_methods(table: dict[str, Any], folder: Path
 
 def test_the_best_rate_on_validation_is_taken(table: dict[str, Any], folder: Path) -> None:
     found = results(folder, "equal")
-    scores = {
-        rate: found[f"tune,optimizer.lr={rate},seed100"]["validation"]["delta_m"]["mean"]
-        for rate in (0.001, 0.01)
-    }
+    scores = {}
+    for rate in (0.001, 0.01):
+        path = folder / "equal" / f"optimizer.lr={rate}" / "seed100" / "result.json"
+        scores[rate] = json.loads(path.read_text(encoding="utf-8"))["validation"]["delta_m"]["mean"]
     best = max(scores, key=lambda rate: scores[rate])
     assert found["seed0"]["config"]["optimizer"]["lr"] == best
     # Weights are chosen by delta_m against what the single tasks reached on validation.
@@ -82,13 +83,21 @@ def test_the_best_rate_on_validation_is_taken(table: dict[str, Any], folder: Pat
     assert reference["case/accuracy"] == pytest.approx(sum(expected) / 2)
 
 
+def test_teachers_are_the_single_tasks_of_the_seed(table: dict[str, Any], folder: Path) -> None:
+    taught = results(folder, "distilled")["seed1"]["config"]["teachers"]
+    for task in ("script", "case"):
+        rate = table["rows"][0]["tuned"][task]["optimizer.lr"]
+        assert taught[task] == str(folder / f"single_{task}" / f"optimizer.lr={rate}" / "seed1")
+    assert results(folder, "equal")["seed1"]["config"]["teachers"] is None
+
+
 def test_the_readme_shows_it_with_its_command(table: dict[str, Any], folder: Path, tmp_path: Path) -> None:
     place = tmp_path / "glyphs"
     place.mkdir()
     shutil.copy(folder / "multitask.json", place)
     text = tables.block(tmp_path)
     assert "python -m experiments.multitask " in text and " experiment=glyphs_multitask steps=2 " in text
-    assert "'run=[equal,pcgrad]' 'seeds=[0,1]'" in text and "data_dir" not in text
+    assert "'run=[equal,distilled]' 'seeds=[0,1]'" in text and "data_dir" not in text
     assert "| single tasks |" in text and "within the noise" in text
     assert "| script/accuracy ↑ |" in text and "on validation" not in text
     every = (folder / "multitask.md").read_text(encoding="utf-8")

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metamtl import Batch, Episode, meta_backward, nets, recipes
-from metamtl.distillation import distilled, soft_labels, teach
+from metamtl.distillation import Taught, distilled, soft_labels, teach
+from metamtl.task import MISSING, present, token_cross_entropy
 
 RNG = torch.Generator().manual_seed(0)
 X = torch.randn(6, 4, generator=RNG, dtype=torch.float64)
@@ -132,3 +133,40 @@ def test_refused_in_words() -> None:
         distilled(F.mse_loss, F.mse_loss, 1.5)
     with pytest.raises(ValueError, match=r"found a Tensor; make the episodes by teach"):
         distilled(F.mse_loss, F.mse_loss)(OURS, THEIRS)
+
+
+def test_teachers_may_be_heard_on_real_tokens_only() -> None:
+    tags = torch.tensor([[2, 0, MISSING], [1, MISSING, MISSING]])
+    ours, theirs = OURS.view(2, 3, 3), THEIRS.view(2, 3, 3)
+    found = distilled(token_cross_entropy, soft_labels(), where=present)(ours, (tags, theirs))
+    rows = torch.tensor([0, 1, 3])
+    expected = F.cross_entropy(OURS[rows], torch.tensor([2, 0, 1])) + soft_labels()(
+        OURS[rows], THEIRS[rows]
+    )
+    torch.testing.assert_close(found, expected / 2)
+
+
+class Tasks:
+    """Named tasks that know what they are."""
+
+    def __init__(self) -> None:
+        self.loss = {"a": F.cross_entropy, "b": F.mse_loss}
+        self.kind = "unlike"
+
+    def sample(self, n: int, generator: torch.Generator) -> dict[str, Episode]:
+        return dict(list(episodes().items())[:n])
+
+
+def test_a_taught_source_gives_answers_and_distilled_losses() -> None:
+    teacher = nets.mlp(4, 5, 3).double().eval()
+    source = Tasks()
+    taught = Taught(source, {"a": teacher}, soft_labels(), 0.3)
+    found = taught.sample(2, RNG)
+    y, answers = found["a"].query.y
+    torch.testing.assert_close(answers, teacher(X))
+    expected = 0.7 * F.cross_entropy(OURS, y) + 0.3 * soft_labels()(OURS, answers)
+    torch.testing.assert_close(taught.loss["a"](OURS, (y, answers)), expected)
+    assert taught.loss["b"] is F.mse_loss and found["b"].query.y is ZEROS
+    assert taught.kind == "unlike" and source.loss["a"] is F.cross_entropy
+    assert not hasattr(taught, "per_token")
+    assert set(Taught(Tasks(), {"b": teacher}, F.mse_loss).sample(1, RNG)) == {"a"}  # not in this step
