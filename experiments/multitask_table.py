@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from .report import sign, signed
 from .runs import label
 
 FEW = 5  # measures that a table can have as columns
+
+
+def folder_of(table: dict[str, Any], row: str) -> Path:
+    """Where the runs of a method, or of `single_<task>`, lie within the folder of their table.
+
+    Raises:
+        ValueError: the table has no such row.
+    """
+    single, *methods = table["rows"]
+    tuned = {f"single_{task}": values for task, values in single["tuned"].items()}
+    tuned |= {method["method"]: method["tuned"] for method in methods}
+    if row not in tuned:
+        raise ValueError(f"the table has no row {row!r}; it has {', '.join(tuned)}.")
+    return Path(row) / label(tuned[row])
 
 
 def section(name: str, kept: list[str], table: dict[str, Any]) -> str:

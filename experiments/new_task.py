@@ -8,6 +8,7 @@ domains are used once. Writes `new_task.json` and `new_task.md`.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,19 @@ from metamtl import Estimate, Recipe, nets
 
 from . import train
 from .measure import choose, measure
+from .multitask_table import folder_of
 from .report import environment, signed, write_json, write_text
 
 
 def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """Adapt every encoder to the same tasks; write and return the table."""
     ways = {name: Recipe(instantiate(adapter)) for name, adapter in cfg.adapt.items()}
+    base = Path(cfg.multitask)
+    trained = json.loads((base / "multitask.json").read_text(encoding="utf-8"))
     rows = []
     for row in ["untrained", *cfg.rows]:
-        found = [
-            _one(cfg, ways, Path(cfg.multitask) / (cfg.rows[0] if row == "untrained" else row), seed, row)
-            for seed in cfg.seeds
-        ]
+        runs = base / folder_of(trained, cfg.rows[0] if row == "untrained" else row)
+        found = [_one(cfg, ways, runs / f"seed{seed}", row) for seed in cfg.seeds]
         accuracies = Estimate.of(torch.tensor([one["accuracy"] for one in found], dtype=torch.float64))
         worst = [one["worst_decile"] for one in found]
         rows.append(
@@ -57,9 +59,9 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     return table
 
 
-def _one(cfg: DictConfig, ways: dict[str, Recipe], runs: Path, seed: int, row: str) -> dict[str, Any]:
+def _one(cfg: DictConfig, ways: dict[str, Recipe], run: Path, row: str) -> dict[str, Any]:
     """The test of one encoder."""
-    model, source = train.load(runs / f"seed{seed}", trained=row != "untrained")
+    model, source = train.load(run, trained=row != "untrained")
     classifier = nets.TextClassifier(model.body, cfg.ways)
     task = {"ways": cfg.ways, "shots": cfg.shots, "vocabulary": source.vocabulary}
     family = instantiate(cfg.task, **task)
