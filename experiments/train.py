@@ -68,6 +68,7 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     ways = {name: Recipe(instantiate(adapter)) for name, adapter in cfg.adapt.items()}
     parameters = [*model.parameters(), *recipe.adapter.parameters(), *recipe.aggregator.parameters()]
     optimizer = instantiate(cfg.optimizer)(parameters)
+    schedule = instantiate(cfg.schedule)(optimizer)
 
     validation_tasks = validation.sample(cfg.validate.tasks, stream(cfg.seed, VALIDATION))
     history: list[dict[str, float]] = []
@@ -107,6 +108,7 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             except FloatingPointError as error:
                 raise FloatingPointError(f"step {step}: {error}") from error
             optimizer.step()
+            schedule.step()
             losses.append(outcome.losses.mean())
             step += 1
             evaluations += outcome.gradient_evaluations

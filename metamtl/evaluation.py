@@ -10,6 +10,7 @@ from torch import nn
 
 from .checks import check_episodes
 from .engines import Auto, Engine, Evaluation, TaskFunction
+from .engines.task import matched
 from .episode import Episode
 from .estimate import Estimate
 from .functional import trainable
@@ -82,7 +83,7 @@ def evaluate(
             name: _named(model, recipe, episode, loss[name], metrics and metrics[name], name)
             for name, episode in episodes.items()
         }
-    measures = {"loss": Metric(loss, higher_is_better=False)} if metrics is None else metrics
+    measures = {"loss": Metric(matched(loss), higher_is_better=False)} if metrics is None else metrics
 
     (last,) = _stages(model, recipe, episodes, loss, measures, engine, every=False)
     return last["loss"] if metrics is None else last
@@ -128,7 +129,7 @@ def _named(
     model: nn.Module, recipe: Recipe, episode: Episode, loss: Loss, metrics: Metrics | None, name: str
 ) -> Any:
     """The Estimates of one named task, over its query examples."""
-    measures = {"loss": Metric(loss, higher_is_better=False)} if metrics is None else metrics
+    measures = {"loss": Metric(matched(loss), higher_is_better=False)} if metrics is None else metrics
     function = TaskFunction(model, recipe.adapter, query_loss, loss, episode, name)
     with torch.no_grad():
         output = function.output(function.adapt(trainable(model), {}, function.data), episode.query[0])

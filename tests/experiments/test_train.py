@@ -254,3 +254,15 @@ def test_a_finished_training_can_be_loaded(trained: bool, composed: Compose, tmp
 def test_every_way_of_sharing_runs(changes: list[str], composed: Compose, tmp_path: Path) -> None:
     cfg = composed("experiment=adult", "steps=2", "meta_batch=8", "validate.times=1", *changes)
     assert train.run(cfg, tmp_path)["steps"] == 2
+
+
+def test_a_schedule_takes_the_rate_to_zero(composed: Compose, tmp_path: Path) -> None:
+    few = ("steps=4", "validate.times=4", "optimizer.lr=0.05")
+    still, falling = (
+        train.run(composed(*few, f"schedule={name}"), tmp_path / name)["history"]
+        for name in ("constant", "cosine")
+    )
+    # The first of four steps is the same; the last goes less far.
+    assert still[0]["validation"] == falling[0]["validation"]
+    gaps = [abs(run[3]["validation"] - run[2]["validation"]) for run in (falling, still)]
+    assert 0 < gaps[0] < gaps[1] / 2

@@ -101,6 +101,15 @@ def test_targets_that_torch_would_broadcast(loss: Any) -> None:
     data["slant"] = Episode(None, Batch(data["slant"].query.x, torch.zeros(6)))
     with refused(model, r"output has shape \[6, 1\], the targets \[6\].*broadcast"):
         meta_backward(model, recipes.joint(), data, {**losses, "slant": loss})
+    with refused(model, r"output has shape \[6, 1\], the targets \[6\].*broadcast"):
+        evaluate(model, recipes.joint(), data, {**losses, "slant": loss})
+
+
+def test_targets_that_torch_would_broadcast_in_a_query_set() -> None:
+    x, y = torch.randn(3, 6, 2), torch.zeros(3, 6)
+    episode, model = Episode(Batch(x, y[..., None]), Batch(x, y)), nets.mlp(2, 5, 1)
+    with refused(model, r"output has shape \[6, 1\], the targets \[6\].*broadcast"):
+        evaluate(model, recipes.maml(), episode, F.mse_loss)
 
 
 @pytest.mark.parametrize("name", ["Mean", "MGDA", "UPGrad", "PCGrad"])
