@@ -26,7 +26,7 @@ from .multitask_table import markdown
 from .report import environment, sign, write_json, write_text
 from .runs import Run, combinations, label, once, quality
 
-OWN = ("methods=", "run=", "seeds=", "tune=", "tune_seeds=", "seed=")
+OWN = ("methods.", "run=", "seeds=", "tune=", "tune_seeds=", "seed=")
 SINGLE = "single_tasks"  # as teachers: what each task's own run of the same seed has learned
 GROUPS = ("net", "recipe", "optimizer")  # of configs: a method may name one of each
 Results = dict[int, Run]  # by seed

@@ -62,7 +62,8 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
 def _one(cfg: DictConfig, ways: dict[str, Recipe], run: Path, row: str) -> dict[str, Any]:
     """The test of one encoder."""
     model, source = train.load(run, trained=row != "untrained")
-    classifier = nets.TextClassifier(model.body, cfg.ways)
+    shared = model.bottom if isinstance(model, nets.Hierarchical) else model.body
+    classifier = nets.TextClassifier(shared, cfg.ways)
     task = {"ways": cfg.ways, "shots": cfg.shots, "vocabulary": source.vocabulary}
     family = instantiate(cfg.task, **task)
     validation, test = family.split("validation"), family.split("test")

@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
 from metamtl import Recipe, meta_backward
@@ -69,6 +70,7 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     parameters = [*model.parameters(), *recipe.adapter.parameters(), *recipe.aggregator.parameters()]
     optimizer = instantiate(cfg.optimizer)(parameters)
     schedule = instantiate(cfg.schedule)(optimizer)
+    tested = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.average))
 
     validation_tasks = validation.sample(cfg.validate.tasks, stream(cfg.seed, VALIDATION))
     history: list[dict[str, float]] = []
@@ -83,7 +85,9 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
                 train_loss = float(torch.stack(losses).mean())  # waits for the device
                 losses.clear()
                 seconds += time.perf_counter() - began  # training alone: validation is not on the clock
-                choice = choose(model, ways, validation, validation_tasks, cfg.metric, cfg.reference)
+                choice = choose(
+                    tested.module, ways, validation, validation_tasks, cfg.metric, cfg.reference
+                )
                 history.append(
                     {
                         "step": step,
@@ -97,7 +101,7 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
                 log.add_scalar("loss/train", train_loss, step)
                 log.add_scalar(f"{cfg.metric}/validation", choice.estimate.mean, step)
                 if best is None or choice.better_than(best):
-                    best, best_state = choice, _copy(model, recipe)
+                    best, best_state = choice, _copy(tested.module, recipe)
                 began = time.perf_counter()
             if done:
                 break
@@ -109,6 +113,7 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
                 raise FloatingPointError(f"step {step}: {error}") from error
             optimizer.step()
             schedule.step()
+            tested.update_parameters(model)
             losses.append(outcome.losses.mean())
             step += 1
             evaluations += outcome.gradient_evaluations

@@ -31,7 +31,7 @@ from .resnet12 import ResNet12, resnet12
 from .reversal import reverse_gradient
 from .shared_private import SharedPrivate
 from .soft_sharing import SoftSharing
-from .text import TextClassifier, TextEncoder, text_classifier, text_heads
+from .text import TextClassifier, TextEncoder, TextLayers, text_classifier, text_heads, text_hierarchical
 from .vit import ViT, vit
 from .vqa import VQA, vqa
 
@@ -64,6 +64,7 @@ __all__ = [
     "SupportBatchNorm",
     "TextClassifier",
     "TextEncoder",
+    "TextLayers",
     "ViT",
     "batchnorm",
     "batchnorm_statistics",
@@ -79,6 +80,7 @@ __all__ = [
     "smooth_step",
     "text_classifier",
     "text_heads",
+    "text_hierarchical",
     "tower",
     "vit",
     "vqa",

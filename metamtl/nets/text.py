@@ -7,7 +7,42 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from .hierarchical import Hierarchical
 from .named_heads import NamedHeads
+
+
+class TextLayers(nn.Module):
+    """More layers on what an encoder returns: `[B, 1 + L, F] -> [B, 1 + L, F]`.
+
+    `layers` residual convolutions over three words; the sentence's vector is made anew from their words.
+
+    >>> features = TextEncoder(100, width=8, layers=1)(torch.tensor([[7, 9, 2]]), torch.ones(1, 3).bool())
+    >>> TextLayers(8)(features).shape
+    torch.Size([1, 4, 8])
+    """
+
+    def __init__(self, width: int, layers: int = 1) -> None:
+        super().__init__()
+        self.layers = convolutions(width, layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        words = features[:, 1:]
+        # An encoder leaves exact zeros beyond a sentence's end.
+        return convolved(self.layers, words, (words != 0).any(-1, keepdim=True).to(words.dtype))
+
+
+def convolved(layers: nn.ModuleList, x: Tensor, inside: Tensor) -> Tensor:
+    """`[B, 1 + L, F]` from words `[B, L, F]`, among which `inside` `[B, L, 1]` is 1 for real ones."""
+    for layer in layers:
+        x = x + layer(x.movedim(-1, -2)).movedim(-1, -2).relu() * inside
+    # Padding is far below every word, so it is never the largest.
+    sentence = (x - 1e4 * (1 - inside)).amax(-2, keepdim=True)
+    return torch.cat([sentence, x], -2)
+
+
+def convolutions(width: int, layers: int) -> nn.ModuleList:
+    """Layers that see a word and its neighbours."""
+    return nn.ModuleList(nn.Conv1d(width, width, 3, padding=1) for _ in range(layers))
 
 
 class TextEncoder(nn.Module):
@@ -30,7 +65,7 @@ class TextEncoder(nn.Module):
         self.features = width
         self.word = nn.Embedding(words, width)
         self.spelling = nn.Embedding(spellings, width) if spellings else None
-        self.layers = nn.ModuleList(nn.Conv1d(width, width, 3, padding=1) for _ in range(layers))
+        self.layers = convolutions(width, layers)
         for table in (self.word, self.spelling):
             if table is not None:
                 nn.init.normal_(table.weight, std=width**-0.5)
@@ -40,12 +75,7 @@ class TextEncoder(nn.Module):
         if self.spelling is not None and spelling is not None:
             x = x + self.spelling(spelling).sum(-2)
         inside = mask[..., None].to(x.dtype)
-        x = x * inside
-        for layer in self.layers:
-            x = x + layer(x.movedim(-1, -2)).movedim(-1, -2).relu() * inside
-        # Padding is far below every word, so it is never the largest.
-        sentence = (x - 1e4 * (1 - inside)).amax(-2, keepdim=True)
-        return torch.cat([sentence, x], -2)
+        return convolved(self.layers, x * inside, inside)
 
 
 class ForSentence(nn.Linear):
@@ -105,11 +135,38 @@ def text_heads(
     >>> {task: tuple(out.shape) for task, out in model(**x).items()}
     {'topic': (1, 5), 'tags': (1, 3, 3)}
     """
-    encoder, of_words = TextEncoder(words, spellings, width, layers), set(per_token)
-    heads = {
+    encoder = TextEncoder(words, spellings, width, layers)
+    return NamedHeads(encoder, width, _heads(outputs, per_token, width))
+
+
+def text_hierarchical(
+    words: int,
+    spellings: int,
+    outputs: Mapping[str, int],
+    *,
+    per_token: Iterable[str] = (),
+    width: int = 128,
+    layers: int = 1,
+    own: int = 1,
+) -> Hierarchical:
+    """As `text_heads`, with `own` layers for each task between the encoder's `layers` and its head.
+
+    >>> model = text_hierarchical(100, 50, {"topic": 5, "tags": 3}, per_token=["tags"], width=8)
+    >>> x = {"tokens": torch.tensor([[7, 9, 2]]), "mask": torch.tensor([[True, True, True]])}
+    >>> model(**x, task="tags").shape
+    torch.Size([1, 3, 3])
+    """
+    middles = {task: TextLayers(width, own) for task in outputs}
+    encoder = TextEncoder(words, spellings, width, layers)
+    groups = {task: [task] for task in outputs}
+    return Hierarchical(encoder, middles, groups, width, _heads(outputs, per_token, width))
+
+
+def _heads(outputs: Mapping[str, int], per_token: Iterable[str], width: int) -> dict[str, nn.Module]:
+    of_words = set(per_token)
+    return {
         task: (ForWords if task in of_words else ForSentence)(width, size) for task, size in outputs.items()
     }
-    return NamedHeads(encoder, width, heads)
 
 
 def text_classifier(

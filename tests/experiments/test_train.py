@@ -266,3 +266,14 @@ def test_a_schedule_takes_the_rate_to_zero(composed: Compose, tmp_path: Path) ->
     assert still[0]["validation"] == falling[0]["validation"]
     gaps = [abs(run[3]["validation"] - run[2]["validation"]) for run in (falling, still)]
     assert 0 < gaps[0] < gaps[1] / 2
+
+
+def test_averaged_weights_are_those_that_are_tested(composed: Compose, tmp_path: Path) -> None:
+    few = ("steps=2", "validate.times=2", "optimizer.lr=0.05", "seed=3", "recipe=joint")
+    last, averaged = (
+        train.run(composed(*few, f"average={kept}"), tmp_path / str(kept))["history"] for kept in (0, 0.75)
+    )
+    # The average begins with the first step's weights, and then moves less far.
+    assert last[0]["validation"] == averaged[0]["validation"]
+    gaps = [abs(run[1]["validation"] - run[0]["validation"]) for run in (averaged, last)]
+    assert 0 < gaps[0] < gaps[1]

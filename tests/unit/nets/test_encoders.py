@@ -39,6 +39,20 @@ def test_the_sentence_is_the_largest_of_its_words() -> None:
         assert torch.allclose(found[row, 0], found[row, 1 : 1 + length].amax(0), atol=1e-3)
 
 
+def test_own_layers_go_on_where_the_encoder_ends() -> None:
+    torch.manual_seed(0)
+    outputs = {"topic": 4, "tags": 3}
+    model = nets.text_hierarchical(30, 20, outputs, per_token=["tags"], width=8, layers=1, own=2)
+    encoder = nets.TextEncoder(30, 20, width=8, layers=3)
+    for task in outputs:
+        encoder.load_state_dict(model.bottom.state_dict(), strict=False)
+        for number, layer in enumerate(model.middles[task].layers):
+            encoder.layers[number + 1].load_state_dict(layer.state_dict())
+        torch.testing.assert_close(
+            model(**sentences(), task=task), model.heads[task](encoder(**sentences()))
+        )
+
+
 def test_heads_for_sentences_and_for_words() -> None:
     torch.manual_seed(0)
     model = nets.text_heads(30, 20, {"topic": 4, "tags": 3}, per_token=["tags"], width=8)
