@@ -188,7 +188,14 @@ def at_step(model: nn.Module, params: Params, k: Tensor) -> Params:
 
 def trainable(model: nn.Module) -> Params:
     """The parameters that require a gradient, by name; a tied one stands once."""
-    return {name: param for name, param in model.named_parameters() if param.requires_grad}
+    return trainable_and_frozen(model)[0]
+
+
+def trainable_and_frozen(model: nn.Module) -> tuple[Params, Params]:
+    """The parameters that require a gradient, and those that do not."""
+    named = list(model.named_parameters())
+    moving: Params = {name: param for name, param in named if param.requires_grad}
+    return moving, {name: param.detach() for name, param in named if not param.requires_grad}
 
 
 def under(names: Iterable[str], prefix: str) -> list[str]:

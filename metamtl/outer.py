@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from .checks import check_direction, check_episodes, check_finite
 from .engines import Auto, Engine, TaskFunction, feature_rows, named_rows
-from .engines.task import frozen
 from .episode import Episode
-from .functional import Params, trainable
+from .functional import Params, trainable, trainable_and_frozen
 from .recipes import Recipe
 from .task import Loss
 
@@ -83,12 +82,11 @@ def meta_backward(
     torch.Size([4])
     """
     check_episodes(model, recipe.adapter, episodes, loss)
-    shared, own = trainable(model), trainable(recipe.adapter)
+    (shared, constants), own = trainable_and_frozen(model), trainable(recipe.adapter)
     if not shared and not own:
         raise ValueError(f"{type(model).__name__} has no trainable parameter; call requires_grad_(True).")
     if isinstance(episodes, Mapping):
         assert isinstance(loss, Mapping)
-        constants = frozen(model)  # once for all the tasks
         functions = {
             name: _function(model, recipe, loss[name], episode, name, constants)
             for name, episode in episodes.items()
@@ -108,7 +106,7 @@ def meta_backward(
             )
         engine = DEFAULT if engine is None else engine
         engine.check(model)
-        function = _function(model, recipe, loss, episodes)
+        function = _function(model, recipe, loss, episodes, None, constants)
         found = engine.rows(function, shared, own, function.data)
         evaluations = function.gradient_evaluations * episodes.num_tasks
     check_finite(model, recipe.adapter, episodes, loss, found)
@@ -132,8 +130,8 @@ def _function(
     recipe: Recipe,
     loss: Loss,
     episode: Episode,
-    name: str | None = None,
-    constants: Params | None = None,
+    name: str | None,
+    constants: Params,
 ) -> TaskFunction:
     return TaskFunction(model, recipe.adapter, recipe.objective, loss, episode, name, constants)
 

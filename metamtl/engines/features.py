@@ -65,7 +65,7 @@ def feature_rows(functions: Mapping[str, TaskFunction], shared: Params, at: str)
 def _common(functions: Mapping[str, TaskFunction], at: str) -> tuple[nn.Module, Any]:
     """The model and the one input of all the tasks."""
     first = next(iter(functions.values()))
-    if at not in dict(first.model.named_modules()) or not at:
+    if not at or not _has(first.model, at):
         tops = ", ".join(repr(name) for name, _ in first.model.named_children())
         raise ValueError(f"at={at!r} names no module of {type(first.model).__name__}; it has {tops}.")
     x = first.episode.query[0]
@@ -81,6 +81,14 @@ def _common(functions: Mapping[str, TaskFunction], at: str) -> tuple[nn.Module, 
                 " cannot be aggregated; give all tasks one and the same query.x, or use at=None."
             )
     return first.model, x
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    try:
+        model.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..adapters import Adapter
 from ..episode import Batch, Episode
-from ..functional import Params, forward, trainable, with_support_statistics
+from ..functional import Params, forward, trainable, trainable_and_frozen, with_support_statistics
 from ..objectives import Adaptation, Objective
 from ..task import Loss, Metric
 
@@ -40,7 +40,7 @@ class TaskFunction:
         self.loss = matched(loss) if self.top is None else checked(loss, self.top)
         # Functions of one model with equal identities compute the same.
         self.identity = (repr(adapter), id(objective), id(loss), self.top, name)
-        self.constants = frozen(model) if constants is None else constants
+        self.constants = trainable_and_frozen(model)[1] if constants is None else constants
         self.data = (episode.support, episode.query, episode.task)
         self.given: Any = None  # the model's output on the query set, where tasks share one pass
         # Backward passes over a support or query set that one task takes; known after a run.
@@ -118,11 +118,6 @@ class Evaluation:
         """One value of each metric."""
         output = self.function.output(params, query[0])
         return {name: metric(output, query[1]).mean() for name, metric in self.metrics.items()}
-
-
-def frozen(model: nn.Module) -> Params:
-    """The parameters that require no gradient, by name."""
-    return {name: param.detach() for name, param in model.named_parameters() if not param.requires_grad}
 
 
 def check_labels(loss: Loss, episode: Episode) -> int | None:
