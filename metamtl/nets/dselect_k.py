@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .mixture import Constant, Gate, Mixture
-from .named import Outputs
+from .mixture import Constant, Gate, answers
+from .named import NamedTasks, Outputs, check_names, distinct
 
 
-class DSelectK(Mixture):
+class DSelectK(NamedTasks):
     """As MMoE, with a gate that is smooth while it is learned and k-sparse in the end.
 
     Each of k selectors picks one of E experts by a binary code of `log2(E)` numbers z, each pressed to
@@ -52,16 +52,23 @@ class DSelectK(Mixture):
         gate: Gate = Constant,
         gamma: float = 1.0,
     ) -> None:
+        super().__init__()
         kind, many = type(self).__name__, len(experts)
+        check_names(kind, outputs)
         if many < 2 or many & (many - 1):
             raise ValueError(f"{kind} codes experts in binary: {many} is not a power of two from 2 on.")
         if not 1 <= k <= many or gamma <= 0:
             raise ValueError(f"{kind}: k={k}, gamma={gamma}: k must be in 1..{many}, gamma above 0.")
-        bits = many.bit_length() - 1
-        super().__init__(experts, gate, k * (1 + bits), features, outputs)
-        self.k, self.bits, self.gamma = k, bits, gamma
-        codes = (torch.arange(many)[:, None] >> torch.arange(bits)) & 1
+        self.k, self.bits, self.gamma = k, many.bit_length() - 1, gamma
+        self.experts = nn.ModuleList(distinct(experts, f"the experts of {kind}"))
+        gates = distinct([gate(k * (1 + self.bits)) for _ in outputs], f"the gates of {kind}")
+        self.gates = nn.ModuleDict(dict(zip(outputs, gates)))
+        codes = (torch.arange(many)[:, None] >> torch.arange(self.bits)) & 1
         self.register_buffer("codes", codes.bool(), persistent=False)
+        self.add_heads(outputs, features)
+
+    def answer(self, wanted: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
+        return answers(self, wanted, *inputs, **keywords)
 
     def weights(self, task: str, *inputs: Any, **keywords: Any) -> Tensor:
         """How much of each expert the task takes, `[..., E]`; they sum to 1."""

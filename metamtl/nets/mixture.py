@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from .named import NamedTasks, Outputs, check_names, distinct
 
 Gate = Callable[[int], nn.Module]  # gate(n) makes a module from the inputs to n numbers
 
@@ -30,31 +27,10 @@ class Constant(nn.Module):
         return self.logits
 
 
-class Mixture(NamedTasks):
-    """Experts that all tasks share, mixed for each task by what its gate says; a subclass says how."""
-
-    def __init__(
-        self, experts: Sequence[nn.Module], gate: Gate, numbers: int, features: int, outputs: Outputs
-    ) -> None:
-        super().__init__()
-        kind = type(self).__name__
-        check_names(kind, outputs)
-        if not experts:
-            raise ValueError(f"{kind} needs at least one expert.")
-        self.experts = nn.ModuleList(distinct(experts, f"the experts of {kind}"))
-        gates = distinct([gate(numbers) for _ in outputs], f"the gates of {kind}")
-        self.gates = nn.ModuleDict(dict(zip(outputs, gates)))
-        self.add_heads(outputs, features)
-
-    def answer(self, wanted: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
-        found = [expert(*inputs, **keywords) for expert in self.experts]
-        return {
-            name: self.head(name, mixed(found, self.weights(name, *inputs, **keywords))) for name in wanted
-        }
-
-    @abstractmethod
-    def weights(self, task: str, *inputs: Any, **keywords: Any) -> Tensor:
-        """How much of each expert the task takes, `[..., E]`; they sum to 1."""
+def answers(net: Any, wanted: Sequence[str], *inputs: Any, **keywords: Any) -> dict[str, Any]:
+    """For each wanted task `net.experts` mixed by its `net.weights`, through its head."""
+    found = [expert(*inputs, **keywords) for expert in net.experts]
+    return {name: net.head(name, mixed(found, net.weights(name, *inputs, **keywords))) for name in wanted}
 
 
 def mixed(outputs: Sequence[Tensor], weights: Tensor) -> Tensor:

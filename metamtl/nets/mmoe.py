@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .mixture import Gate, Mixture
-from .named import Outputs
+from .mixture import Gate, answers
+from .named import NamedTasks, Outputs, check_names, distinct
 
 
-class MMoE(Mixture):
+class MMoE(NamedTasks):
     """Experts that all tasks share, mixed for each task by its own gate.
 
     `features_t = sum_e softmax(gate_t(x))_e * expert_e(x)`. Ma et al., KDD 2018,
@@ -36,7 +36,18 @@ class MMoE(Mixture):
     """
 
     def __init__(self, experts: Sequence[nn.Module], gate: Gate, features: int, outputs: Outputs) -> None:
-        super().__init__(experts, gate, len(experts), features, outputs)
+        super().__init__()
+        kind = type(self).__name__
+        check_names(kind, outputs)
+        if not experts:
+            raise ValueError(f"{kind} needs at least one expert.")
+        self.experts = nn.ModuleList(distinct(experts, f"the experts of {kind}"))
+        gates = distinct([gate(len(experts)) for _ in outputs], f"the gates of {kind}")
+        self.gates = nn.ModuleDict(dict(zip(outputs, gates)))
+        self.add_heads(outputs, features)
+
+    def answer(self, wanted: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
+        return answers(self, wanted, *inputs, **keywords)
 
     def weights(self, task: str, *inputs: Any, **keywords: Any) -> Tensor:
         """How much of each expert the task takes, `[..., E]`; they sum to 1."""
