@@ -94,7 +94,7 @@ class Taught:
         return teach(episodes, {task: model for task, model in self.teachers.items() if task in episodes})
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.tasks, name)
+        return getattr(self.__dict__.get("tasks"), name)  # a copy in the making has none yet
 
 
 def distilled(

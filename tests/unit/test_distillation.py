@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -169,4 +170,5 @@ def test_a_taught_source_gives_answers_and_distilled_losses() -> None:
     assert taught.loss["b"] is F.mse_loss and found["b"].query.y is ZEROS
     assert taught.kind == "unlike" and source.loss["a"] is F.cross_entropy
     assert not hasattr(taught, "per_token")
+    assert copy.deepcopy(taught).kind == "unlike"
     assert set(Taught(Tasks(), {"b": teacher}, F.mse_loss).sample(1, RNG)) == {"a"}  # not in this step
