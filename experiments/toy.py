@@ -40,7 +40,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "DualProj": {"projector": PROJECTOR},
     "FAMO": {"num_tasks": 2, "weight_decay": 0.0},  # as its authors have it for this problem
     "FairGrad": {"alpha": 2.0},
-    "GradVac": {"beta": 1e-3},  # its goal follows the cosine found; at once, and nothing is left to mend
     "IMTLL": {"shape": 2},
     "PBI": {"theta": 5.0, "weights": torch.ones(2)},
     "STCH": {"mu": 1.0},
