@@ -22,11 +22,11 @@ $(BIN)/python:
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --upgrade pip setuptools
-	PYTHONWARNINGS=ignore $(PIP) --no-build-isolation --editable '.[experiments]'
+	PYTHONWARNINGS=ignore $(PIP) --editable '.[experiments]'
 	@touch $@
 
 $(VENV)/.tools: $(VENV)/.installed
-	PYTHONWARNINGS=ignore $(PIP) --no-build-isolation --editable '.[test]'
+	PYTHONWARNINGS=ignore $(PIP) --editable '.[test]'
 	@touch $@
 
 # learn2learn ships C files that current Pythons cannot compile; Cython writes them anew. Its
