@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -58,7 +58,10 @@ def check_episodes(
 
 def _check_takes_task(model: nn.Module) -> None:
     """Named tasks tell the model which of them is asked for."""
-    if not _takes(getattr(model.forward, "__func__", model.forward), "task"):
+    method = getattr(model.forward, "__func__", None)
+    # A class's method is remembered; an instance's own function may hold the model, and would keep it.
+    known = method is not None and "forward" not in vars(model)
+    if not (_takes_task(method) if known else _takes_task.__wrapped__(model.forward)):
         raise ValueError(
             f"{type(model).__name__}.forward takes no argument task=, by which named tasks choose their"
             " head; add one, or use nets.named_heads(backbone, outputs)."
@@ -66,9 +69,9 @@ def _check_takes_task(model: nn.Module) -> None:
 
 
 @lru_cache(maxsize=128)
-def _takes(function: Any, argument: str) -> bool:
-    parameters = inspect.signature(function).parameters
-    return argument in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+def _takes_task(forward: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(forward).parameters
+    return "task" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def check_finite(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -120,3 +122,20 @@ def test_a_gradient_that_is_nan(name: str, at: str | None) -> None:
     recipe = recipes.joint(aggregator=getattr(aggregators, name)(), at=at)
     with refused(model, r"gradient of tasks \['slant'\] of 2 is not finite", FloatingPointError):
         meta_backward(model, recipe, data, losses)
+
+
+def test_a_forward_of_the_instance_is_looked_at_and_keeps_nothing() -> None:
+    def used() -> weakref.ref[nn.Module]:
+        model, data, losses = tasks()
+        whole = model.forward
+        model.forward = lambda *inputs, task: whole(*inputs, task=task)
+        meta_backward(model, recipes.joint(), data, losses)
+        model.zero_grad()
+        model.forward = lambda *inputs: whole(*inputs)
+        with refused(model, "forward takes no argument task="):
+            meta_backward(model, recipes.joint(), data, losses)
+        return weakref.ref(model)
+
+    model = used()
+    gc.collect()
+    assert model() is None
