@@ -187,7 +187,8 @@ def _work(function: TaskFunction, shared: Params, own: Params, data: Any) -> _Wo
     if drawn:
         return _Work(function, [whole], "it draws random numbers", compiles=False)
     chunks = [Vmap(FEW)] if min(fit, num_tasks) > FEW else []
-    return _Work(function, [Loop(), whole, *chunks], "", compiles=fit >= num_tasks)
+    # Compiled code can be stale today, so the default engine does not choose it.
+    return _Work(function, [Loop(), whole, *chunks], "", compiles=False)
 
 
 class _Allocated(TorchDispatchMode):

@@ -12,14 +12,13 @@ from torch.utils._pytree import tree_leaves
 
 from .base import Engine, count
 from .compiled import Compiled
-from .evaluated import takes_steps
 from .loop import Loop
 from .task import Evaluation, TaskFunction
 from .vmap import Vmap
 
 # Input numbers of a chunk of tasks: more are slower once an activation outgrows what the allocator, or
 # for compiled code the caches, keep at hand.
-PLAIN, COMPILED = 160_000, 32_000
+PLAIN = 160_000
 
 
 class Compiling:
@@ -37,8 +36,8 @@ class Repeated:
 
     def __init__(self, function: TaskFunction, data: Any) -> None:
         self.plain: Engine = Vmap(chunk(data[1], PLAIN))
-        compiles = takes_steps(function) and data[0] is not None
-        self.compiled = Compiled(chunk(data[0], COMPILED)) if compiles else None
+        # Compiled code can be stale today, so the default engine does not choose it.
+        self.compiled: Compiled | None = None
         self.spent = 0.0
         self.seconds: dict[Engine, float] = {}  # of one task, at best
 

@@ -206,26 +206,6 @@ def test_what_has_no_compiled_steps_is_left_to_vmap() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
-def test_the_default_compiles_once_that_is_paid_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metamtl.engines.repeated.Compiling.seconds", 1e-9)
-    maps: list[str] = []
-    for kind in (engines.Vmap, engines.Compiled):
-        plain = kind.map
-
-        def counted(self: engines.Engine, function: Any, data: Any, plain: Any = plain) -> Any:
-            if isinstance(function, engines.Evaluation):
-                maps.append(type(self).__name__)
-            return plain(self, function, data)
-
-        monkeypatch.setattr(kind, "map", counted)
-    auto, net = engines.Auto(), model()
-    found = []
-    for _ in range(3):
-        monkeypatch.setattr("metamtl.engines.repeated.Compiling.seconds", 1e-9)
-        found.append(evaluate(net, RECIPES["maml"], episode(), F.cross_entropy, engine=auto))
-    assert maps == ["Vmap", "Compiled", "Compiled"]
-    for one in found[1:]:
-        torch.testing.assert_close(one.values, found[0].values, rtol=1e-12, atol=0)
 
 
 def test_a_named_task_without_metrics_is_refused():
