@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -206,8 +204,6 @@ def test_what_has_no_compiled_steps_is_left_to_vmap() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
-
-
 def test_a_named_task_without_metrics_is_refused():
     model = nets.named_heads(nets.mlp(2, 4, 1), {"a": 1, "b": 1})
     x, y = torch.randn(6, 2), torch.randn(6, 1)
