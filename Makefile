@@ -17,7 +17,7 @@ install: $(VENV)/.installed
 peers: $(VENV)/.peers
 
 $(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, not " + sys.version if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, not " + sys.version if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
@@ -44,7 +44,9 @@ $(VENV)/.peers: $(VENV)/.installed
 	CYTHON_FORCE_REGEN=1 $(PIP) --no-deps --no-build-isolation --use-pep517 \
 	  --config-settings=--global-option=build_ext learn2learn
 	@$(BIN)/python -W ignore -c 'import higher, learn2learn' || \
-	  { echo 'make peers: higher or learn2learn was installed but cannot be imported (see above)' >&2; exit 1; }
+	  { echo 'make peers: higher or learn2learn is installed but cannot be imported (see above). If the error names' \
+	    'torchvision: install the torchvision that belongs to the installed torch, with --no-deps and from the same' \
+	    'index as torch; then run make again' >&2; exit 1; }
 	@touch $@
 
 demo: install

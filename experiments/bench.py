@@ -135,7 +135,8 @@ def fresh(call: str, **variables: str) -> float:
 
 def course(name: str, engine: str, steps: int) -> float:
     """Seconds of so many meta-gradients from the first on."""
-    gradient = ours(WORK[name](), ENGINES[engine]())
+    options = {"steps": steps} if engine == "Auto" else {}
+    gradient = ours(WORK[name](), getattr(engines, engine)(**options))
     began = time.perf_counter()
     for _ in range(steps):
         gradient()

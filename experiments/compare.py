@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from metamtl import Estimate
 
-from . import train
+from . import options, parts, train
 from .figure import draw
 from .measure import trivial
 from .report import environment, markdown, write_json, write_text
@@ -28,20 +28,39 @@ OWN = ("recipes=", "seeds=", "recipe=", "seed=")
 
 
 def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
-    """Train every recipe with every seed; write and return the table."""
+    """Train every recipe with every seed; write and return the table.
+
+    Raises:
+        ValueError: an option that cannot work, or an adapter that does not say what a task costs; before
+            the first training.
+    """
+    if cfg.device == "auto":
+        cfg.device = train.device()
     passed_on = [text for text in overrides if not text.lstrip("+").startswith(OWN)]
-    if not cfg.gradient_evaluations and not cfg.steps:
+    names = options.names(cfg, "recipes")
+    options.check_seeds(cfg)
+    options.check_training(cfg)
+    if cfg.gradient_evaluations is None and cfg.steps is None:
         raise ValueError(
-            f"steps={cfg.steps}, gradient_evaluations={cfg.gradient_evaluations}: recipes are compared"
-            " at one budget, so one of the two must be above 0; max_minutes may stand beside it."
+            "steps=null, gradient_evaluations=null: recipes are compared at one budget, so one of the two"
+            " must be set; max_minutes may be set in addition."
         )
     budget = cfg.gradient_evaluations or 2 * cfg.steps * cfg.tasks_per_step
+
+    def training(recipe: str, seed: int) -> DictConfig:
+        one = compose("train", [*passed_on, f"recipe={recipe}", f"seed={seed}"])
+        one.gradient_evaluations, one.steps = budget, None  # the budget alone ends a run
+        one.device = cfg.device
+        return one
+
+    sources = parts.Sources()
+    for recipe in names:  # what cannot be built ends the comparison before the first training
+        parts.build(training(recipe, cfg.seeds[0]), sources)
     runs: dict[str, list[dict[str, Any]]] = {}
-    for recipe in cfg.recipes:
+    for recipe in names:
         for seed in cfg.seeds:
-            one = compose("train", [*passed_on, f"recipe={recipe}", f"seed={seed}"])
-            one.gradient_evaluations, one.steps = budget, None  # the budget alone ends a run
-            runs.setdefault(recipe, []).append(train.run(one, folder / recipe / f"seed{seed}"))
+            place = folder / recipe / f"seed{seed}"
+            runs.setdefault(recipe, []).append(train.run(training(recipe, seed), place, sources))
     rows = [_row(recipe, results, cfg.metric) for recipe, results in runs.items()]
     rows.append(_trivial_row(cfg))
     table = {
@@ -113,8 +132,6 @@ def _trivial_row(cfg: DictConfig) -> dict[str, Any]:
 def main(cfg: DictConfig) -> None:
     config = HydraConfig.get()
     folder = Path(config.runtime.output_dir)
-    if cfg.device == "auto":
-        cfg.device = train.device()
     run(cfg, list(config.overrides.task), folder)
     print((folder / "table.md").read_text(encoding="utf-8"))
     print(f"table: {folder / 'table.json'}\nfigure: {folder / 'figure.png'}")

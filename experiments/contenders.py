@@ -59,7 +59,7 @@ def images(
     head: bool = False,
 ) -> Work:
     """Random pictures: speed does not depend on what is drawn."""
-    pictures = torch.rand(200, 28, 28, generator=torch.Generator().manual_seed(1))
+    pictures = torch.rand(200, 1, 28, 28, generator=torch.Generator().manual_seed(1))
     family = tasks.FewShot(pictures, torch.arange(200) // 20, ways=5, shots=shots, queries=queries)
     episode = family.sample(num_tasks, torch.Generator().manual_seed(0))
     recipe = (recipes.anil if head else recipes.maml)(steps, lr, order=order)
@@ -226,7 +226,7 @@ ENGINES: dict[str, Callable[[], engines.Engine]] = {
     "Vmap": engines.Vmap,
     "Compiled": engines.Compiled,
     "Compiled, one task at a time": lambda: engines.Compiled(1),
-    "Auto": engines.Auto,
+    "Auto": lambda: engines.Auto(steps=10_000),  # of a long training
 }
 
 

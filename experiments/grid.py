@@ -18,11 +18,11 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from . import train
+from . import options, parts, train
 from .grid_table import Key, markdown, summary
+from .measure import higher
 from .report import write_json, write_text
 from .runs import Run, combinations, label, once, quality
 
@@ -31,34 +31,46 @@ OWN = ("adapts", "inner_steps", "aggregators", "against", "tune", "seeds", "meas
 
 def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
     """Run all cells, or what is left of them; write and return the table."""
+    measures = _check(cfg)
     if cfg.against not in cfg.aggregators:
         raise ValueError(
             f"against={cfg.against!r} is not one of the aggregators: {', '.join(cfg.aggregators)}."
         )
     if cfg.device == "auto":
         cfg.device = train.device()
-    metrics = instantiate(cfg.task).metrics
-    higher = {measure: metrics[measure].higher_is_better for measure in cfg.measures}
-    up = metrics[cfg.metric].higher_is_better
+    sources = parts.Sources()
+    family = sources(cfg)
+    directions = {measure: higher(family, measure) for measure in measures}
+    up = higher(family, cfg.metric)
     first, *others = cfg.seeds
-    cells: dict[Key, dict[str, Any]] = {}
     names = [cfg.against, *(name for name in cfg.aggregators if name != cfg.against)]
-    for name, adapts, steps in product(names, cfg.adapts, cfg.inner_steps):
-        key = (adapts or "all", steps, name)
-        place = folder / f"{key[0]}_{steps}" / name
-        tries = [(cell(cfg, key, first, values, place), values) for values in combinations(cfg.tune)]
+    keys: list[Key] = [
+        (adapts or "all", steps, name)
+        for name, adapts, steps in product(names, cfg.adapts, cfg.inner_steps)
+    ]
+    # What cannot be built ends the grid before the first training.
+    for key, values in product(keys, combinations(cfg.tune)):
+        parts.build(training(cfg, key, first, values), sources)
+
+    def cell(key: Key, seed: int, values: dict[str, Any]) -> Run:
+        place = folder / f"{key[0]}_{key[1]}" / key[2] / label(values) / f"seed{seed}"
+        return once(training(cfg, key, seed, values), place, sources)
+
+    cells: dict[Key, dict[str, Any]] = {}
+    for key in keys:
+        tries = [(cell(key, first, values), values) for values in combinations(cfg.tune)]
         found, values = max(tries, key=lambda tried: quality(tried[0], cfg.metric, higher_is_better=up))
         cells[key] = {"rates": values, "runs": {first: found}}
         for seed in others:
-            cells[key]["runs"][seed] = cell(cfg, key, seed, values, place)
-        table = summary(cfg, overrides, cells, higher)
+            cells[key]["runs"][seed] = cell(key, seed, values)
+        table = summary(cfg, overrides, cells, directions)
         write_json(folder / "table.json", table)
         write_text(folder / "table.md", markdown(table))
     return table
 
 
-def cell(cfg: DictConfig, key: Key, seed: int, rates: dict[str, Any], place: Path) -> Run:
-    """One training and its test, or what it wrote the last time."""
+def training(cfg: DictConfig, key: Key, seed: int, rates: dict[str, Any]) -> DictConfig:
+    """The config of one training."""
     config = deepcopy(cfg)
     OmegaConf.set_struct(config, False)
     for name in OWN:
@@ -68,7 +80,18 @@ def cell(cfg: DictConfig, key: Key, seed: int, rates: dict[str, Any], place: Pat
     config.recipe.aggregator = cfg.aggregators[key[2]]
     for name, value in rates.items():
         OmegaConf.update(config, name, value)
-    return once(config, place / label(rates) / f"seed{seed}")
+    return config
+
+
+def _check(cfg: DictConfig) -> list[str]:
+    """Check the options of the grid; its measures."""
+    options.check_training(cfg)
+    options.check_seeds(cfg)
+    options.check_tune(cfg)
+    for name in ("adapts", "inner_steps"):
+        if not isinstance(cfg[name], ListConfig) or not cfg[name]:
+            raise ValueError(f"{name}={cfg[name]}: expected a list, e.g. {name}=[{cfg[name]}].")
+    return options.names(cfg, "measures")
 
 
 @hydra.main(version_base=None, config_path=train.CONF, config_name="grid")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from metamtl import Batch, Episode, Estimate, Recipe, adaptation_curve, delta_m, evaluate, recipes
+from metamtl import Batch, Episode, Estimate, Recipe, adaptation_curve, delta_m, engines, evaluate, recipes
 
 Reference = Mapping[str, float]  # {"task/metric": what a model for that task alone reached}
 
@@ -35,11 +35,12 @@ def choose(
     episodes: Any,
     metric: str,
     reference: Reference | None = None,
+    engine: engines.Engine | None = None,
 ) -> Choice:
     """The best of all ways and of all their steps on these tasks."""
     best: Choice | None = None
     for way, recipe in ways.items():
-        for stage, found in enumerate(_stages(model, recipe, family, episodes, reference)):
+        for stage, found in enumerate(_stages(model, recipe, family, episodes, reference, engine)):
             choice = Choice(way, stage, found[metric], higher(family, metric), found)
             if best is None or choice.better_than(best):
                 best = choice
@@ -54,24 +55,31 @@ def measure(
     family: Any,
     episodes: Any,
     reference: Reference | None = None,
+    engine: engines.Engine | None = None,
 ) -> tuple[dict[str, dict[str, float]], list[dict[str, dict[str, float]]]]:
     """Every metric after `stage` steps, and the whole curve over the steps."""
-    stages = _stages(model, recipe, family, episodes, reference)
+    stages = _stages(model, recipe, family, episodes, reference, engine)
     curve = [{name: found.as_dict() for name, found in entry.items()} for entry in stages]
     return curve[stage], curve
 
 
 def _stages(
-    model: nn.Module, recipe: Recipe, family: Any, episodes: Any, reference: Reference | None
+    model: nn.Module,
+    recipe: Recipe,
+    family: Any,
+    episodes: Any,
+    reference: Reference | None,
+    engine: engines.Engine | None,
 ) -> list[dict[str, Estimate]]:
+    parts = {"metrics": family.metrics, "engine": engine}
     if isinstance(episodes, Mapping):
-        flat = _flat(evaluate(model, recipe, episodes, family.loss, metrics=family.metrics), family.metrics)
+        flat = _flat(evaluate(model, recipe, episodes, family.loss, **parts), family.metrics)
         if reference:
             means = {name: flat[name].mean for name in reference}
             change = delta_m(means, reference, {name: higher(family, name) for name in reference})
             flat["delta_m"] = Estimate.of(torch.tensor(change), higher_is_better=True)
         return [flat]
-    return adaptation_curve(model, recipe, episodes, family.loss, metrics=family.metrics)
+    return adaptation_curve(model, recipe, episodes, family.loss, **parts)
 
 
 def _flat(found: Mapping[str, Mapping[str, Estimate]], metrics: Mapping[str, Any]) -> dict[str, Estimate]:
@@ -92,14 +100,28 @@ def _flat(found: Mapping[str, Mapping[str, Estimate]], metrics: Mapping[str, Any
 
 
 def higher(family: Any, metric: str) -> bool:
-    """Whether more of this metric is better; of named tasks, `"task/metric"` or one that some task has."""
-    if metric in family.metrics:
-        return family.metrics[metric].higher_is_better
-    if metric == "delta_m":
-        return True
-    task, _, name = metric.rpartition("/")
-    of_tasks = [family.metrics[task]] if task else family.metrics.values()
-    return next(metrics[name].higher_is_better for metrics in of_tasks if name in metrics)
+    """Whether more of this metric is better.
+
+    Named tasks have `"task/metric"`, a metric of some task (the mean over the tasks that have it), and
+    `"delta_m"`.
+
+    Raises:
+        ValueError: the tasks have no such metric.
+    """
+    directions: dict[str, bool] = {}
+    for name, value in family.metrics.items():
+        if isinstance(value, Mapping):
+            for each, of_task in value.items():
+                directions.setdefault(each, of_task.higher_is_better)
+                directions[f"{name}/{each}"] = of_task.higher_is_better
+            directions["delta_m"] = True
+        else:
+            directions[name] = value.higher_is_better
+    if metric not in directions:
+        raise ValueError(
+            f"metric={metric}: {type(family).__name__} has no such metric; it has {', '.join(directions)}."
+        )
+    return directions[metric]
 
 
 def trivial(

@@ -8,19 +8,20 @@ Writes `multitask.json`, `multitask.md`, and the folder of every run.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 import torch
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from metamtl import Estimate, delta_m
 
-from . import train
+from . import options, parts, train
 from .measure import higher
 from .multitask_table import markdown
 from .report import environment, sign, write_json, write_text
@@ -41,11 +42,31 @@ class Rows:
 
     def __init__(self, cfg: DictConfig, overrides: list[str], folder: Path) -> None:
         self.cfg, self.folder = cfg, folder
-        family = instantiate(cfg.task).split("validation")
+        self.sources = parts.Sources()
+        family = self.sources(cfg).split("validation")
+        higher(family, cfg.metric)  # raises if the tasks have no such metric
         self.measures = {task: f"{task}/{next(iter(family.metrics[task]))}" for task in family.loss}
         self.higher = {measure: higher(family, measure) for measure in self.measures.values()}
         self.passed_on = [text for text in overrides if not text.lstrip("+").startswith(OWN)]
         self.chosen: dict[str, dict[str, Any]] = {}  # for each row
+
+    def check(self, rows: Mapping[str, DictConfig]) -> None:
+        """Build the parts of these rows, with every combination of `tune`; nothing is trained.
+
+        Raises:
+            ValueError: a row, with its changes, cannot be built.
+            ImportError: it needs a package that is not installed.
+        """
+        for (row, changes), values in product(rows.items(), combinations(self.cfg.tune)):
+            try:
+                one = self._config(row, changes, values, self.cfg.seeds[0])
+                if one.teachers == SINGLE:  # their models are trained later
+                    parts.part("distillation", one.distillation)
+                    one.teachers = None
+                parts.build(one, self.sources)
+            except (ImportError, ValueError) as error:
+                kind = ImportError if isinstance(error, ImportError) else ValueError
+                raise kind(f"{row}, {label(values)}: {error}") from error
 
     def __call__(self, row: str, changes: Any) -> tuple[Results, dict[str, Any]]:
         """The results of one row for every seed, and the learning rates (or what else) chosen for it.
@@ -73,36 +94,65 @@ class Rows:
         return tries[0] if len(tries) == 1 else max(tries, key=score)
 
     def _run(self, row: str, changes: Any, values: dict[str, Any], seed: int) -> Run:
-        groups = {group: changes[group] for group in GROUPS if isinstance(changes.get(group), str)}
-        chosen = [f"{group}={choice}" for group, choice in groups.items()]
-        one = compose("train", [*self.passed_on, *chosen, f"seed={seed}"])
-        OmegaConf.set_struct(one, False)  # methods may set what no config file has
-        one.merge_with({key: value for key, value in changes.items_ex(resolve=False) if key not in groups})
-        for key, value in values.items():
-            OmegaConf.update(one, key, value)
+        one = self._config(row, changes, values, seed)
         if one.teachers == SINGLE:
             rows = {task: f"single_{task}" for task in self.measures}
             one.teachers = {
                 task: str(self._place(row, self.chosen[row], seed)) for task, row in rows.items()
             }
+        return once(one, self._place(row, values, seed), self.sources)
+
+    def _config(self, row: str, changes: Any, values: dict[str, Any], seed: int) -> DictConfig:
+        """The config of one training; its teachers may still be `SINGLE`."""
+        groups = {group: changes[group] for group in GROUPS if isinstance(changes.get(group), str)}
+        chosen = [f"{group}={choice}" for group, choice in groups.items()]
+        one = compose("train", [*self.passed_on, *chosen, f"seed={seed}"])
+        options.check_known(one, f"methods.{row}", changes)
+        OmegaConf.set_struct(one, False)  # methods may set what no config file has
+        one.merge_with({key: value for key, value in changes.items_ex(resolve=False) if key not in groups})
+        for key, value in values.items():
+            OmegaConf.update(one, key, value)
         one.device = self.cfg.device
-        return once(one, self._place(row, values, seed))
+        return one
 
     def _place(self, row: str, values: dict[str, Any], seed: int) -> Path:
         return self.folder / row / label(values) / f"seed{seed}"
 
 
 def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
-    """Train all rows; write and return the table."""
+    """Train all rows; write and return the table.
+
+    Raises:
+        ValueError: an option that cannot work, or a row that cannot be built; before the first training.
+        ImportError: a row needs a package that is not installed; before the first training.
+    """
     if cfg.device == "auto":
         cfg.device = train.device()
-    if unknown := sorted(set(cfg.run) - set(cfg.methods)):
+    methods = options.names(cfg, "run")
+    if unknown := sorted(set(methods) - set(cfg.methods)):
         raise ValueError(f"run names {unknown}; the methods are {', '.join(cfg.methods)}.")
+    options.check_training(cfg)
+    options.check_seeds(cfg)
+    options.check_seeds(cfg, "tune_seeds")
+    options.check_tune(cfg)
     rows = Rows(cfg, overrides, folder)
     names, direction = rows.measures, rows.higher
+    singles = {
+        task: OmegaConf.create({"task": {"tasks": [task]}, "metric": measure, "tasks_per_step": 1})
+        for task, measure in names.items()
+    }
+
+    def joint(method: str, reference: dict[str, float]) -> DictConfig:
+        selects = OmegaConf.create({"metric": "delta_m", "reference": reference})
+        return cast(DictConfig, OmegaConf.merge(selects, cfg.methods[method]))
+
+    any_reference = dict.fromkeys(names.values(), 1.0)  # the real one is known after the single tasks
+    rows.check(
+        {f"single_{task}": changes for task, changes in singles.items()}
+        | {method: joint(method, any_reference) for method in methods}
+    )
     alone, rates = {}, {}
-    for task, measure in names.items():
-        changes = OmegaConf.create({"task": {"tasks": [task]}, "metric": measure, "tasks_per_step": 1})
+    for task, changes in singles.items():
         alone[task], rates[task] = rows(f"single_{task}", changes)
 
     def of_alone(split: str, seed: int) -> dict[str, float]:
@@ -134,10 +184,8 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
         ],
     }
     changes_by_seed: dict[str, list[float]] = {}
-    for method in cfg.run:
-        selects = OmegaConf.create({"metric": "delta_m", "reference": reference})
-        changes = OmegaConf.merge(selects, cfg.methods[method])
-        found, tuned = rows(method, changes)
+    for method in methods:
+        found, tuned = rows(method, joint(method, reference))
         tests = {seed: {m: found[seed]["test"][m]["mean"] for m in direction} for seed in cfg.seeds}
         # Each seed against the single tasks of that seed, so that the interval has the noise of both.
         by_seed = [
@@ -145,7 +193,7 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
             for seed in cfg.seeds
         ]
         changes_by_seed[method] = by_seed
-        first = changes_by_seed[cfg.run[0]]
+        first = changes_by_seed[methods[0]]
         table["rows"].append(
             {
                 "method": method,

@@ -18,9 +18,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from metamtl import Estimate, Recipe, nets
+from metamtl import Estimate, Recipe, engines, nets
 
-from . import train
+from . import options, parts, train
 from .measure import choose, measure
 from .multitask_table import folder_of
 from .report import environment, signed, write_json, write_text
@@ -28,13 +28,15 @@ from .report import environment, signed, write_json, write_text
 
 def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """Adapt every encoder to the same tasks; write and return the table."""
-    ways = {name: Recipe(instantiate(adapter)) for name, adapter in cfg.adapt.items()}
-    base = Path(cfg.multitask)
-    trained = json.loads((base / "multitask.json").read_text(encoding="utf-8"))
+    options.check_counts(cfg, ("ways", "shots", "select.tasks", "test.tasks"))
+    options.check_seeds(cfg)
+    names = options.names(cfg, "rows")
+    ways = {name: Recipe(parts.part(f"adapt.{name}", adapter)) for name, adapter in cfg.adapt.items()}
+    runs = _runs(cfg, names)
+    engine = engines.Auto(steps=len(runs) * len(cfg.seeds))  # evaluations of one kind: one per encoder
     rows = []
-    for row in ["untrained", *cfg.rows]:
-        runs = base / folder_of(trained, cfg.rows[0] if row == "untrained" else row)
-        found = [_one(cfg, ways, runs / f"seed{seed}", row) for seed in cfg.seeds]
+    for row, folders in runs.items():
+        found = [_one(cfg, ways, run, row, engine) for run in folders]
         accuracies = Estimate.of(torch.tensor([one["accuracy"] for one in found], dtype=torch.float64))
         worst = [one["worst_decile"] for one in found]
         rows.append(
@@ -59,18 +61,45 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     return table
 
 
-def _one(cfg: DictConfig, ways: dict[str, Recipe], run: Path, row: str) -> dict[str, Any]:
+def _runs(cfg: DictConfig, names: list[str]) -> dict[str, list[Path]]:
+    """The folders of the trained encoders of every row, one per seed.
+
+    Raises:
+        FileNotFoundError: the table, or a run, is missing.
+    """
+    base = Path(cfg.multitask)
+    table = base / "multitask.json"
+    if not table.is_file():
+        raise FileNotFoundError(
+            f"multitask={base} has no multitask.json; pass the folder of a finished experiments.multitask."
+        )
+    trained = json.loads(table.read_text(encoding="utf-8"))
+    runs = {row: [base / folder_of(trained, row) / f"seed{seed}" for seed in cfg.seeds] for row in names}
+    missing = [
+        str(run) for folders in runs.values() for run in folders if not (run / "result.json").is_file()
+    ]
+    if missing:
+        raise FileNotFoundError(
+            f"no result.json in {', '.join(missing)}; run experiments.multitask with these seeds, or pass"
+            f" seeds={trained['seeds']}."
+        )
+    return {"untrained": runs[names[0]], **runs}
+
+
+def _one(
+    cfg: DictConfig, ways: dict[str, Recipe], run: Path, row: str, engine: engines.Engine
+) -> dict[str, Any]:
     """The test of one encoder."""
-    model, source = train.load(run, trained=row != "untrained")
+    model, source = parts.load(run, trained=row != "untrained")
     shared = model.bottom if isinstance(model, nets.Hierarchical) else model.body
     classifier = nets.TextClassifier(shared, cfg.ways)
     task = {"ways": cfg.ways, "shots": cfg.shots, "vocabulary": source.vocabulary}
     family = instantiate(cfg.task, **task)
     validation, test = family.split("validation"), family.split("test")
     episodes = validation.sample(cfg.select.tasks, train.stream(0, train.SELECT))
-    chosen = choose(classifier, ways, validation, episodes, "accuracy")
+    chosen = choose(classifier, ways, validation, episodes, "accuracy", engine=engine)
     new = test.sample(cfg.test.tasks, train.stream(0, train.TEST))
-    found, _ = measure(classifier, ways[chosen.way], chosen.stage, test, new)
+    found, _ = measure(classifier, ways[chosen.way], chosen.stage, test, new, engine=engine)
     return {
         "accuracy": found["accuracy"]["mean"],
         "worst_decile": found["accuracy"]["worst_decile"],

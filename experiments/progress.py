@@ -12,6 +12,25 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from metamtl import engines
+
+
+class Clock:
+    """Seconds of wall-clock time, without those that these engines spend on compiling."""
+
+    def __init__(self, *of: engines.Engine | None) -> None:
+        self.engines = of
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds of compiling so far."""
+        # Engines that never compile have no such attribute.
+        different = {id(engine): engine for engine in self.engines}.values()
+        return sum(getattr(engine, "compile_seconds", 0.0) for engine in different)
+
+    def __call__(self) -> float:
+        return time.perf_counter() - self.compile_seconds
+
 
 class Progress:
     """A run ends at `steps`, `gradient_evaluations` or `max_minutes`, whichever is first.
@@ -19,9 +38,9 @@ class Progress:
     The bar stands on standard error, and only where that is a terminal.
     """
 
-    def __init__(self, cfg: DictConfig) -> None:
-        self.cfg = cfg
-        self.began = time.perf_counter()
+    def __init__(self, cfg: DictConfig, clock: Clock) -> None:
+        self.cfg, self.clock = cfg, clock
+        self.began = clock()
         self.validated = 0
         self.shown = 0.0
         console = Console(stderr=True)
@@ -43,11 +62,11 @@ class Progress:
 
     def fraction(self, step: int, evaluations: int) -> float:
         """Part of the run that is done, by the limit that is nearest."""
-        limits = [step / max(self.cfg.steps, 1e-9)] if self.cfg.steps is not None else [0.0]
+        limits = [0.0 if self.cfg.steps is None else step / self.cfg.steps]
         if self.cfg.gradient_evaluations:
             limits.append(evaluations / self.cfg.gradient_evaluations)
         if self.cfg.max_minutes is not None:
-            limits.append((time.perf_counter() - self.began) / (60 * self.cfg.max_minutes or 1e-9))
+            limits.append((self.clock() - self.began) / (60 * self.cfg.max_minutes))
         return max(limits)
 
     def done(self, step: int, evaluations: int) -> bool:

@@ -12,12 +12,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from . import train
+from .parts import Sources
 from .report import write_json
 
 Run = dict[str, Any]
 
 
-def once(cfg: DictConfig, folder: Path) -> Run:
+def once(cfg: DictConfig, folder: Path, sources: Sources | None = None) -> Run:
     """One training and its test, or what it wrote into the folder the last time.
 
     A training whose loss is not finite is a result too, `{"config": ..., "diverged": ...}`: a rate was too
@@ -34,7 +35,7 @@ def once(cfg: DictConfig, folder: Path) -> Run:
             raise ValueError(f"{path} is of another config; take another hydra.run.dir, or delete it.")
         return known
     try:
-        return train.run(cfg, folder)
+        return train.run(cfg, folder, sources)
     except FloatingPointError as error:
         diverged = {"config": config, "diverged": str(error)}
         write_json(path, diverged)

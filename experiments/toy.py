@@ -21,6 +21,7 @@ from torchjd.linalg import QuadprogProjector
 
 from metamtl import aggregators
 
+from . import options
 from .report import environment, write_json
 from .train import CONF
 
@@ -166,6 +167,7 @@ def draw(ways: dict[str, Tensor], path: Path) -> None:
 @hydra.main(version_base=None, config_path=CONF, config_name="toy")
 def main(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
+    options.check_counts(cfg, ("steps",))
     names = list(cfg.aggregators) or [name for name in aggregators.names() if name not in LEFT_OUT]
     settings = {"steps": cfg.steps, "lr": cfg.lr, "optimizer": "Adam", "tolerance": cfg.tolerance}
     found = descend(names, **{key: value for key, value in settings.items() if key != "optimizer"})

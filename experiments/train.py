@@ -6,8 +6,6 @@ way to adapt; one test. Everything it found stands in `result.json`, the model i
 
 from __future__ import annotations
 
-import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +13,17 @@ import hydra
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
 from metamtl import Recipe, meta_backward
-from metamtl.distillation import Taught
 from metamtl.nets import batchnorm_statistics
 
+from . import parts
 from .measure import Choice, choose, measure
-from .progress import Progress
+from .progress import Clock, Progress
 from .report import environment, write_json
 
 CONF = str(Path(__file__).parent / "conf")
@@ -45,48 +42,38 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+def run(cfg: DictConfig, folder: Path, sources: parts.Sources | None = None) -> dict[str, Any]:
     """One training and its test; writes into `folder` and returns what `result.json` holds."""
     if cfg.device == "auto":
         cfg.device = device()
     config = OmegaConf.to_container(cfg, resolve=False)
-
-    # Data, model, recipe. Configs may refer to what the training split and the net know of themselves.
-    source = instantiate(cfg.task)
-    validation, test = source.split("validation"), source.split("test")
-    harder = instantiate(OmegaConf.merge(cfg.task, cfg.train_task)) if cfg.train_task else source
-    train = harder.split("train")
-    if cfg.teachers:
-        train = taught(train, cfg)
-    _resolve("train", train)
-    torch.manual_seed(cfg.seed)  # for the initial weights alone; all else has its own generator
-    model = instantiate(cfg.net).to(cfg.device)
-    _resolve("net", model)
-    recipe: Recipe = instantiate(cfg.recipe)
-    recipe.adapter.to(cfg.device)
-    engine = instantiate(cfg.engine)
-    recipe.aggregator.to(cfg.device)
-    ways = {name: Recipe(instantiate(adapter)) for name, adapter in cfg.adapt.items()}
-    parameters = [*model.parameters(), *recipe.adapter.parameters(), *recipe.aggregator.parameters()]
-    optimizer = instantiate(cfg.optimizer)(parameters)
-    schedule = instantiate(cfg.schedule)(optimizer)
+    built = parts.build(cfg, sources)
+    train, validation, test = built.train, built.validation, built.test
+    model, recipe, optimizer, ways = built.model, built.recipe, built.optimizer, built.strategies
     tested = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.average))
+    clock = Clock(built.engine, built.evaluator)
 
     validation_tasks = validation.sample(cfg.validate.tasks, stream(cfg.seed, VALIDATION))
     history: list[dict[str, float]] = []
     best, best_state = None, None
     step, evaluations, seconds = 0, 0, 0.0
     losses: list[torch.Tensor] = []
-    with Progress(cfg) as progress, SummaryWriter(str(folder)) as log:
-        began = time.perf_counter()
+    with Progress(cfg, clock) as progress, SummaryWriter(str(folder)) as log:
+        began = clock()
         while True:
             done = progress.done(step, evaluations)
             if losses and (done or progress.validation_due(step, evaluations)):
                 train_loss = float(torch.stack(losses).mean())  # waits for the device
                 losses.clear()
-                seconds += time.perf_counter() - began  # training alone: validation is not on the clock
+                seconds += clock() - began  # training alone, without validation and compiling
                 choice = choose(
-                    tested.module, ways, validation, validation_tasks, cfg.metric, cfg.reference
+                    tested.module,
+                    ways,
+                    validation,
+                    validation_tasks,
+                    cfg.metric,
+                    cfg.reference,
+                    built.evaluator,
                 )
                 history.append(
                     {
@@ -102,17 +89,17 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
                 log.add_scalar(f"{cfg.metric}/validation", choice.estimate.mean, step)
                 if best is None or choice.better_than(best):
                     best, best_state = choice, _copy(tested.module, recipe)
-                began = time.perf_counter()
+                began = clock()
             if done:
                 break
             optimizer.zero_grad()
             episodes = train.sample(cfg.meta_batch, stream(cfg.seed, TRAIN, step))
             try:
-                outcome = meta_backward(model, recipe, episodes, train.loss, engine=engine)
+                outcome = meta_backward(model, recipe, episodes, train.loss, engine=built.engine)
             except FloatingPointError as error:
                 raise FloatingPointError(f"step {step}: {error}") from error
             optimizer.step()
-            schedule.step()
+            built.schedule.step()
             tested.update_parameters(model)
             losses.append(outcome.losses.mean())
             step += 1
@@ -124,24 +111,25 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         model.load_state_dict(best_state[0])
         recipe.adapter.load_state_dict(best_state[1])
     more = validation.sample(cfg.select.tasks, stream(cfg.seed, SELECT))
-    chosen: Choice = choose(model, ways, validation, more, cfg.metric, cfg.reference)
-    seen = source.split("train").sample(cfg.test.tasks, stream(cfg.seed, SEEN))
+    chosen: Choice = choose(model, ways, validation, more, cfg.metric, cfg.reference, built.evaluator)
+    seen = built.source.split("train").sample(cfg.test.tasks, stream(cfg.seed, SEEN))
     new = test.sample(cfg.test.tasks, stream(cfg.seed, TEST))
     way, stage = ways[chosen.way], chosen.stage
-    found, curve = measure(model, way, stage, test, new, cfg.reference)
+    found, curve = measure(model, way, stage, test, new, cfg.reference, built.evaluator)
     result = {
         "config": config,
         **environment(cfg.device),
         "seeds": [cfg.seed],
         "steps": step,
         "seconds": seconds,
+        "compile_seconds": clock.compile_seconds,
         "gradient_evaluations": evaluations,
         "batchnorm": batchnorm_statistics(model),
         "interval": "95 %, Student t over test tasks (over examples, for named tasks)",
         "parameters": sum(param.numel() for param in model.parameters()),
         "adaptation": {"way": chosen.way, "steps": stage, "chosen_by": f"validation {cfg.metric}"},
         "validation": {name: found.as_dict() for name, found in chosen.found.items()},
-        "seen": measure(model, way, stage, test, seen, cfg.reference)[0],
+        "seen": measure(model, way, stage, test, seen, cfg.reference, built.evaluator)[0],
         "test": found,
         "curve": curve,
         "history": history,
@@ -151,30 +139,6 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
     write_json(folder / "result.json", result)
     return result
-
-
-def load(folder: Path, *, trained: bool = True) -> tuple[torch.nn.Module, Any]:
-    """The model that `run` left in a folder, or the one it began with, and its source of tasks."""
-    cfg = OmegaConf.create(json.loads((folder / "result.json").read_text(encoding="utf-8"))["config"])
-    source = instantiate(cfg.task)
-    _resolve("train", source.split("train"))
-    torch.manual_seed(cfg.seed)
-    model = instantiate(cfg.net)
-    if trained:
-        saved = load_file(folder / "model.safetensors")
-        model.load_state_dict({k: v for k, v in saved.items() if not k.startswith("adapter.")})
-    return model, source
-
-
-def taught(tasks: Any, cfg: DictConfig) -> Taught:
-    """The tasks with what the models of other runs know of them."""
-    models = {task: load(Path(run))[0].to(cfg.device).eval() for task, run in cfg.teachers.items()}
-    return Taught(tasks, models, **instantiate(cfg.distillation, _convert_="all"))
-
-
-def _resolve(name: str, thing: Any) -> None:
-    """Let configs say `${name:attribute}`: a table of heads needs the ids of the training tasks."""
-    OmegaConf.register_new_resolver(name, lambda attribute: getattr(thing, attribute), replace=True)
 
 
 def _copy(model: torch.nn.Module, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:

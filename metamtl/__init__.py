@@ -17,7 +17,7 @@ from . import (
     self_supervision,
     tasks,
 )
-from .episode import Batch, Episode
+from .episode import Batch, Episode, Inputs
 from .estimate import Estimate, delta_m
 from .evaluation import adaptation_curve, evaluate
 from .outer import Outcome, meta_backward
@@ -30,6 +30,7 @@ __all__ = [
     "Batch",
     "Episode",
     "Estimate",
+    "Inputs",
     "Metric",
     "Outcome",
     "Recipe",

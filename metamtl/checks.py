@@ -1,4 +1,4 @@
-"""What cannot work is refused before anything changes, in words that say what to do."""
+"""What cannot work is rejected before anything changes, with the remedy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from inspect import isfunction
 from typing import Any
 
 import torch
@@ -13,20 +14,86 @@ from torch import Tensor, nn
 
 from .adapters import Adapter, Shared
 from .aggregators import Aggregator
-from .engines import Rows
-from .engines.base import at
-from .episode import Batch, Episode
+from .engines import Auto, Engine, Loop, TaskGradients
+from .engines.base import index_task
+from .episode import Batch, Episode, as_episode
 from .functional import Params, forward
+from .losses import checked_loss
+from .recipes import Recipe
 from .task import Loss, labelled
 
+__all__ = ["check_call", "check_direction", "check_features", "check_finite", "checked_loss"]
 
-def check_episodes(
-    model: nn.Module,
-    adapter: Adapter,
-    episodes: Episode | Mapping[str, Episode],
-    loss: Any,
-) -> None:
-    """Refuse episodes, or an adapter, that cannot work with the model."""
+
+def check_call(model: Any, recipe: Any, episodes: Any, loss: Any, engine: Any) -> Any:
+    """Reject arguments that cannot work together; returns the episodes as `Episode` objects."""
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        raise TypeError(
+            f"the model is wrapped in {type(model).__name__}, whose synchronization backward() starts and"
+            " meta_backward does not, so that the replicas would diverge; pass model.module."
+        )
+    if not isinstance(model, nn.Module):
+        remedy = f"an instance, {model.__name__}(...)" if isinstance(model, type) else "an nn.Module"
+        raise TypeError(f"model is {model!r}; pass {remedy}.")
+    if not isinstance(recipe, Recipe):
+        remedy = "pass a Recipe, such as recipes.maml(steps=5)"
+        if isinstance(recipe, Adapter):
+            remedy = f"pass Recipe({recipe!r})"
+        elif isfunction(recipe):
+            remedy = f"call it, as in recipes.{recipe.__name__}()"
+        raise TypeError(f"recipe is {recipe!r}; {remedy}.")
+    if engine is not None and not isinstance(engine, Engine):
+        raise TypeError(f"engine={engine!r}; pass an engine object, such as engines.Vmap(), or None.")
+    if isinstance(episodes, Mapping):
+        episodes = {name: as_episode(episode, name) for name, episode in episodes.items()}
+        if engine is not None and not isinstance(engine, Auto | Loop):
+            raise ValueError(
+                f"engine={engine!r}: named tasks differ in shape and run one by one by plain autograd; pass"
+                " engine=Loop(), or None."
+            )
+    else:
+        episodes = as_episode(episodes)
+    _check_losses(loss, episodes)
+    _check_episodes(model, recipe.adapter, episodes, loss)
+    return episodes
+
+
+def check_features(recipe: Recipe, episodes: Any) -> None:
+    """Reject gradients at features, `recipe.at`, where tasks do not share an input."""
+    if recipe.at is not None and not isinstance(episodes, Mapping):
+        raise ValueError(
+            f"at={recipe.at!r} is for named tasks that share one input, given as a dict of episodes; each"
+            " task of a meta-batch has inputs of its own, so use at=None."
+        )
+
+
+def _check_losses(loss: Any, episodes: Any) -> None:
+    """Reject what is no loss: a class, or a module with parameters, which nothing would train."""
+    losses = loss if isinstance(loss, Mapping) else {None: loss}
+    for name, one in losses.items():
+        what = "loss" if name is None else f"the loss of task {name!r}"
+        if isinstance(one, type):
+            raise TypeError(f"{what} is the class {one.__name__}; pass an instance, {one.__name__}().")
+        if not callable(one):
+            raise TypeError(f"{what} is {one!r}; pass a function of (output, y).")
+        if getattr(one, "reduction", "mean") == "none":
+            raise ValueError(
+                f"{what} is {one!r}, which returns one value for each example; the loss of a task is a"
+                " scalar: use reduction='mean'."
+            )
+        learned = (
+            [n for n, p in one.named_parameters() if p.requires_grad] if isinstance(one, nn.Module) else []
+        )
+        if learned:
+            raise ValueError(
+                f"{what} is a {type(one).__name__} with parameters of its own ({', '.join(learned[:5])}),"
+                " whose gradient meta_backward does not compute; make them parameters of the model, which"
+                " returns them with its output, or freeze them with requires_grad_(False)."
+            )
+
+
+def _check_episodes(model: nn.Module, adapter: Adapter, episodes: Any, loss: Any) -> None:
+    """Reject episodes, or an adapter, that cannot work with the model."""
     if not isinstance(episodes, Mapping):
         if isinstance(loss, Mapping):
             raise ValueError("a dict of losses needs a dict of episodes, one for each named task.")
@@ -36,14 +103,10 @@ def check_episodes(
     if not episodes:
         raise ValueError("the dict of episodes is empty; give at least one named task.")
     if not isinstance(loss, Mapping) or set(episodes) - set(loss):
-        found = sorted(loss) if isinstance(loss, Mapping) else "one loss for all"
+        given = sorted(loss) if isinstance(loss, Mapping) else "one loss for all"
         missing = sorted(set(episodes) - set(loss)) if isinstance(loss, Mapping) else sorted(episodes)
-        raise ValueError(f"no loss for tasks {missing}; loss must be a dict by task name, found {found}.")
+        raise ValueError(f"no loss for tasks {missing}; loss must be a dict by task name, not {given}.")
     for name, episode in episodes.items():
-        if not callable(loss[name]):
-            raise ValueError(
-                f"the loss of task {name!r} is {loss[name]!r}; give a function of (output, y)."
-            )
         episode.check(named=name)
     adapted = [name for name, episode in episodes.items() if episode.support is not None]
     if not adapted and not isinstance(adapter, Shared):
@@ -79,25 +142,27 @@ def check_finite(
     adapter: Adapter,
     episodes: Episode | Mapping[str, Episode],
     loss: Loss | Mapping[str, Loss],
-    found: Rows,
+    grads: TaskGradients,
 ) -> None:
     """Refuse a loss or a gradient that is NaN or infinite, naming the tasks and the inner step.
 
     And a loss of zero where nothing is labelled, which would look like a solved task.
     """
-    silent = _unlabelled(episodes, found.losses == 0)
+    silent = _unlabelled(episodes, grads.losses == 0)
     if silent:
         raise ValueError(
             f"the loss of tasks {silent} is zero, for none of their examples is labelled. Nothing was added"
             " to .grad. Leave these tasks out of the step; a loss that is a mean over the labels, as"
             " metamtl.task.masked makes one, would be NaN."
         )
-    alone = {**found.private, **found.own}
-    if _finite_sum(found.losses, *found.shared.values(), *alone.values()):
+    alone = dict(grads.adapter_params)
+    for name, by_task in grads.task_specific.items():
+        alone |= {f"{name} (task {task})": gradient for task, gradient in by_task.items()}
+    if _finite_sum(grads.losses, *grads.shared.values(), *alone.values()):
         return
-    bad_loss = ~torch.isfinite(found.losses)
+    bad_loss = ~torch.isfinite(grads.losses)
     bad_row = torch.zeros_like(bad_loss)
-    for rows in found.shared.values():
+    for rows in grads.shared.values():
         bad_row |= ~torch.isfinite(rows.reshape(len(rows), -1)).all(1)
     if not bool((bad_loss | bad_row).any()):
         wrong_ones = [name for name, gradient in alone.items() if not bool(torch.isfinite(gradient).all())]
@@ -117,7 +182,7 @@ def check_finite(
         detail = _inner_step(model, adapter, episodes, loss, first)
     elif unlabelled := _unlabelled(episodes, bad_loss):
         detail = f" None of the examples of {unlabelled} is labelled: leave these tasks out of the step."
-    values = f" (losses {found.losses[positions[:5]].tolist()})" if what == "loss" else ""
+    values = f" (losses {grads.losses[positions[:5]].tolist()})" if what == "loss" else ""
     raise FloatingPointError(
         f"the {what} of tasks {bad[:10]} of {len(names)} is not finite{values}.{detail}"
         " Nothing was added to .grad. Look at the data of these tasks, or lower the learning rates."
@@ -177,7 +242,7 @@ def check_direction(
 
 def _inner_step(model: nn.Module, adapter: Adapter, episodes: Episode, loss: Loss, task: int) -> str:
     """At which inner step the support loss of one task left the finite numbers."""
-    support, ids = at((episodes.support, episodes.task), task)
+    support, ids = index_task((episodes.support, episodes.task), task)
     support = Batch(*support)
     with torch.no_grad():
         for step, params in enumerate(adapter.path(model, support, loss, task=ids)):

@@ -67,6 +67,11 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """`F.batch_norm`, leaving running statistics as they are."""
+    if training and input.numel() == input.shape[1]:
+        raise ValueError(
+            f"expected more than one value per channel in training mode, got input of shape"
+            f" {list(input.shape)}; give more examples, or call model.eval()."
+        )
     if training or running_mean is None or running_var is None:
         return normalise(input, *moments(input), weight, bias, eps)
     return normalise(input, running_mean, running_var, weight, bias, eps)
@@ -270,6 +275,11 @@ REPLACED: dict[Any, Callable[..., Any]] = {
     torch.rnn_tanh_cell: _one(_tanh),
     torch.rnn_relu_cell: _one(_relu),
     torch._pad_packed_sequence: pad_packed,
+}
+# Layers whose fused kernels lack a second derivative, or have a wrong one.
+TWICE: dict[Any, Callable[..., Any]] = {
+    function: REPLACED[function]
+    for function in (*RECURRENT, F.embedding_bag, torch._weight_norm, torch.lstm_cell, torch.gru_cell)
 }
 # Packed sequences fail inside any transform, `torch.func.grad` too.
 PACKED = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -17,10 +18,11 @@ class Estimate:
 
     Attributes:
         mean: the mean.
-        ci95: half width of its 95 % interval, Student t over the n values; NaN where n = 1.
+        ci95: half width of its 95 % interval, Student t over the n values; NaN if n = 1.
         n: number of values.
-        worst_decile: mean of the worst tenth of the values (the worst one, where n < 20).
+        worst_decile: mean of the worst tenth of the values (the worst one if n < 20).
         values: the values themselves, `[n]`.
+        num_missing: number of examples that were left out because they have no label.
     """
 
     mean: float
@@ -28,15 +30,16 @@ class Estimate:
     n: int
     worst_decile: float
     values: Tensor = field(repr=False, compare=False)
+    num_missing: int = 0
 
     @classmethod
-    def of(cls, values: Tensor, *, higher_is_better: bool = False) -> Estimate:
+    def of(cls, values: Tensor, *, higher_is_better: bool = False, num_missing: int = 0) -> Estimate:
         """From one value for each task.
 
-        >>> import torch
         >>> Estimate.of(torch.tensor([1.0, 2.0, 3.0]))
-        Estimate(mean=2.0, ci95=2.484..., n=3, worst_decile=3.0)
+        Estimate(mean=2.0, ci95=2.484..., n=3, worst_decile=3.0, num_missing=0)
         """
+        values = values if isinstance(values, Tensor) else torch.tensor(values, device="cpu")
         values = values.detach().flatten().double().cpu()
         n = values.numel()
         if n == 0:
@@ -44,22 +47,29 @@ class Estimate:
         spread = float(values.std()) if n > 1 else math.nan
         ci95 = student_t(n - 1) * spread / math.sqrt(n) if n > 1 else math.nan
         tail = values.sort(descending=not higher_is_better).values[: max(1, n // 10)]
-        return cls(float(values.mean()), ci95, n, float(tail.mean()), values)
+        return cls(float(values.mean()), ci95, n, float(tail.mean()), values, num_missing)
 
     def as_dict(self) -> dict[str, float]:
-        """`{mean, ci95, n, worst_decile}`, for a result file."""
-        return {"mean": self.mean, "ci95": self.ci95, "n": self.n, "worst_decile": self.worst_decile}
+        """`{mean, ci95, n, worst_decile, num_missing}`, for a result file."""
+        return {
+            "mean": self.mean,
+            "ci95": self.ci95,
+            "n": self.n,
+            "worst_decile": self.worst_decile,
+            "num_missing": self.num_missing,
+        }
 
     def __str__(self) -> str:
-        return f"{self.mean:.4f} ± {self.ci95:.4f} (n={self.n})"
+        missing = f", {self.num_missing} examples without a label" if self.num_missing else ""
+        return f"{self.mean:.4f} ± {self.ci95:.4f} (n={self.n}{missing})"
 
 
 def delta_m(
     found: Mapping[str, float], baseline: Mapping[str, float], higher_is_better: Mapping[str, bool]
 ) -> float:
-    """How much better several tasks are together than each by itself, in percent of the latter.
+    """Relative improvement of multi-task learning over single-task models, in percent.
 
-    `100 / T * sum_t s_t (found_t - baseline_t) / |baseline_t|`, `s_t` being 1 where higher is better, else
+    `100 / T * sum_t s_t (found_t - baseline_t) / |baseline_t|`, where `s_t` is 1 if higher is better, else
     -1: above 0 is better than the baseline (Maninis et al. 2019, https://arxiv.org/abs/1904.08918).
 
     Args:
@@ -68,24 +78,43 @@ def delta_m(
         higher_is_better: the direction of each measure.
 
     Raises:
-        ValueError: names that differ, or a baseline of zero, to which nothing is relative.
+        ValueError: no task; names that differ; a task without a direction; a value that is not finite, or
+            a baseline of zero, to which nothing is relative.
+        TypeError: a value that is no number, or a direction that is no bool.
 
     >>> delta_m({"tone": 0.9, "length": 3.0}, {"tone": 0.8, "length": 4.0}, {"tone": True, "length": False})
     18.75
     """
-    if found.keys() != baseline.keys():
+    if found.keys() != baseline.keys() or not found:
         raise ValueError(
             f"delta_m compares the same tasks; found {sorted(found)}, in the baseline {sorted(baseline)}."
         )
-    if empty := [name for name, value in baseline.items() if value == 0 or not math.isfinite(value)]:
+    if absent := [name for name in found if name not in higher_is_better]:
         raise ValueError(
-            f"the baseline of {', '.join(empty)} is zero or not finite, and no change is relative to that;"
-            " train it for longer, or leave the task out."
+            f"higher_is_better has no direction for {absent}; it has one for {sorted(higher_is_better)}."
+            f" Add {absent[0]!r}: True if a higher value is better, else False."
         )
-    signed = {name: found[name] - value for name, value in baseline.items()}
+    if unclear := [name for name in found if not isinstance(higher_is_better[name], bool)]:
+        raise TypeError(
+            f"the direction of {', '.join(unclear)} is {higher_is_better[unclear[0]]!r}; pass True if a"
+            " higher value is better, else False."
+        )
+    for what, values in (("found", found), ("baseline", baseline)):
+        if wrong := {n: type(v).__name__ for n, v in values.items() if not hasattr(v, "__float__")}:
+            raise TypeError(f"{what} holds {wrong}; pass numbers, such as the mean of an Estimate.")
+    if unusable := [name for name, value in baseline.items() if value == 0 or not math.isfinite(value)]:
+        raise ValueError(
+            f"the baseline of {', '.join(unusable)} is zero or not finite, and no change is relative to"
+            " that; train it for longer, or leave the task out."
+        )
+    if diverged := [name for name, value in found.items() if not math.isfinite(value)]:
+        raise ValueError(
+            f"the measure of {', '.join(diverged)} is not finite; leave the task out of both, or lower the"
+            " learning rate."
+        )
     changes = [
-        (change if higher_is_better[name] else -change) / abs(baseline[name])
-        for name, change in signed.items()
+        (1 if higher_is_better[name] else -1) * (found[name] - value) / abs(value)
+        for name, value in baseline.items()
     ]
     return 100 * sum(changes) / len(changes)
 

@@ -1,13 +1,15 @@
-"""What shows in a model's first forward pass: parameters it does not use, operations without a slope."""
+"""Checks of a model's first forward pass: unused parameters, missing derivatives, checkpoints."""
 
 from __future__ import annotations
 
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, WeakSet
 
+import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -16,12 +18,45 @@ from torch.utils._pytree import tree_leaves
 
 # All functions that `once_differentiable` returns are made from one piece of code.
 ONCE = once_differentiable(lambda ctx: None).__code__
-_SEEN: WeakKeyDictionary[nn.Module, set[bool]] = WeakKeyDictionary()
 
 
-def first_look(model: nn.Module, params: dict[str, Tensor], twice: bool) -> AbstractContextManager[object]:
-    """Around a forward pass of `model` with `params`; looks at the first, and the first to be `twice`
-    differentiated.
+class Pass(NamedTuple):
+    """The kind of a forward pass.
+
+    Attributes:
+        twice: whether it is differentiated twice.
+        whole: whether it is expected to use all parameters.
+        training: the model's mode.
+        stages: the submodules that run, by `id`; empty for the whole model.
+    """
+
+    twice: bool
+    whole: bool
+    training: bool
+    stages: tuple[int, ...]
+
+
+_SEEN: WeakKeyDictionary[nn.Module, set[Pass]] = WeakKeyDictionary()
+_CHECKPOINTED: WeakSet[nn.Module] = WeakSet()
+
+
+def first_look(
+    model: nn.Module,
+    params: dict[str, Tensor],
+    transformed: bool,
+    *,
+    twice: bool,
+    whole: bool,
+    stages: tuple[nn.Module, ...] | None = None,
+) -> AbstractContextManager[Callable[[Any], None]] | None:
+    """A context around a forward pass of `model` with `params`, for the first pass of each kind.
+
+    Yields a function to call with the output of the pass.
+
+    Args:
+        transformed: whether a transform of torch.func is active, which rejects checkpoints itself.
+        twice, whole: as in `Pass`.
+        stages: submodules to run instead of the whole model.
 
     Warns:
         UserWarning: trainable parameters that no operation of the pass takes.
@@ -29,27 +64,79 @@ def first_look(model: nn.Module, params: dict[str, Tensor], twice: bool) -> Abst
     Raises:
         RuntimeError: a parameter that the pass has written in place.
         NotImplementedError: a `torch.autograd.Function` marked `once_differentiable`, where a second
-            derivative is asked for; torch would take its gradient for a constant, without a word.
+            derivative is needed: `torch.autograd.grad` would silently take its gradient for a constant.
+            Or `torch.utils.checkpoint` with adapted parameters: in the backward pass it would silently use
+            the model's own.
     """
-    return nullcontext() if twice in _SEEN.get(model, ()) else _Look(model, params, twice)
+    if model in _CHECKPOINTED and not transformed:
+        _refuse_checkpoint(model, params)
+    kind = Pass(twice, whole, model.training, tuple(map(id, stages or ())))
+    if kind in _SEEN.get(model, ()):
+        return None
+    if any(map(is_compiled, model.modules())):  # compiled code shows no single operations
+        _SEEN.setdefault(model, set()).add(kind)
+        return None
+    return _Look(model, params, kind)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module has been compiled by `torch.compile`."""
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+
+
+def _refuse_checkpoint(model: nn.Module, params: dict[str, Tensor]) -> None:
+    """Reject other values than the model's own, which a checkpoint would use in the backward pass."""
+    pairs = [(params[name], own) for name, own in model.named_parameters() if name in params]
+    if any(param.untyped_storage()._cdata != own.untyped_storage()._cdata for param, own in pairs):
+        raise NotImplementedError(
+            f"{type(model).__name__} uses torch.utils.checkpoint, which runs a part of the model again in"
+            " the backward pass, when it no longer holds the parameters of the task; the gradient would be"
+            " wrong. Switch it off where tasks are adapted; order='recompute' saves memory instead."
+        )
 
 
 class _Look(TorchFunctionMode):
-    def __init__(self, model: nn.Module, params: dict[str, Tensor], twice: bool) -> None:
+    def __init__(self, model: nn.Module, params: dict[str, Tensor], kind: Pass) -> None:
         super().__init__()
-        self.model, self.twice = model, twice
+        self.model, self.params, self.kind = model, params, kind
         trainable = [name for name, param in model.named_parameters() if param.requires_grad]
-        self.given = [(name, params[name], params[name]._version) for name in trainable if name in params]
-        self.unused = {id(param): name for name, param, _ in self.given}
+        passed = [name for name in trainable if name in params] if kind.whole else []
+        self.versions = [(name, params[name], params[name]._version) for name in passed]
+        self.unused = {id(params[name]): name for name in passed}
+        self.hooks = _saving_hooks()
+
+    def __enter__(self) -> Callable[[Any], None]:  # type: ignore[override]
+        super().__enter__()
+        return self.check_output
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for leaf in tree_leaves((args, kwargs)):
             self.unused.pop(id(leaf), None)
-            if self.twice and isinstance(leaf, type) and issubclass(leaf, Function):
+            # Only inside a transform is a Function that the pass applies among the arguments.
+            if isinstance(leaf, type) and issubclass(leaf, Function):
                 self._refuse_once(leaf)
+        hooks = _saving_hooks()
+        if hooks is not self.hooks and getattr(hooks, "__module__", "") == "torch.utils.checkpoint":
+            _CHECKPOINTED.add(self.model)
         return func(*args, **(kwargs or {}))
 
-    def _refuse_once(self, function: type[Function]) -> None:
+    def check_output(self, output: Any) -> None:
+        """Reject an output whose graph does not have the derivatives that are needed."""
+        if self.model in _CHECKPOINTED:
+            _refuse_checkpoint(self.model, self.params)
+        todo = [leaf.grad_fn for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        visited = set()
+        while self.kind.twice and todo:
+            node = todo.pop()
+            if node is None or node in visited:
+                continue
+            visited.add(node)
+            self._refuse_once(getattr(node, "_forward_cls", None))
+            todo += [parent for parent, _ in node.next_functions]
+
+    def _refuse_once(self, function: type[Function] | None) -> None:
+        if not self.kind.twice or function is None:
+            return
         if getattr(function.backward, "__code__", None) is ONCE:
             raise NotImplementedError(
                 f"{function.__name__} in {type(self.model).__name__} is marked once_differentiable, and"
@@ -63,7 +150,7 @@ class _Look(TorchFunctionMode):
         super().__exit__(kind, error, trace)
         if error is not None:
             return
-        written = [name for name, param, version in self.given if param._version != version]
+        written = [name for name, param, version in self.versions if param._version != version]
         if written:
             raise RuntimeError(
                 f"{type(self.model).__name__} writes its parameters {', '.join(written)} in place in its"
@@ -71,11 +158,18 @@ class _Look(TorchFunctionMode):
                 " model; compute without writing."
             )
         seen = _SEEN.setdefault(self.model, set())
-        if self.unused and not seen:
+        if self.unused and not any(before.whole for before in seen):
             warnings.warn(
                 f"{type(self.model).__name__} does not use {', '.join(self.unused.values())} in its forward"
                 " pass: adaptation leaves them as they are, and their gradient is zero. Freeze them with"
                 " requires_grad_(False), or remove them.",
                 stacklevel=2,
             )
-        seen.add(self.twice)
+        seen.add(self.kind)
+
+
+def _saving_hooks() -> Any:
+    """The function that packs the tensors that autograd saves now, or None."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # private to torch
+    hooks = None if top is None else top(False)
+    return None if hooks is None else hooks[0]

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.func import vjp
 
-from .recompute import Moment, Tensors
+from .functional.differentiate import vjp, vjp_function
+from .functional.scan import RandomState, Tensors
 
 Field = Callable[[Tensors, Tensors], Tensors]
 Product = Callable[[Tensors], Tensors]
@@ -58,7 +58,14 @@ def implicit(
         return neumann(whole, right, solver_steps, rate)
 
     return _Implicit.apply(
-        field, solve, proximal, Moment(cuda), len(start), *(x.detach() for x in minimum), *start, *constants
+        field,
+        solve,
+        proximal,
+        RandomState(cuda, None),
+        len(start),
+        *(x.detach() for x in minimum),
+        *start,
+        *constants,
     )
 
 
@@ -67,13 +74,13 @@ class _Implicit(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        field: Field, solve: Any, proximal: float, moment: Moment, n: int, *inputs: Tensor
+        field: Field, solve: Any, proximal: float, random_state: RandomState, n: int, *inputs: Tensor
     ) -> Tensors:
         return tuple(x.clone() for x in inputs[:n])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-        ctx.field, ctx.solve, ctx.proximal, ctx.moment, ctx.n, *tensors = inputs
+        ctx.field, ctx.solve, ctx.proximal, ctx.random_state, ctx.n, *tensors = inputs
         ctx.save_for_backward(*tensors[: ctx.n], *tensors[2 * ctx.n :])
 
     @staticmethod
@@ -89,14 +96,14 @@ class _Implicit(torch.autograd.Function):
                 full[i] = value
             return field(minimum, tuple(full))
 
-        with ctx.moment.again():
+        with ctx.random_state.restored():
             # Reverse over reverse: forward over reverse fails under vmap for some losses.
-            _, pull, *_ = vjp(lambda x: field(x, constants), minimum)
-            v = ctx.solve(lambda v: pull(v)[0], tuple(cotangents))
+            product = vjp_function(lambda *x: field(x, constants), minimum)
+            v = ctx.solve(product, tuple(cotangents))
         if needed:
-            with ctx.moment.again():
-                _, pull, *_ = vjp(of_constants, *(constants[i] for i in needed))
-            for i, gradient in zip(needed, pull(v)):
+            with ctx.random_state.restored():
+                products = vjp(of_constants, tuple(constants[i] for i in needed), v)
+            for i, gradient in zip(needed, products):
                 found[i] = -gradient
         to_start = tuple(ctx.proximal * piece for piece in v)
         return None, None, None, None, None, *(None for _ in minimum), *to_start, *found

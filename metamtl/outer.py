@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .checks import check_direction, check_episodes, check_finite
-from .engines import Auto, Engine, TaskFunction, feature_rows, named_rows
+from .checks import check_call, check_direction, check_features, check_finite, checked_loss
+from .engines import Auto, Engine, TaskGradients, TaskProblem, named_gradients
 from .episode import Episode
-from .functional import Params, trainable, trainable_and_frozen
+from .functional import Params, trainable
 from .recipes import Recipe
 from .task import Loss
 
-DEFAULT = Auto()  # one for all calls, because it remembers
+DEFAULT = Auto()  # one for all calls, because it remembers what is fast
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Outcome:
 
     Attributes:
         losses: the query loss of each task after adaptation, `[T]` (whatever the objective was).
-        tasks: the tasks' names, in the order of `losses`; None for alike tasks.
+        tasks: the names of the tasks, in the order of `losses`; None for a meta-batch.
         gradient_evaluations: backward passes over one task's support or query set, summed over tasks.
     """
 
@@ -46,34 +47,35 @@ def meta_backward(
     *,
     engine: Engine | None = None,
 ) -> Outcome:
-    """Adapt to every task, differentiate through it, aggregate the rows, add the result to `.grad`.
+    """Adapt to every task, differentiate through it, aggregate the gradients, add the result to `.grad`.
 
-    Stands where `loss.backward()` stood: `zero_grad()` before it, `optimizer.step()` after it. In
-    formulas, with theta the shared parameters:
+    It replaces `loss.backward()`: `zero_grad()` before it, `optimizer.step()` after it. With theta the
+    shared parameters:
 
         phi_t = adapter(theta, support_t);   g_t = d objective(phi_t, query_t) / d theta
         theta.grad += aggregator([L_1 ... L_T], [g_1 ... g_T])
 
-    What a task has to itself gets the plain gradient and no aggregation. For alike tasks that is what
-    the adapter owns (a table of heads, learned rates): the gradient of the mean objective. For named
-    tasks it is every parameter that some task does not use, its head above all: the gradient of the
-    objectives of the tasks that use it, so that a head learns as fast as it would alone.
+    An aggregator that weights losses is the gradient of the weighted loss, `sum_t w_t L_t`, for every
+    parameter: for a task's own head, and for the adapter's parameters, too. An aggregator that combines
+    gradients acts on the parameters that all tasks share; of a named task's own parameters, such as its
+    head, `.grad` receives the gradient of the task's objective, and of the adapter's parameters that of the
+    mean objective.
 
     Args:
-        model: any module; it is not changed but for `.grad`.
-        recipe: adapter, aggregator and objective, and where the rows are taken.
-        episodes: T alike tasks in one `Episode`, or a dict of named tasks. Named tasks whose `query.x`
-            is one and the same object share one pass through the model.
+        model: any module; only `.grad` changes.
+        recipe: adapter, aggregator and objective, and where gradients are taken.
+        episodes: T tasks in one `Episode`, or a dict of named tasks. Named tasks whose `query.x` is one and
+            the same object share one pass through the model.
         loss: `loss(output, y) -> scalar`; a dict of them for named tasks.
-        engine: how alike tasks are run; `Auto()`, where None: the engine that the first steps show to be
-            the fastest, remembered for each model and shape. Named tasks differ in shape, and run one
-            by one.
+        engine: how a meta-batch is run; if None, `Auto()`: the engine that the first steps show to be the
+            fastest. Named tasks differ in shape and run one by one, so they take `Loop()` or `Auto()` only.
 
     Raises:
-        ValueError: shapes, devices, prefixes, ids, labels or modules that cannot work; an aggregator that
-            answers with zero because the gradient of some task is zero.
+        TypeError: an argument of the wrong kind.
+        ValueError: shapes, devices, prefixes, ids, labels or modules that cannot work; an aggregator whose
+            result is zero because the gradient of a task is zero.
         FloatingPointError: a loss or gradient is not finite; the message names tasks and inner step.
-            In either case no `.grad` has been touched.
+            In all cases neither `.grad` nor the aggregator's state has changed.
 
     >>> from metamtl import nets, recipes, tasks
     >>> family, model = tasks.Sinusoid(), nets.mlp(1, 8, 1)
@@ -81,64 +83,71 @@ def meta_backward(
     >>> meta_backward(model, recipes.maml(steps=2, lr=0.01), episodes, family.loss).losses.shape
     torch.Size([4])
     """
-    check_episodes(model, recipe.adapter, episodes, loss)
-    (shared, constants), own = trainable_and_frozen(model), trainable(recipe.adapter)
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "meta_backward needs gradients, and torch.inference_mode() records none; call it outside."
+        )
+    episodes = check_call(model, recipe, episodes, loss, engine)
+    check_features(recipe, episodes)
+    losses: Any = loss
+    shared, own = trainable(model), trainable(recipe.adapter)
     if not shared and not own:
         raise ValueError(f"{type(model).__name__} has no trainable parameter; call requires_grad_(True).")
     if isinstance(episodes, Mapping):
-        assert isinstance(loss, Mapping)
-        functions = {
-            name: _function(model, recipe, loss[name], episode, name, constants)
+        problems = {
+            name: TaskProblem.of(
+                model, recipe.adapter, recipe.objective, checked_loss(losses[name], episode), episode, name
+            )
             for name, episode in episodes.items()
         }
-        found = (
-            named_rows(functions, shared, own)
-            if recipe.at is None
-            else feature_rows(functions, shared, recipe.at)
-        )
-        evaluations = sum(function.gradient_evaluations for function in functions.values())
+        grads = named_gradients(problems, episodes, shared, own, recipe.at)
     else:
-        assert not isinstance(loss, Mapping)
-        if recipe.at is not None:
-            raise ValueError(
-                f"at={recipe.at!r} is for named tasks that share one input; alike tasks have examples of"
-                " their own, whose features cannot be aggregated. Use at=None."
-            )
         engine = DEFAULT if engine is None else engine
         engine.check(model)
-        function = _function(model, recipe, loss, episodes, None, constants)
-        found = engine.rows(function, shared, own, function.data)
-        evaluations = function.gradient_evaluations * episodes.num_tasks
-    check_finite(model, recipe.adapter, episodes, loss, found)
-    if found.shared:  # a frozen model has none: all that is learned is the adapter's
-        columns = [rows.reshape(len(rows), -1) for rows in found.shared.values()]
-        matrix = columns[0] if len(columns) == 1 else torch.cat(columns, 1)
-        direction = recipe.aggregator(found.losses, matrix)
-        sizes = [rows[0].numel() for rows in found.shared.values()]
-        pulled = found.pull(dict(zip(found.shared, direction.split(sizes))))
-        check_direction(recipe.aggregator, episodes, matrix, direction, pulled)
-        for name, gradient in pulled.items():
-            _accumulate(shared[name], gradient)
-    for params, gradients in ((shared, found.private), (own, found.own)):
-        for name, gradient in gradients.items():
-            _accumulate(params[name], gradient)
-    return Outcome(found.losses, tuple(episodes) if isinstance(episodes, Mapping) else None, evaluations)
+        problem = TaskProblem.of(
+            model, recipe.adapter, recipe.objective, checked_loss(losses, episodes), episodes
+        )
+        data = (episodes.support, episodes.query, episodes.task)
+        grads = engine.gradients(problem, shared, own, data)
+    check_finite(model, recipe.adapter, episodes, loss, grads)
+    names = tuple(episodes) if isinstance(episodes, Mapping) else None
+    _accumulate(shared, own, recipe, episodes, grads, names)
+    return Outcome(grads.losses, names, grads.evaluations)
 
 
-def _function(
-    model: nn.Module,
-    recipe: Recipe,
-    loss: Loss,
-    episode: Episode,
-    name: str | None,
-    constants: Params,
-) -> TaskFunction:
-    return TaskFunction(model, recipe.adapter, recipe.objective, loss, episode, name, constants)
+def _accumulate(
+    shared: Params, own: Params, recipe: Recipe, episodes: Any, grads: TaskGradients, names: Any
+) -> None:
+    """Aggregate, and add the result to `.grad`; nothing has changed if an error is raised."""
+    with recipe.aggregator.restored_on_error():
+        directions, weights = _aggregate(recipe, episodes, grads, names)
+    pairs = [(shared[name], gradient) for name, gradient in directions.items()]
+    for name, by_task in grads.task_specific.items():
+        parts = [g if weights is None else weights[task].to(g) * g for task, g in by_task.items()]
+        pairs.append((shared[name], parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)))
+    for name, rows in grads.adapter_params.items():
+        mean = rows.mean(0) if weights is None else torch.tensordot(weights.to(rows), rows, 1)
+        pairs.append((own[name], mean))
+    if not pairs:
+        return
+    # As backward() does it, so that the hooks of parameters are called, each once.
+    tensors = [param for param, _ in pairs]
+    torch.autograd.backward(tensors, [g.reshape(p.shape).to(p.dtype) for p, g in pairs])
 
 
-def _accumulate(param: Tensor, gradient: Tensor) -> None:
-    gradient = gradient.view(param.shape).to(param.dtype)
-    if param.grad is None:
-        param.grad = gradient.clone()
-    else:
-        param.grad += gradient
+def _aggregate(
+    recipe: Recipe, episodes: Any, grads: TaskGradients, names: tuple[str, ...] | None
+) -> tuple[Params, Tensor | None]:
+    """The gradients of the shared parameters, and the weights of the losses if these are weighted."""
+    aggregator = recipe.aggregator
+    if not grads.shared:  # a frozen model: only the adapter learns, or features are not shared
+        only_losses = aggregator.reads == "losses"
+        return {}, aggregator.combine(grads.losses, None, names).weights if only_losses else None
+    columns = [rows.reshape(len(rows), -1) for rows in grads.shared.values()]
+    matrix = columns[0] if len(columns) == 1 else torch.cat(columns, 1)
+    combined = aggregator.combine(grads.losses, matrix, names)
+    assert combined.direction is not None
+    sizes = [rows[0].numel() for rows in grads.shared.values()]
+    directions = grads.to_parameters(dict(zip(grads.shared, combined.direction.split(sizes))))
+    check_direction(aggregator, episodes, matrix, combined.direction, directions)
+    return directions, combined.weights

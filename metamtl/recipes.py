@@ -5,14 +5,14 @@ Every recipe takes `aggregator=` (default `Mean()`), `objective=` and `at=` besi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from .adapters import Adapter, Gradient, HeadTable, LearnedRates, Prototype, Shared
-from .aggregators import Aggregator, Mean
+from .aggregators import Aggregator, Mean, as_aggregator
 from .objectives import Objective, displacement, episode_loss, query_loss
 from .rules import Rule
 
@@ -22,14 +22,28 @@ Prefixes = str | Iterable[str]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Which parameters a task uses, what the tasks' gradients say together, and what is minimised.
+    """An adapter, an aggregator and an objective: everything that distinguishes one method from another.
 
-    `at` says where the gradients are taken that the aggregator sees: at the parameters (None), or at the
-    output of a module, by its name in the model (`at="body"`): the features that named tasks with one
-    input share. A step then costs one pass through the body, whatever the number of tasks.
+    Args:
+        adapter: which parameters a task uses.
+        aggregator: how the per-task gradients are combined; one of TorchJD's, or a scalarizer, is wrapped.
+        objective: what is minimized, a function of `objectives.Adaptation`.
+        at: where the per-task gradients are taken: at the parameters (None), or at the output of a module,
+            by its name in the model (`at="body"`), the features that named tasks with one input share. A
+            step then costs one backward pass through the body, whatever the number of tasks.
+
+    The adapter and the aggregator may have parameters (a table of heads, learned rates, the uncertainties
+    of `UW`). They are learned only if an optimizer has them:
+    `Adam([*model.parameters(), *recipe.parameters()])`.
 
     Raises:
-        ValueError: `at` with an aggregator that remembers something for each parameter.
+        TypeError: a part of the wrong kind.
+        ValueError: `at` with an aggregator that has state for each parameter.
+
+    >>> from metamtl import aggregators
+    >>> recipe = Recipe(Shared(), aggregators.UW(3))
+    >>> [name for name, _ in recipe.named_parameters()]
+    ['aggregator.inner.log_var']
     """
 
     adapter: Adapter
@@ -38,11 +52,48 @@ class Recipe:
     at: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.adapter, Adapter):
+            remedy = "pass one of metamtl.adapters, such as Shared() or Gradient(steps=5, lr=0.01)"
+            if isinstance(self.adapter, type):
+                remedy = f"pass an instance, {self.adapter.__name__}(...)"
+            raise TypeError(f"Recipe: adapter={self.adapter!r} is not an adapter; {remedy}.")
+        object.__setattr__(self, "aggregator", as_aggregator(self.aggregator))
+        if not callable(self.objective):
+            raise TypeError(
+                f"Recipe: objective={self.objective!r} is not callable; pass a function of an Adaptation,"
+                " such as metamtl.objectives.query_loss."
+            )
+        if self.at is not None and not isinstance(self.at, str):
+            raise TypeError(f"Recipe: at={self.at!r} is not the name of a module, as at='body', or None.")
         if self.at is not None and self.aggregator.by_parameter:
             raise ValueError(
                 f"{self.aggregator.name} remembers the gradients of single parameters from step to step,"
                 f" and those of features, at={self.at!r}, are of other examples each time; use at=None."
             )
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters of the adapter and of the aggregator, for an optimizer."""
+        return self._parts().parameters()
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """`parameters` with their names, such as `adapter.rule.momentum` or `aggregator.inner.log_var`."""
+        return self._parts().named_parameters()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The parameters and the state of the adapter and of the aggregator."""
+        return self._parts().state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
+        """Load the result of `state_dict`, as `nn.Module.load_state_dict` does."""
+        self._parts().load_state_dict(state_dict, strict)
+
+    def to(self, *args: Any, **kwargs: Any) -> Recipe:
+        """Move the adapter and the aggregator to a device or dtype, in place, as `nn.Module.to` does."""
+        self._parts().to(*args, **kwargs)
+        return self
+
+    def _parts(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"adapter": self.adapter, "aggregator": self.aggregator})
 
 
 def joint(**parts: Any) -> Recipe:
@@ -53,7 +104,8 @@ def joint(**parts: Any) -> Recipe:
 def mtl(ids: Iterable[int], features: int, *, head: str = "head", **parts: Any) -> Recipe:
     """Multi-task learning: shared body, a persistent head row for every class (Wang et al. 2021).
 
-    Learns from support and query alike, for there is no inner loop to keep them apart.
+    Learns from support and query alike, because there is no inner loop that separates them. The table of
+    heads is learned by the optimizer that has `recipe.parameters()`.
     """
     return Recipe(HeadTable(ids, features, head), **{"objective": episode_loss, **parts})
 

@@ -10,42 +10,84 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .targets import (
+    MISSING,
+    aligned,
+    check_range,
+    check_scores,
+    check_tensors,
+    labeled_examples,
+    labelled,
+    num_examples,
+    present,
+    same_entries,
+)
+
 Loss = Callable[[Any, Any], Tensor]  # (model output, targets) -> scalar
 
-MISSING = -100
-"""The label of what was not labelled, where labels are integers (torch's `ignore_index`); NaN in floats."""
+__all__ = [
+    "MISSING",
+    "Loss",
+    "Metric",
+    "Task",
+    "absolute_error",
+    "accuracy",
+    "aligned",
+    "binary_accuracy",
+    "image_mse",
+    "labelled",
+    "masked",
+    "mse",
+    "present",
+    "token_accuracy",
+    "token_cross_entropy",
+]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A measure of quality, and which way is better.
+    """A measure of quality and its direction.
 
-    `function(output, y)` returns one value for each example, `[Q]`; a task's value is their mean. A
-    measure of a whole set (F1, AUC) returns a scalar instead.
+    `function(output, y)` computes one value per example, `[Q]`, or one per label, in the shape of `y`
+    (tags `[Q, L]`). The value of a task is their mean. A value per example depends on that example alone;
+    a measure of a whole set (F1, AUC) is a scalar: a tensor, a number or a NumPy scalar.
+
+    Missing labels do not count. A call passes the examples that have a label to `function`; of the values
+    per label, those of missing labels are dropped. If `y` is no single tensor, `function` receives all
+    examples and has to exclude missing labels itself.
+
+    Args:
+        function: `function(output, y)`, called on ordinary tensors, outside of any transform.
+        higher_is_better: the direction.
+
+    Raises:
+        TypeError: `function` is not callable, `higher_is_better` is not a bool; on a call, the result is
+            neither a tensor nor a number.
+        ValueError: on a call, no example is labeled, or the result has another shape.
+
+    >>> accuracy(torch.eye(3), torch.tensor([0, MISSING, 1]))
+    tensor([1., 0.])
     """
 
-    function: Callable[[Any, Any], Tensor]
+    function: Callable[[Any, Any], Any]
     higher_is_better: bool
 
+    def __post_init__(self) -> None:
+        if isinstance(self.function, type) or not callable(self.function):
+            raise TypeError(
+                f"the function of a Metric is {self.function!r}; pass a function of (output, y), or an"
+                " instance if it is a class."
+            )
+        if not isinstance(self.higher_is_better, bool):
+            raise TypeError(
+                f"higher_is_better={self.higher_is_better!r} is not a bool; pass True if a higher value is"
+                " better, else False."
+            )
+
     def __call__(self, output: Any, y: Any) -> Tensor:
-        return self.function(output, y)
-
-    def of_labelled(self) -> Metric:
-        """The same over the labelled examples alone, for tasks in which some labels are missing.
-
-        >>> accuracy.of_labelled()(torch.eye(3), torch.tensor([0, MISSING, 1]))
-        tensor([1., 0.])
-        """
-
-        def measured(output: Tensor, y: Tensor) -> Tensor:
-            there = labelled(y)
-            if not bool(there.any()):
-                raise ValueError(
-                    f"none of the {len(y)} examples is labelled, so there is nothing to measure."
-                )
-            return self.function(output[there], y[there])
-
-        return Metric(measured, self.higher_is_better)
+        """The values of all labeled examples, or of all labels, `[n]`; or a scalar."""
+        output, y = labeled_examples(output, y)
+        return _flat_values(self.function(output, y), output, y)
 
 
 @dataclass(frozen=True)
@@ -60,30 +102,6 @@ class Task:
     name: str
     loss: Loss
     metrics: Mapping[str, Metric] = field(default_factory=dict)
-
-
-def present(y: Tensor) -> Tensor:
-    """Which labels are there, in the shape of `y`.
-
-    A missing label is NaN where labels are floats, `MISSING` where they are integers.
-
-    >>> present(torch.tensor([[2, MISSING], [MISSING, MISSING]]))
-    tensor([[ True, False],
-            [False, False]])
-    """
-    return ~y.isnan() if y.is_floating_point() else y != MISSING
-
-
-def labelled(y: Tensor) -> Tensor:
-    """Which examples have a label, `[Q]`; one with several (a tag for each token) where one is there.
-
-    >>> labelled(torch.tensor([1.0, float("nan")]))
-    tensor([ True, False])
-    >>> labelled(torch.tensor([[2, MISSING], [MISSING, MISSING]]))
-    tensor([ True, False])
-    """
-    there = present(y)
-    return there.flatten(1).any(1) if there.dim() > 1 else there
 
 
 def masked(function: Callable[..., Tensor]) -> Loss:
@@ -109,63 +127,84 @@ def masked(function: Callable[..., Tensor]) -> Loss:
     return loss
 
 
-def aligned(output: Tensor, y: Tensor) -> Tensor:
-    """`output` in the shape of `y`, where a head's axis of length 1 is all that sets them apart.
-
-    Raises:
-        ValueError: they differ in more; torch would silently broadcast one against the other.
-    """
-    if output.shape == (*y.shape, 1):
-        return output.squeeze(-1)
-    if output.shape != y.shape:
-        raise ValueError(
-            f"the output has shape {list(output.shape)}, the targets {list(y.shape)}; a head must give one"
-            " number for each target."
-        )
-    return output
-
-
 def token_cross_entropy(output: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy of tags, the mean over real tokens.
 
     Scores `[B, L, N]`, tags `[B, L]` with `MISSING` where there is no token. Where no token is real the
     result is NaN, as in `masked`.
     """
+    check_scores(output, y)
     return F.cross_entropy(output.flatten(0, 1), y.flatten(), ignore_index=MISSING)
 
 
 def image_mse(output: Tensor, y: Tensor) -> Tensor:
     """Squared error of pictures, mean over examples and pixels; `[B, 784]` serves `[B, 1, 28, 28]`."""
-    return F.mse_loss(output.flatten(1), y.flatten(1))
+    return F.mse_loss(*same_entries(output, y))
 
 
 def _accuracy(output: Tensor, y: Tensor) -> Tensor:
+    check_scores(output, y)
+    check_range(y, output.shape[-1] - 1, f"the output has scores for {output.shape[-1]} classes")
     return (output.argmax(-1) == y).to(output.dtype)
 
 
 def _squared_error(output: Tensor, y: Tensor) -> Tensor:
-    return (output.flatten(1) - y.flatten(1)).square().mean(1)
+    output, y = same_entries(output, y)
+    mask = present(y)
+    errors = (output - y).square()
+    return errors.where(mask, torch.zeros_like(errors)).sum(1) / mask.sum(1)
 
 
 def _binary_accuracy(output: Tensor, y: Tensor) -> Tensor:
+    check_tensors(output, y)
+    check_range(y, 1, "there are two classes")
     return ((aligned(output, y) > 0) == (y > 0.5)).to(output.dtype)
 
 
-def _token_accuracy(output: Tensor, y: Tensor) -> Tensor:
-    real = y != MISSING
-    return (output.argmax(-1) == y)[real].to(output.dtype)
+def _flat_values(values: Any, output: Any, y: Any) -> Tensor:
+    """What the function of a metric returned, as `[n]` or a scalar."""
+    if not isinstance(values, Tensor):
+        try:
+            values = torch.as_tensor(values, dtype=torch.float64, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"the metric returned a {type(values).__name__}; return a tensor of one value for each"
+                " example, or a number."
+            ) from error
+    values = values.detach()
+    if values.is_complex():
+        raise TypeError(f"the metric returned {values.dtype}, which has no order; return real numbers.")
+    if not values.is_floating_point():
+        values = values.to(torch.get_default_dtype())
+    n = num_examples(output, y)
+    if values.dim() == 0 or n is None:
+        return values.flatten() if values.dim() else values
+    labels = present(y) if isinstance(y, Tensor) else None
+    if labels is not None and values.shape == labels.shape:
+        return values[labels]
+    if values.shape in ((n,), (n, 1)) or (labels is not None and values.shape == (int(labels.sum()),)):
+        return values.flatten()
+    shape = "" if labels is None else f", labels of shape {list(labels.shape)}"
+    raise ValueError(
+        f"the metric returned values of shape {list(values.shape)} for {n} examples{shape}; return one"
+        f" value for each example, [{n}], one for each label, or a scalar for the whole set."
+    )
 
 
 accuracy = Metric(_accuracy, higher_is_better=True)
-"""1 where the largest of the scores `[Q, N]` is that of the label `[Q]`, else 0."""
+"""1 where the largest of the scores `[Q, N]` is that of the label `[Q]`, else 0.
+
+A label outside `0 .. N-1` is an error, unless it is missing."""
 
 mse = Metric(_squared_error, higher_is_better=False)
-"""Squared error of each example, averaged over its outputs."""
+"""Squared error of each example, averaged over its targets that are not missing."""
 
 binary_accuracy = Metric(_binary_accuracy, higher_is_better=True)
-"""1 where the sign of the score `[Q]` or `[Q, 1]` is that of the label, 1. or 0., else 0."""
+"""1 where the score `[Q]` or `[Q, 1]` is above 0 and the label above 1/2, or neither is, else 0.
 
-token_accuracy = Metric(_token_accuracy, higher_is_better=True)
+A label outside `[0, 1]` is an error, unless it is missing."""
+
+token_accuracy = Metric(_accuracy, higher_is_better=True)
 """1 for each real token whose largest score `[B, L, N]` is that of its tag `[B, L]`, else 0."""
 
 
@@ -175,4 +214,9 @@ def absolute_error(unit: float = 1.0) -> Metric:
     >>> absolute_error(2.0)(torch.tensor([[1.5]]), torch.tensor([1.0]))
     tensor([1.])
     """
-    return Metric(lambda output, y: unit * (aligned(output, y) - y).abs(), higher_is_better=False)
+
+    def error(output: Tensor, y: Tensor) -> Tensor:
+        check_tensors(output, y)
+        return unit * (aligned(output, y) - y).abs()
+
+    return Metric(error, higher_is_better=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from ..episode import Batch
 from ..functional import Params
 from ..task import Loss
 from .base import Adapter
+from .inner_loop import Carry, InnerLoop, Leftovers, Start, StepContext
 
 
 class Chain(Adapter):
@@ -24,6 +26,11 @@ class Chain(Adapter):
         super().__init__()
         if not adapters:
             raise ValueError("Chain needs at least one adapter; for none, use Shared().")
+        for adapter in adapters:
+            if not isinstance(adapter, Adapter):
+                raise TypeError(
+                    f"Chain takes adapters, not {adapter!r}; for example Chain(Prototype(), Gradient(5))."
+                )
         self.adapters = nn.ModuleList(adapters)
 
     @property
@@ -43,8 +50,10 @@ class Chain(Adapter):
         params: Params | None = None,
         task: Any = None,
     ) -> Params:
-        *_, last = self.path(model, support, loss, params=params, task=task)
-        return last
+        *before, last = self.adapters
+        for adapter in before:
+            params = adapter(model, support, loss, params=params, task=task)
+        return last(model, support, loss, params=params, task=task)  # type: ignore[no-any-return]
 
     def path(
         self,
@@ -55,8 +64,76 @@ class Chain(Adapter):
         params: Params | None = None,
         task: Any = None,
     ) -> Iterator[Params]:
-        """The stages of the last adapter, from where the others have brought the parameters."""
+        """The stages of the last adapter, starting from the result of the others."""
         *before, last = self.adapters
         for adapter in before:
             params = adapter(model, support, loss, params=params, task=task)
         yield from last.path(model, support, loss, params=params, task=task)  # type: ignore[operator]
+
+    def inner_loop(self, model: nn.Module, loss: Loss, name: str | None = None) -> InnerLoop:
+        if type(self).forward is not Chain.forward:
+            return super().inner_loop(model, loss, name)
+        last = self.adapters[-1].inner_loop(model, loss, name)  # type: ignore[operator]
+        return _ChainLoop(self, model, loss, name, last, last.num_steps)
+
+
+@dataclass(frozen=True)
+class _ChainLoop(InnerLoop):
+    """The steps of the last adapter; `features` are what the others returned, and its own features."""
+
+    adapter: Chain
+    model: nn.Module
+    loss: Loss
+    name: str | None
+    last: InnerLoop
+    num_steps: int
+    reads: tuple[str, ...] = ()
+    starts_from_params: bool = False
+
+    def init(self, params: Params, support: Batch | None, task: Any) -> Start:
+        params = self._before(params, support, task)
+        start = self.last.init(params, support, task)
+        return Start((start.carry, params), start.features)
+
+    def adapt(self, params: Params, learned: Params, support: Batch | None, task: Any) -> Params:
+        params = self._before(params, support, task)
+        return self.last.adapt(params, self._of_last(learned), support, task)
+
+    def path(self, params: Params, learned: Params, support: Batch | None, task: Any) -> Iterator[Params]:
+        params = self._before(params, support, task)
+        return self.last.path(params, self._of_last(learned), support, task)
+
+    def _before(self, params: Params, support: Batch | None, task: Any) -> Params:
+        """What the adapters before the last return."""
+        which = task if self.name is None else self.name
+        for adapter in list(self.adapter.adapters)[:-1]:
+            params = adapter(self.model, support, self.loss, params=params, task=which)
+        return params
+
+    def _of_last(self, learned: Params) -> Params:
+        """The parameters of the last adapter, by its own names."""
+        prefix = f"adapters.{len(self.adapter.adapters) - 1}."
+        return {n.removeprefix(prefix): p for n, p in learned.items() if n.startswith(prefix)}
+
+    def with_leftovers(self, leftovers: Leftovers) -> _ChainLoop:
+        return replace(self, last=self.last.with_leftovers(leftovers))
+
+    def fixed(self, support: Batch | None) -> Any:
+        return self.last.fixed(support)
+
+    def unused(self, params: Params, support: Batch | None, task: Any) -> list[str]:
+        return self.last.unused(params, support, task)
+
+    def step(self, carry: Carry, context: StepContext, k: Tensor, *, first_order: bool) -> Carry:
+        inner, params = carry
+        learned = self._of_last(context.learned)
+        context = StepContext(
+            {name: params[name] for name in self.last.reads}, learned, context.features, context.fixed
+        )
+        return self.last.step(inner, context, k, first_order=first_order), params
+
+    def finish(self, carry: Carry, params: Params, k: Tensor) -> Params:
+        return self.last.finish(carry[0], carry[1], k)
+
+    def first_order(self, k: int) -> bool:
+        return self.last.first_order(k)

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad
-from torch.utils._pytree import tree_map
 
 from ..episode import Batch
-from ..functional import Params, at_step, named_by, twice_differentiable
+from ..functional import INNER_STEP, Params, named_by, structure_of
 from ..implicit import Solver
 from ..rules import Descent, Rates, Rule
-from ..split import from_first_change
+from ..split import split
 from ..task import Loss
-from .base import Adapter, needed, start
+from .base import Adapter, initial_params
+from .gradient_loop import GradientLoop
+from .inner_loop import InnerLoop
 from .minimum import Minimum
-from .rates import LearnedRates, numbers
-from .unroll import Given, Measure, State, recomputing, unrolled
+from .rates import LearnedRates, per_step_lr
 
 Order = Literal["exact", "recompute", "truncated", "first", "implicit"]
 ORDERS = ("exact", "recompute", "truncated", "first", "implicit")
@@ -86,6 +83,8 @@ class Gradient(Adapter):
         solver_steps: int = 5,
     ) -> None:
         super().__init__()
+        if not isinstance(steps, int) or isinstance(steps, bool):
+            raise TypeError(f"steps={steps!r}: the number of inner steps is an int.")
         if steps < 0:
             raise ValueError(f"steps={steps}: the number of inner steps cannot be negative.")
         if order not in ORDERS:
@@ -99,7 +98,7 @@ class Gradient(Adapter):
             raise ValueError(
                 f"rule={rule!r} is no rule; give one of metamtl.rules, as rules.SGD(momentum=0.9)."
             )
-        self.lr = lr if isinstance(lr, LearnedRates) else numbers(lr, steps)
+        self.lr = lr if isinstance(lr, LearnedRates) else per_step_lr(lr, steps)
         self.minimum = Minimum(proximal, solver, solver_steps) if order == "implicit" else None
         if self.minimum is not None:
             self.minimum.check(lr, self.rule, adapts)
@@ -135,44 +134,33 @@ class Gradient(Adapter):
         if isinstance(self.lr, LearnedRates):
             self.lr.check(model, names, self.steps)
 
-    def begin(self, model: nn.Module, params: Params) -> State:
-        """The state before the first step, with `params` the adapted parameters."""
-        return State(params, self.rule.begin(params))
+    def inner_loop(self, model: nn.Module, loss: Loss, name: str | None = None) -> InnerLoop:
+        if type(self).forward is not Gradient.forward:  # a subclass with a computation of its own
+            return super().inner_loop(model, loss, name)
+        names = tuple(named_by(model, self.adapts))
+        buffers = [buffer for buffer, _ in model.named_buffers()]
+        parts = None if name is not None else split(model, names)
+        others = [other for other, p in model.named_parameters() if other not in names and p.requires_grad]
+        return GradientLoop(
+            adapter=self,
+            model=model,
+            structure=structure_of(model),
+            loss=loss,
+            names=names,
+            reads=tuple(other for other in others if parts is None or other in parts.reads),
+            task=name,
+            parts=parts,
+            counters=tuple(b for b in buffers if b.rpartition(".")[2] == INNER_STEP),
+            num_steps=self.steps,
+            starts_from_params=parts is None,
+            proximal=0.0 if self.minimum is None else self.minimum.proximal,
+        )
 
-    def step(
-        self,
-        measure: Measure,
-        state: State,
-        others: Params,
-        support: Batch,
-        learned: Params,
-        k: Tensor,
-        *,
-        constant: bool = False,
-    ) -> State:
-        """Inner step `k`, a pure function of its arguments.
-
-        Args:
-            measure: `measure(params, batch) -> scalar`, the task's loss.
-            state: the adapted parameters, and what the rule carries.
-            others: the parameters that are not adapted, and the counters of `functional.at_step`.
-            support: the support set.
-            learned: the adapter's own parameters by name.
-            k: which step, an int64 tensor without axes.
-            constant: take the inner gradient as a constant.
-        """
-        # Detached before the gradient is taken, not after, so that no graph is built for nothing.
-        given = state.params, others, support
-        seen, fixed, support = _detached(given) if constant else given
-        with nullcontext() if constant else twice_differentiable():
-            gradients = grad(lambda params: measure({**fixed, **params}, support))(seen)
-        rates = self._rates(state.params, learned, k)
-        return State(*self.rule.step(state.params, gradients, state.memory, rates, k))
-
-    def _rates(self, params: Params, learned: Params, k: Tensor) -> Rates:
-        """The step size of every parameter at step `k`."""
+    def rates(self, params: Params, learned: Params, k: Tensor) -> Rates:
+        """The step size of every parameter at step `k`; `learned` are the adapter's own parameters."""
         if isinstance(self.lr, LearnedRates):
-            return self.lr.at({name.removeprefix("lr."): p for name, p in learned.items()}, params, k)
+            prefix = "lr.rates."
+            return self.lr.at({n.removeprefix(prefix): p for n, p in learned.items()}, params, k)
         if len(set(self.lr)) == 1:  # a Python number multiplies faster than a tensor
             return dict.fromkeys(params, self.lr[0])
         like = next(iter(params.values()))
@@ -188,8 +176,9 @@ class Gradient(Adapter):
         params: Params | None = None,
         task: Any = None,
     ) -> Params:
-        *_, end = self._stages(model, support, loss, params, task, max(self.steps, 1))
-        return end
+        self.check(model, task)
+        loop = self.inner_loop(model, loss, task if isinstance(task, str) else None)
+        return loop.adapt(initial_params(model, params), dict(self.named_parameters()), support, None)
 
     def path(
         self,
@@ -201,67 +190,6 @@ class Gradient(Adapter):
         task: Any = None,
     ) -> Iterator[Params]:
         """The parameters after 0, 1, ..., K steps; for `"implicit"`, those on the way without gradient."""
-        return self._stages(model, support, loss, params, task, 1)
-
-    def _stages(
-        self,
-        model: nn.Module,
-        support: Batch | None,
-        loss: Loss,
-        params: Params | None,
-        task: Any,
-        stride: int,
-    ) -> Iterator[Params]:
-        """The parameters after every `stride` steps, the start and the end among them."""
         self.check(model, task)
-        params = start(model, params)
-        state = self.begin(model, {name: params[name] for name in named_by(model, self.adapts)})
-        others = {name: param for name, param in params.items() if name not in state.params}
-
-        def shown(k: int) -> Params:
-            return at_step(model, {**params, **state.params}, _count(k, params))
-
-        yield shown(0)
-        if self.steps == 0:
-            return
-        with nullcontext() if self.order == "first" else twice_differentiable():
-            seen, measure = from_first_change(
-                model, list(state.params), params, needed(support, self), loss, task
-            )
-        run = self._way_back(model, measure, state.params)
-        for first in range(0, self.steps, stride):
-            given = Given(others, seen, dict(self.named_parameters()))
-            steps = range(first, min(first + stride, self.steps))
-            state = run(state, given, steps)
-            yield shown(steps.stop)
-
-    def _way_back(self, model: nn.Module, measure: Measure, origin: Params) -> Callable[..., State]:
-        """`run(state, given, steps) -> state`, differentiable as `order` says."""
-
-        def advance(measure: Measure, state: State, given: Given, k: int) -> State:
-            count, constant = _count(k, state.params), not self.differentiates(k)
-            others = at_step(model, given.others, count)
-            return self.step(measure, state, others, given.support, given.learned, count, constant=constant)
-
-        def minimised(state: State, given: Given, steps: range) -> State:
-            assert self.minimum is not None and not isinstance(self.lr, LearnedRates)
-            last = steps.stop == self.steps
-            at_end = at_step(model, given.others, _count(self.steps - 1, origin))
-            given = given._replace(others=at_end)
-            return self.minimum.run(advance, measure, origin, self.lr[-1], state, given, steps, last)
-
-        if self.minimum is not None:
-            return minimised
-        if self.order == "recompute":
-            return partial(recomputing, partial(advance, measure), segment=self.segment)
-        return partial(unrolled, partial(advance, measure))
-
-
-def _detached(tree: Any) -> Any:
-    return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, tree)
-
-
-def _count(k: int, params: Params) -> Tensor:
-    """`k` as a tensor, on the device of `params` and without waiting for it."""
-    device = next((param.device for param in params.values()), None)
-    return torch.full((), k, dtype=torch.int64, device=device)
+        loop = self.inner_loop(model, loss, task if isinstance(task, str) else None)
+        return loop.path(initial_params(model, params), dict(self.named_parameters()), support, None)

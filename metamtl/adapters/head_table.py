@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
 
 from ..episode import Batch
-from ..functional import Params, named_by
+from ..functional import Params, canonical_names, named_by
 from ..task import Loss
-from .base import Adapter, start
+from .base import Adapter, initial_params
 
 
 class HeadTable(Adapter):
@@ -23,7 +24,7 @@ class HeadTable(Adapter):
     multi-task learning with shared body and own heads. Wang, Zhao, Li 2021,
     https://arxiv.org/abs/2106.09017.
 
-    The table is the adapter's own; give `[*model.parameters(), *adapter.parameters()]` to the optimizer.
+    The table is the adapter's own; give `[*model.parameters(), *recipe.parameters()]` to the optimizer.
 
     Args:
         ids: the ids that tasks may have, as `family.ids` lists them.
@@ -31,7 +32,9 @@ class HeadTable(Adapter):
         head: name of the model's linear head, whose weight and bias are replaced.
 
     Raises:
-        ValueError: an id that the table does not hold, when a batch of tasks is checked.
+        ValueError: no id, a negative one, one that is listed twice; when a batch of tasks is checked, an
+            id that the table does not hold.
+        TypeError: ids that are no integers.
 
     >>> table = HeadTable(ids=[3, 7, 9], features=4)
     >>> model = nn.Sequential()
@@ -42,9 +45,15 @@ class HeadTable(Adapter):
 
     def __init__(self, ids: Iterable[int], features: int, head: str = "head") -> None:
         super().__init__()
-        listed = torch.as_tensor(list(ids), dtype=torch.long)
+        listed = _integers(ids)
         if listed.numel() == 0 or bool((listed < 0).any()):
-            raise ValueError("HeadTable needs at least one id, none of them negative; give `family.ids`.")
+            raise ValueError("HeadTable needs at least one id, none of them negative; pass `family.ids`.")
+        values, counts = listed.unique(return_counts=True)
+        if bool((counts > 1).any()):
+            raise ValueError(
+                f"ids {values[counts > 1].tolist()[:10]} are listed more than once, but each id has one"
+                " head; list every id once, as `family.ids` does."
+            )
         bound = 1 / math.sqrt(features)  # as torch.nn.Linear
         self.weight = nn.Parameter(torch.empty(len(listed), features).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(len(listed)).uniform_(-bound, bound))
@@ -56,7 +65,11 @@ class HeadTable(Adapter):
 
     def check(self, model: nn.Module, task: Tensor | str | None) -> None:
         named_by(model, self.head, "head")
-        if not isinstance(task, Tensor) or task.is_floating_point():
+        if isinstance(task, Tensor) and not _is_integer(task):
+            raise ValueError(
+                f"Episode.task holds {task.dtype}, but ids are integers; convert them with task.long()."
+            )
+        if not isinstance(task, Tensor):
             raise ValueError(
                 "HeadTable looks a task's head up by its ids, but this episode has none"
                 f" (task={task!r}); use a family with a fixed set of tasks, or another adapter."
@@ -80,10 +93,28 @@ class HeadTable(Adapter):
         params: Params | None = None,
         task: Any = None,
     ) -> Params:
-        params = start(model, params)
+        params = initial_params(model, params)
         # index_select, because vmap cannot index by a tensor with no dimension
         at = self.rows.index_select(0, task.reshape(-1))
-        params[f"{self.head}.weight"] = self.weight.index_select(0, at)
-        if f"{self.head}.bias" in params:
-            params[f"{self.head}.bias"] = self.bias.index_select(0, at)
+        names = canonical_names(model)
+        params[names[f"{self.head}.weight"]] = self.weight.index_select(0, at)
+        if f"{self.head}.bias" in names:
+            params[names[f"{self.head}.bias"]] = self.bias.index_select(0, at)
         return params
+
+
+def _is_integer(values: Tensor) -> bool:
+    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+
+
+def _integers(ids: Iterable[int]) -> Tensor:
+    """The ids as `int64`, without rounding any."""
+    listed = ids if isinstance(ids, Tensor) else list(ids)
+    if not isinstance(listed, Tensor):
+        wrong = [i for i in listed if isinstance(i, bool) or not isinstance(i, SupportsIndex)]
+        if wrong:
+            raise TypeError(f"id {wrong[0]!r} is a {type(wrong[0]).__name__}; HeadTable needs integers.")
+        return torch.tensor([index(i) for i in listed], dtype=torch.long, device="cpu")
+    if not _is_integer(listed):
+        raise TypeError(f"ids are {listed.dtype}; HeadTable needs integers.")
+    return listed.detach().flatten().long().cpu()

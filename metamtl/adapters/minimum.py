@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from torch.func import grad
-
-from ..functional import Params, twice_differentiable
+from ..functional import Params, gradient
+from ..functional.differentiate import detached
+from ..functional.scan import Tensors, opened
 from ..implicit import Solver, implicit
-from ..recompute import Tensors
 from ..rules import Rule
+from .inner_loop import device_of, run, step_number
 from .rates import LearnedRates
-from .unroll import Given, Measure, State, opened, unrolled
+
+if TYPE_CHECKING:
+    from .gradient_loop import GradientLoop
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Minimum:
                 "order='implicit' with LearnedRates: a minimum does not depend on the step sizes that led"
                 " to it, so they would learn nothing; give numbers as lr, or another order."
             )
-        if rule.weight_decay:
+        if rule.decays:
             raise ValueError(
                 f"order='implicit' with rule={rule}: its weight_decay moves the point where the steps end"
                 " away from the minimum that is differentiated; put the penalty into the loss."
@@ -53,46 +51,45 @@ class Minimum:
                 " its steps at least 1."
             )
 
-    def run(
-        self,
-        advance: Callable[..., State],
-        measure: Measure,
-        theta: Params,
-        rate: float,
-        state: State,
-        given: Given,
-        steps: range,
-        last: bool,
-    ) -> State:
-        """The state after these steps; after the last, with the gradient of the minimum at `theta`."""
-        start = {name: param.detach() for name, param in theta.items()}
+    def run(self, loop: GradientLoop, params: Params, support: Any) -> Params:
+        """The parameters after the steps of `loop`, with the gradient of the minimum."""
+        return self.differentiable(loop, params, support, run(loop, detached(params), {}, support, None))
 
-        def held(params: Params, batch: Any) -> Tensor:
-            gaps = [(params[name] - origin).square().sum() for name, origin in start.items()]
-            return measure(params, batch) + 0.5 * self.proximal * torch.stack(gaps).sum()
+    def differentiable(self, loop: GradientLoop, params: Params, support: Any, end: Params) -> Params:
+        """`end`, where the steps from `params` end, with the gradient of the minimum."""
+        start = loop.init(params, support, None)
+        context = loop.context(start, params, {}, support)
+        last = step_number(loop.num_steps - 1, device_of(params))
+        constants, put = opened((context, dict.fromkeys(loop.counters, last)))
+        theta = {name: params[name] for name in loop.names}
 
-        state = State({name: param.detach() for name, param in state.params.items()}, state.memory)
-        state = unrolled(partial(advance, held), state, given, steps)
-        if not last:
-            return state
-        constants, put = opened(given)
+        def residual(point: Tensors, constants: Tensors) -> Tensors:
+            """The gradient of the support loss at `point`."""
+            context, counters = put(constants)
+            support_loss = loop.support_loss(context, counters, second_order=True)
+            phi = dict(zip(theta, point))
+            grads = gradient(support_loss, phi)
+            return tuple(grads[name] if name in grads else 0 * p for name, p in phi.items())
 
-        def field(point: Tensors, constants: Tensors) -> Tensors:
-            others, support, _ = put(constants)
-            with twice_differentiable():
-                gradients = grad(lambda params: measure({**others, **params}, support))(
-                    dict(zip(theta, point))
-                )
-            return tuple(gradients.values())
-
-        found = implicit(
-            field,
-            tuple(state.params.values()),
+        minimum = implicit(
+            residual,
+            tuple(end[name] for name in theta),
             tuple(theta.values()),
             constants,
             proximal=self.proximal,
             solver=self.solver,
             solver_steps=self.solver_steps,
-            rate=rate,
+            rate=self.rate(loop),
         )
-        return State(dict(zip(theta, found)), state.memory)
+        return {**params, **end, **dict(zip(theta, minimum)), **_unadapted(params, loop)}
+
+    @staticmethod
+    def rate(loop: GradientLoop) -> float:
+        """The step size of the Neumann series."""
+        lr = loop.adapter.lr
+        assert not isinstance(lr, LearnedRates)
+        return lr[-1]
+
+
+def _unadapted(params: Params, loop: GradientLoop) -> Params:
+    return {name: param for name, param in params.items() if name not in (*loop.names, *loop.counters)}

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..episode import Batch
-from ..functional import Params, forward, under
+from ..functional import Params, canonical_names, forward, of_module
 from ..task import Loss
-from .base import Adapter, needed, start
+from .base import Adapter, initial_params, require_support
 
 
 class Prototype(Adapter):
@@ -42,7 +42,7 @@ class Prototype(Adapter):
         return 1  # the outer gradient goes back through the support features
 
     def check(self, model: nn.Module, task: Tensor | str | None) -> None:
-        modules = dict(model.named_modules())
+        modules = dict(model.named_modules(remove_duplicate=False))
         for argument, name in (("body", self.body), ("head", self.head)):
             if name not in modules:
                 tops = sorted(child for child, _ in model.named_children())
@@ -65,17 +65,18 @@ class Prototype(Adapter):
         params: Params | None = None,
         task: Any = None,
     ) -> Params:
-        support = needed(support, self)
-        params = start(model, params)
+        support = require_support(support, self)
+        params = initial_params(model, params)
         listed = task.shape[0] if isinstance(task, Tensor) and task.dim() == 1 else None
-        ways = self.ways or listed or params[f"{self.head}.weight"].shape[0]
-        inner = {n.removeprefix(f"{self.body}."): params[n] for n in under(params, self.body)}
-        features = forward(model.get_submodule(self.body), inner, support.x)
+        names = canonical_names(model)
+        weight, bias = (names[f"{self.head}.{name}"] for name in ("weight", "bias"))
+        ways = self.ways or listed or params[weight].shape[0]
+        body = model.get_submodule(self.body)
+        features = forward(body, of_module(model, params, self.body), support.x)
         member = (support.y[:, None] == torch.arange(ways, device=support.y.device)).to(features.dtype)
         # A class without an example divides by zero: a NaN that the loss check names, not a silent zero.
         means = (member.T @ features) / member.sum(0)[:, None]
         # Under autocast features are in half precision; a head that is adapted further has too few digits.
-        means = means.to(params[f"{self.head}.weight"].dtype)
-        params[f"{self.head}.weight"] = 2 * means
-        params[f"{self.head}.bias"] = -means.square().sum(1)
+        means = means.to(params[weight].dtype)
+        params[weight], params[bias] = 2 * means, -means.square().sum(1)
         return params

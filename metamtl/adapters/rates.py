@@ -21,9 +21,9 @@ class LearnedRates(nn.Module):
     https://arxiv.org/abs/1810.09502; one for each element of a parameter, for all the steps, is Meta-SGD,
     Li et al. 2017, https://arxiv.org/abs/1707.09835.
 
-    They are the adapter's parameters: give `[*model.parameters(), *adapter.parameters()]` to the optimizer.
-    In the state dict each goes by the name of the parameter that it is for (`lr.head.weight`), or `lr.rate`
-    where there is one for the model.
+    They are the adapter's parameters: give `[*model.parameters(), *recipe.parameters()]` to the optimizer.
+    In the state dict each has the name of the parameter that it is for (`lr.rates.head.weight`), or
+    `lr.rates.rate` if there is one for the model.
 
     Args:
         model: whose parameters the rates are for.
@@ -36,7 +36,7 @@ class LearnedRates(nn.Module):
         ValueError: an unknown `per`, `steps` below 1, a prefix that names no parameter.
 
     >>> rates = LearnedRates(nn.Linear(3, 2), 0.1, per="tensor", steps=5)
-    >>> {name: list(rate.shape) for name, rate in rates.named_parameters()}
+    >>> {name: list(rate.shape) for name, rate in rates.rates.named_parameters()}
     {'weight': [5], 'bias': [5]}
     """
 
@@ -60,10 +60,14 @@ class LearnedRates(nn.Module):
         adapted = {name: dict(model.named_parameters())[name] for name in named_by(model, adapts)}
         if per == "model":
             adapted = {"rate": next(iter(adapted.values()))}
+        # In a module of their own, so that a parameter may be called `steps` or `per`.
+        self.rates = nn.Module()
         for name, param in adapted.items():
             shape = param.shape if per == "element" else ()
             full = shape if steps is None else (steps, *shape)
-            _put(self, name, nn.Parameter(torch.full(full, lr, dtype=param.dtype, device=param.device)))
+            _put(
+                self.rates, name, nn.Parameter(torch.full(full, lr, dtype=param.dtype, device=param.device))
+            )
 
     def __repr__(self) -> str:
         return f"LearnedRates(per={self.per!r}, steps={self.steps})"
@@ -77,7 +81,7 @@ class LearnedRates(nn.Module):
             )
         if self.per == "model":
             return
-        names, mine = set(names), {name for name, _ in self.named_parameters()}
+        names, mine = set(names), {name for name, _ in self.rates.named_parameters()}
         lost, idle = sorted(names - mine), sorted((mine & trainable(model).keys()) - names)
         if lost or idle:
             what = f"have no rate for {lost[:5]}" if lost else f"are never used for {idle[:5]}"
@@ -92,12 +96,12 @@ class LearnedRates(nn.Module):
     def _of_step(self, rates: Tensor, k: Tensor) -> Tensor:
         if self.steps is None:
             return rates
-        # By a mask, because what the compiler makes of index_select's gradient under vmap sums over tasks.
+        # By a mask: compiled, the gradient of index_select under vmap would be summed over tasks.
         chosen = torch.arange(self.steps, device=k.device) == k
         return rates.where(chosen.view(-1, *[1] * (rates.dim() - 1)), 0).sum(0)
 
 
-def numbers(lr: Any, steps: int) -> tuple[float, ...]:
+def per_step_lr(lr: Any, steps: int) -> tuple[float, ...]:
     """The step size of each step, where they are not learned."""
     listed = list(lr) if isinstance(lr, Sequence) else [lr] * steps
     if any(not isinstance(rate, Real) for rate in listed or [lr]):

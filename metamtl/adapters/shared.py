@@ -9,7 +9,7 @@ from torch import nn
 from ..episode import Batch
 from ..functional import Params
 from ..task import Loss
-from .base import Adapter, start
+from .base import Adapter, initial_params
 
 
 class Shared(Adapter):
@@ -28,4 +28,4 @@ class Shared(Adapter):
         params: Params | None = None,
         task: Any = None,
     ) -> Params:
-        return start(model, params)
+        return initial_params(model, params)

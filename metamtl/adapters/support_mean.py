@@ -10,7 +10,7 @@ from torch import nn
 from ..episode import Batch
 from ..functional import Params
 from ..task import Loss
-from .base import Adapter, needed, start
+from .base import Adapter, initial_params, require_support
 
 
 class SupportMean(Adapter):
@@ -33,7 +33,7 @@ class SupportMean(Adapter):
         params: Params | None = None,
         task: Any = None,
     ) -> Params:
-        params = start(model, params)
+        params = initial_params(model, params)
         params[f"{self.head}.weight"] = torch.zeros_like(params[f"{self.head}.weight"])
-        params[f"{self.head}.bias"] = needed(support, self).y.mean(0)
+        params[f"{self.head}.bias"] = require_support(support, self).y.mean(0)
         return params

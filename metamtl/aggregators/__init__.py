@@ -1,16 +1,20 @@
-"""Aggregators: what do the tasks' gradients say together?
+"""Aggregators: how are the per-task gradients combined?
 
-`names()` lists them all. Those that [TorchJD](https://torchjd.org) has are TorchJD's, with its options:
-`aggregators.PCGrad()`, `aggregators.CAGrad(c=0.5)`, `aggregators.UW(3)`, ...
+`names()` lists all methods. Those of [TorchJD](https://torchjd.org) have its options:
+`aggregators.PCGrad()`, `aggregators.CAGrad(c=0.5)`, `aggregators.UW(3)`, ... Some need packages that
+`pip install 'metamtl[aggregators]'` installs.
 """
 
-from collections.abc import Callable
-from functools import partial
+import inspect
+from typing import Any
+
+from torch import nn
 
 from . import scalarized, torchjd
 from .ada_task import AdaTask
 from .auto_lambda import AutoLambda
-from .base import Aggregator
+from .base import Aggregator, Combined, LossWeighting
+from .constant import Constant
 from .db_mtl import DBMTL
 from .dwa import DWA
 from .famo import FAMO
@@ -26,33 +30,100 @@ __all__ = [
     "AdaTask",
     "Aggregator",
     "AutoLambda",
+    "Combined",
+    "Constant",
     "DBMTL",
     "DWA",
     "FAMO",
     "GradNorm",
     "LossAscent",
+    "LossWeighting",
     "Mean",
     "NashMTL",
     "RawLossAscent",
     "Rescaled",
     "Scalarized",
     "TorchJD",
+    "as_aggregator",
     "names",
 ]
-_NO_METHODS = {"Aggregator", "Rescaled", "Scalarized", "TorchJD", "names"}
+_NO_METHODS = {
+    "Aggregator",
+    "Combined",
+    "LossWeighting",
+    "Rescaled",
+    "Scalarized",
+    "TorchJD",
+    "as_aggregator",
+    "names",
+}
 
 
 def names() -> list[str]:
-    """Every method of combining tasks, by its name here."""
-    return sorted([*(set(__all__) - _NO_METHODS), *torchjd.names(), *scalarized.names()])
+    """The names of all methods."""
+    return sorted({*(set(__all__) - _NO_METHODS), *torchjd.names(), *scalarized.names()})
 
 
-def __getattr__(name: str) -> Callable[..., Aggregator]:
-    # Looked up when asked for: importing TorchJD takes longer than importing metamtl.
+def as_aggregator(value: Any) -> Aggregator:
+    """`value` if it is an aggregator; an aggregator or scalarizer of TorchJD, wrapped.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if isinstance(value, Aggregator):
+        return value
+    modules = [cls.__module__ for cls in type(value).__mro__]
+    if isinstance(value, nn.Module) and any(module.startswith("torchjd.") for module in modules):
+        from torchjd import scalarization
+
+        return Scalarized(value) if isinstance(value, scalarization.Scalarizer) else TorchJD(value)
+    remedy = "subclass metamtl.aggregators.Aggregator"
+    if isinstance(value, str):
+        remedy = f"pass aggregators.{value}()" if value in names() else f"there are {', '.join(names())}"
+    elif isinstance(value, type):
+        remedy = f"pass an instance, {value.__name__}(...)"
+    raise TypeError(f"aggregator={value!r} is not an aggregator; {remedy}.")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *names()})
+
+
+def __getattr__(name: str) -> Any:
+    # Classes of TorchJD's methods are created on first use: importing TorchJD takes longer than metamtl.
     if name.startswith("_"):
         raise AttributeError(name)
     if name in scalarized.names():
-        return partial(Scalarized, name)
-    if name in torchjd.names():
-        return partial(TorchJD, name)
-    raise AttributeError(f"metamtl.aggregators has no {name!r}; it has {', '.join(names())}.")
+        globals()[name] = _subclass(Scalarized, name, scalarized.wrapped_class(name))
+    elif name in torchjd.names():
+        globals()[name] = _subclass(TorchJD, name, torchjd.wrapped_class(name))
+    else:
+        raise AttributeError(f"metamtl.aggregators has no {name!r}; it has {', '.join(names())}.")
+    return globals()[name]
+
+
+def _subclass(base: type[Aggregator], name: str, wrapped: type) -> type[Aggregator]:
+    """The class `metamtl.aggregators.<name>`, with the arguments and the documentation of TorchJD's."""
+    signature = inspect.signature(wrapped)
+    parameters = list(signature.parameters.values())
+    if base is TorchJD and name in torchjd.DRAWS:
+        parameters.append(
+            inspect.Parameter("seed", inspect.Parameter.KEYWORD_ONLY, default=0, annotation="int")
+        )
+    signature = signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
+
+    def __init__(self: Any, *args: Any, **options: Any) -> None:
+        try:
+            arguments = signature.bind(*args, **options).arguments
+        except TypeError as error:
+            raise TypeError(f"aggregators.{name}{signature}: {error}.") from error
+        base.__init__(self, name, **arguments)  # type: ignore[call-arg]
+
+    words = inspect.cleandoc(wrapped.__doc__ or "")
+    namespace = {
+        "__init__": __init__,
+        "__signature__": signature,
+        "__module__": __name__,
+        "__doc__": f"TorchJD's `{name}`, a `{base.__name__}`.\n\n{words}",
+    }
+    return type(name, (base,), namespace)

@@ -25,6 +25,7 @@ class AdaTask(Aggregator):
 
     memory = ("first", "second")
     by_parameter = True
+    reads = "columns"
     calls: Tensor
 
     def __init__(self, betas: tuple[float, float] = (0.9, 0.999), *, eps: float = 1e-8) -> None:
@@ -36,7 +37,7 @@ class AdaTask(Aggregator):
         rows, (beta1, beta2) = rows.detach(), self.betas
         self.first = torch.lerp(rows, self.recall("first", torch.zeros_like(rows)), beta1)
         self.second = torch.lerp(rows.square(), self.recall("second", torch.zeros_like(rows)), beta2)
-        self.calls += 1
+        self.calls = self.calls + 1
         calls = int(self.calls)
         first, second = self.first / (1 - beta1**calls), self.second / (1 - beta2**calls)
         return (first / (second.sqrt() + self.eps)).sum(0)

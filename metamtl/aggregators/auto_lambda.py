@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .base import Aggregator, weighted
+from .base import Aggregator, Combined, LossWeighting
 
 
-class AutoLambda(Aggregator):
+class AutoLambda(LossWeighting):
     """Auto-Lambda: weights that descend the validation loss after the step which they cause.
 
     Liu, James, Davison, Johns 2022, https://arxiv.org/abs/2202.03091. The direction is `sum_t w_t g_t`.
@@ -42,8 +43,10 @@ class AutoLambda(Aggregator):
         RuntimeError: calls without a look-ahead; the weights would never move.
     """
 
-    memory = ("weights", "rows")
+    memory = ("task_weights", "rows")
     by_parameter = True
+    reads = "rows"
+    task_weights: Tensor | None
     rows: Tensor | None
     unjudged: Tensor
 
@@ -52,23 +55,25 @@ class AutoLambda(Aggregator):
         self.rate, self.start, self.every = rate, start, every
         self.register_buffer("unjudged", torch.zeros((), dtype=torch.long))
 
-    def forward(self, losses: Tensor, rows: Tensor) -> Tensor:
+    def weights(self, losses: Tensor, gradients: Tensor | None = None) -> Tensor:
         if int(self.unjudged) >= self.every:
             raise RuntimeError(
                 f"AutoLambda has been called {int(self.unjudged)} times without a look-ahead, so its"
                 " weights do not learn; after each step run meta_backward on a validation batch with"
                 " aggregator=weights.look_ahead(), or set every= higher."
             )
-        self.weights = self.recall("weights", torch.full_like(losses.detach(), self.start))
-        self.rows = rows.detach().clone()
-        self.unjudged += 1
-        return weighted(self.weights, rows)
+        assert gradients is not None
+        weights = self.recall("task_weights", torch.full_like(losses.detach(), self.start))
+        self.task_weights, self.rows = weights, gradients.detach().clone()
+        self.unjudged = self.unjudged + 1
+        return weights
 
-    def look_ahead(self, primary: Sequence[int] | None = None) -> Aggregator:
-        """The aggregator for validation batches after the step: the mean of the primary tasks' rows.
+    def look_ahead(self, primary: Sequence[int | str] | None = None) -> Aggregator:
+        """The aggregator for validation batches after the step: the mean of the primary tasks' gradients.
 
         Args:
-            primary: positions of the tasks whose validation loss counts; all, where None.
+            primary: the tasks whose validation loss counts, by name, or by position in the validation
+                batch; if None, all of that batch.
         """
         return _LookAhead(self, primary)
 
@@ -81,22 +86,49 @@ class AutoLambda(Aggregator):
                 f"the validation gradient has {len(validation)} entries, the training rows have"
                 f" {self.rows.shape[1]}; both need the same tasks and the same shared parameters."
             )
-        self.weights = self.weights + (self.rate * (self.rows @ validation)).to(self.weights)
+        assert self.task_weights is not None
+        self.task_weights = self.task_weights + (self.rate * (self.rows @ validation)).to(self.task_weights)
         self.rows = None
-        self.unjudged.zero_()
+        self.unjudged = torch.zeros_like(self.unjudged)
 
 
 class _LookAhead(Aggregator):
     scale = "mean"
     by_parameter = True
 
-    def __init__(self, weights: AutoLambda, primary: Sequence[int] | None) -> None:
+    def __init__(self, weights: AutoLambda, primary: Sequence[int | str] | None) -> None:
         super().__init__()
         self._weights = (weights,)  # in a tuple, because its state is not ours
         self.primary = primary
 
-    def forward(self, losses: Tensor, rows: Tensor) -> Tensor:
-        chosen = rows if self.primary is None else rows[list(self.primary)]
-        direction = chosen.detach().mean(0)
+    def snapshot(self) -> Any:
+        return super().snapshot(), self._weights[0].snapshot()
+
+    def restore(self, snapshot: Any) -> None:
+        super().restore(snapshot[0])
+        self._weights[0].restore(snapshot[1])
+
+    def forward(self, losses: Tensor, gradients: Tensor) -> Tensor:
+        return self._learn(gradients, None)
+
+    def combine(
+        self, losses: Tensor, gradients: Tensor | None, tasks: Sequence[str] | None = None
+    ) -> Combined:
+        assert gradients is not None
+        return Combined(self._learn(gradients, tasks), None)
+
+    def _learn(self, gradients: Tensor, tasks: Sequence[str] | None) -> Tensor:
+        names = list(tasks or ())
+        unknown = [task for task in self.primary or () if isinstance(task, str) and task not in names]
+        if unknown:
+            raise ValueError(
+                f"look_ahead(primary={list(self.primary or ())}): this batch has no task {unknown[0]!r};"
+                f" its tasks are {', '.join(names) or 'without names'}."
+            )
+        if self.primary is not None:
+            gradients = gradients[
+                [names.index(task) if isinstance(task, str) else task for task in self.primary]
+            ]
+        direction = gradients.detach().mean(0)
         self._weights[0].learn(direction)
         return direction

@@ -1,71 +1,261 @@
-"""What an aggregator is: it says what the tasks' gradients say together."""
+"""Base classes of aggregators."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 
-class Aggregator(nn.Module, ABC):
-    """From the tasks' losses `[T]` and gradient rows `[T, n]` to one direction `[n]`.
+class Combined(NamedTuple):
+    """The result of `Aggregator.combine`.
 
     Attributes:
-        scale: what T equal rows `g` become at the first call, with losses of one: `g` ("mean"), `T g`
-            ("sum"), or what the docstring says ("own"). `Rescaled` puts any two on one norm.
-        memory: names of what is remembered from call to call. They are buffers, None until the first call
-            gives them shape, dtype and device; so they are in the state dict, and training goes on from it
-            bit for bit.
-        by_parameter: whether something is remembered for each of the n columns. Such an aggregator needs
-            rows over parameters: gradients of features belong to other examples at every call.
+        direction: the update direction `[n]`; None if no gradients were passed.
+        weights: the weights `[T]` of the losses, in the order of the batch; None for an aggregator that
+            combines gradients. A task's own parameters receive `weights[t]` times its gradient.
+    """
+
+    direction: Tensor | None
+    weights: Tensor | None
+
+
+class Aggregator(nn.Module, ABC):
+    """Combines the losses `[T]` and the per-task gradients `[T, n]` into one update direction `[n]`.
+
+    `meta_backward` calls `combine`; a subclass defines `forward`, or `weights` if it is a `LossWeighting`.
+    State and given weights belong to tasks, not to positions: the names of the tasks are stored at the
+    first call of `combine`, and later batches are brought into their order.
+
+    Attributes:
+        scale: what T equal gradients `g` become at the first call, with losses of one: `g` ("mean"), `T g`
+            ("sum"), or what the docstring says ("own"). `Rescaled` gives any two the same norm.
+        reads: what the result depends on. "losses": `sum_t w_t g_t` with weights that depend on the losses
+            alone. "gramian": weights that depend on the losses and on `J J^T`. "columns": every entry of
+            the direction depends on that column of the gradients alone. "rows": the whole matrix.
+        memory: names of buffers that are state. They are None until the first call determines shape, dtype
+            and device, and are replaced, never written in place. They are part of the state dict, and
+            training continues from it bit for bit.
+        by_parameter: whether there is state for each of the n columns. Such an aggregator needs gradients
+            at parameters: those at features belong to other examples at every call.
+        per_task: whether a state or an option belongs to a single task.
+        tasks: the names of the tasks of the state; `()` for tasks without names, None before the first
+            call.
+        num_tasks: the number of tasks of the state, None before the first call.
     """
 
     scale: str = "own"
+    reads: str = "rows"
     memory: ClassVar[tuple[str, ...]] = ()
     by_parameter: bool = False
 
     def __init__(self) -> None:
         super().__init__()
-        self.name = type(self).__name__  # the method's, in messages
+        self.name = type(self).__name__  # in messages
+        self.per_task = bool(self.memory)
+        self.tasks: tuple[str, ...] | None = None
+        self.num_tasks: int | None = None
         for name in self.memory:
             self.register_buffer(name, None)
 
     @abstractmethod
-    def forward(self, losses: Tensor, rows: Tensor) -> Tensor:
-        """The direction, which takes the place of the gradient: the optimizer steps against it."""
+    def forward(self, losses: Tensor, gradients: Tensor) -> Tensor:
+        """The direction, which replaces the gradient: the optimizer steps against it."""
+
+    def __call__(self, losses: Tensor, gradients: Tensor) -> Tensor:
+        """`forward`; the number of tasks must not change if there is state for each of them."""
+        self._check_number(None, len(losses))
+        direction = super().__call__(losses, gradients)
+        if self.per_task:
+            self.num_tasks = len(losses)
+        return direction
+
+    def weights(self, losses: Tensor, gradients: Tensor | None = None) -> Tensor | None:
+        """The weights of the losses `[T]`; None for an aggregator that combines gradients."""
+        return None
+
+    def combine(
+        self, losses: Tensor, gradients: Tensor | None, tasks: Sequence[str] | None = None
+    ) -> Combined:
+        """The direction, and the weights of the losses if the aggregator weights losses.
+
+        Args:
+            losses: `[T]`.
+            gradients: `[T, n]`; may be None if `reads` is "losses".
+            tasks: the names of the tasks, in the order of `losses`; None for a meta-batch.
+
+        Raises:
+            ValueError: other tasks, or another number of tasks, than the state belongs to.
+        """
+        if gradients is None and self.reads != "losses":
+            raise ValueError(f"{self.name} depends on the gradients of the tasks; pass gradients [T, n].")
+        order = self.arrange(tasks, len(losses))
+        if order is not None:
+            losses, gradients = losses[order], None if gradients is None else gradients[order]
+        weights = self.weights(losses, gradients)
+        if weights is None:
+            direction: Tensor | None = self(losses, gradients)  # type: ignore[arg-type]
+        else:
+            direction = None if gradients is None else weighted(weights, gradients)
+            if order is not None:
+                weights = torch.empty_like(weights).index_put((torch.tensor(order),), weights)
+        self.bind(tasks, len(losses))
+        return Combined(direction, weights)
+
+    def arrange(self, tasks: Sequence[str] | None, num_tasks: int) -> list[int] | None:
+        """The permutation that brings a batch into the order of the state; None if no change is needed.
+
+        Raises:
+            ValueError: other tasks, or another number of tasks, than the state belongs to.
+        """
+        self._check_number(tasks, num_tasks)
+        if not self.per_task or self.tasks is None or tuple(tasks or ()) == self.tasks:
+            return None
+        if not tasks or not self.tasks:
+            stored = f"the tasks {', '.join(self.tasks)}" if self.tasks else "tasks without names"
+            given = f"the tasks {', '.join(tasks)}" if tasks else "a meta-batch of tasks without names"
+            raise ValueError(f"{self.name} has a state for {stored}; this batch has {given}. {_REMEDY}")
+        if set(tasks) != set(self.tasks):
+            raise ValueError(self._difference(tasks))
+        return [list(tasks).index(name) for name in self.tasks]
+
+    def bind(self, tasks: Sequence[str] | None, num_tasks: int) -> None:
+        """Store which tasks the state belongs to."""
+        if self.per_task:
+            self.num_tasks = num_tasks
+            self.tasks = tuple(tasks or ()) if self.tasks is None else self.tasks
+
+    def expect(self, num_tasks: int, tasks: Sequence[str] | None = None) -> None:
+        """State the number of tasks, or their names, when options are given for each of them."""
+        self.per_task, self.num_tasks = True, num_tasks
+        self.tasks = None if tasks is None else tuple(tasks)
+
+    def _check_number(self, tasks: Sequence[str] | None, num_tasks: int) -> None:
+        if not self.per_task or self.num_tasks in (None, num_tasks):
+            return
+        if tasks and self.tasks:
+            raise ValueError(self._difference(tasks))
+        names = f" ({', '.join(tasks)})" if tasks else ""
+        raise ValueError(
+            f"{self.name} has weights or a state for {self.num_tasks} tasks; this batch has"
+            f" {num_tasks}{names}. {_REMEDY}"
+        )
+
+    def _difference(self, tasks: Sequence[str]) -> str:
+        stored = self.tasks or ()
+        missing = [name for name in stored if name not in tasks]
+        unknown = [name for name in tasks if name not in stored]
+        parts = [f"without {', '.join(missing)}"] if missing else []
+        parts += [f"with the unknown {', '.join(unknown)}"] if unknown else []
+        return (
+            f"{self.name} has a state for each of the tasks {', '.join(stored)}; this batch has"
+            f" {', '.join(tasks)}: {' and '.join(parts)}. {_REMEDY}"
+        )
 
     def recall(self, name: str, start: Tensor) -> Tensor:
-        """What is remembered under `name`; `start` at the first call."""
-        found = getattr(self, name)
-        if found is None:
+        """The state `name`; `start` at the first call."""
+        state = getattr(self, name)
+        if state is None:
             return start
-        if found.shape != start.shape:
+        if state.shape != start.shape:
             raise ValueError(
-                f"{self.name} remembers {name} of shape {list(found.shape)} from the calls before, but"
-                f" these tasks need {list(start.shape)}; keep one aggregator for one set of tasks."
+                f"{self.name} has a state {name} of shape {list(state.shape)} from the calls before, but"
+                f" these gradients need {list(start.shape)}. {_REMEDY}"
             )
-        return found.to(start)
+        return state.to(start)
+
+    def snapshot(self) -> Any:
+        """The state, for `restore`: buffers, parameters with their `.grad`, and plain attributes.
+
+        Tensors of `memory` are referenced, because they are never written in place; others are copied.
+        """
+        saved = []
+        for module in self.modules():
+            kept = module.memory if isinstance(module, Aggregator) else ()
+            buffers = {
+                name: buffer if buffer is None or name in kept else buffer.clone()
+                for name, buffer in module._buffers.items()
+            }
+            params = {
+                name: (param, param.detach().clone(), None if param.grad is None else param.grad.clone())
+                for name, param in module._parameters.items()
+                if param is not None
+            }
+            plain = {
+                k: v for k, v in vars(module).items() if k not in ("_buffers", "_parameters", "_modules")
+            }
+            saved.append((module, buffers, params, plain))
+        return saved
+
+    def restore(self, snapshot: Any) -> None:
+        """Set the state to that of a snapshot."""
+        for module, buffers, params, plain in snapshot:
+            module._buffers.update(buffers)
+            for param, value, gradient in params.values():
+                param.data, param.grad = value, gradient
+            vars(module).update(plain)
+
+    @contextmanager
+    def restored_on_error(self) -> Iterator[None]:
+        """Within this context an exception leaves the state unchanged."""
+        snapshot = self.snapshot()
+        try:
+            yield
+        except BaseException:
+            self.restore(snapshot)
+            raise
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"tasks": self.tasks, "num_tasks": self.num_tasks}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.tasks, self.num_tasks = state["tasks"], state["num_tasks"]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # What is None until the first call cannot be loaded into.
+        # A buffer that is None until the first call cannot be loaded into.
         for name in self.memory:
             saved = state_dict.get(prefix + name)
             setattr(self, name, None if saved is None else torch.empty_like(saved))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def weighted(weights: Tensor, rows: Tensor) -> Tensor:
+_REMEDY = "Use one aggregator for one set of tasks, or one without a state, such as Mean."
+
+
+class LossWeighting(Aggregator):
+    """Base class of aggregators that weight losses: the gradient of `sum_t w_t L_t`, `sum_t w_t g_t`.
+
+    The weights are constants of the derivative. They hold for every parameter: `meta_backward` applies them
+    to the shared parameters and to the parameters that belong to single tasks (heads, the adapter's).
+    """
+
+    reads = "losses"
+
+    @abstractmethod
+    def weights(self, losses: Tensor, gradients: Tensor | None = None) -> Tensor:
+        """The weights `[T]` of losses `[T]`; this is one call, which updates the state.
+
+        `gradients` `[T, n]` may be None if `reads` is "losses".
+        """
+
+    def forward(self, losses: Tensor, gradients: Tensor) -> Tensor:
+        return weighted(self.weights(losses, gradients), gradients)
+
+
+def weighted(weights: Tensor, gradients: Tensor) -> Tensor:
     """`sum_t w_t g_t`."""
-    return weights.to(rows) @ rows.detach()
+    return weights.to(gradients) @ gradients.detach()
 
 
 def check_positive(method: str, losses: Tensor) -> None:
-    """Refuse losses that are zero or less, for a method that divides by them or takes their logarithm."""
+    """Raise an error for losses that a method cannot divide by or take the logarithm of."""
     bad = (~(losses > 0)).nonzero().flatten().tolist()
     if bad:
         raise ValueError(
             f"{method} needs positive losses, but those of tasks {bad} are {losses[bad].tolist()}; add a"
-            " constant to these losses, or use an aggregator that looks at gradients alone."
+            " constant to these losses, or use an aggregator that depends on the gradients alone."
         )

@@ -37,8 +37,8 @@ class DBMTL(Aggregator):
     def forward(self, losses: Tensor, rows: Tensor) -> Tensor:
         check_positive("DBMTL", losses)
         found = rows.detach() / losses.detach().to(rows)[:, None]
-        self.calls += 1
-        keep = self.beta / int(self.calls) ** self.sigma
+        keep = self.beta / (int(self.calls) + 1) ** self.sigma
         self.average = found + keep * (self.recall("average", found) - found)
+        self.calls = self.calls + 1
         norms = self.average.norm(dim=1)
         return torch.where(norms > 0, norms.max() / norms, 0.0) @ self.average

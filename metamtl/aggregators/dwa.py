@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Aggregator, check_positive, weighted
+from .base import LossWeighting, check_positive
 from .scalarized import slopes
 
 _MEMORY = ("_loss_sum", "_n_batches", "_previous_averages")
 
 
-class DWA(Aggregator):
+class DWA(LossWeighting):
     """Dynamic weight average: more weight to the tasks whose loss falls more slowly.
 
     Liu, Johns, Davison 2019, https://arxiv.org/abs/1803.10704, by TorchJD's `DWA`. With `r_t` the mean loss
@@ -45,18 +45,20 @@ class DWA(Aggregator):
 
         self.inner = scalarization.DWA(temperature)
         self.calls_per_epoch = calls_per_epoch
+        self.per_task = True
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
 
     def get_extra_state(self) -> dict[str, Any]:
-        return {name: vars(self.inner)[name] for name in _MEMORY}
+        return {**super().get_extra_state(), **{name: vars(self.inner)[name] for name in _MEMORY}}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        vars(self.inner).update(state)
+        super().set_extra_state(state)
+        vars(self.inner).update({name: state[name] for name in _MEMORY})
 
-    def forward(self, losses: Tensor, rows: Tensor) -> Tensor:
+    def weights(self, losses: Tensor, gradients: Tensor | None = None) -> Tensor:
         check_positive("DWA", losses)
-        direction = weighted(slopes(self.inner, losses), rows)
-        self.calls += 1
+        weights = slopes(self.inner, losses)
+        self.calls = self.calls + 1
         if int(self.calls) % self.calls_per_epoch == 0:
             self.inner.step()
-        return direction
+        return weights

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .base import Aggregator, check_positive, weighted
+from .base import LossWeighting, check_positive
 from .scalarized import slopes
 
 
-class FAMO(Aggregator):
+class FAMO(LossWeighting):
     """Fast adaptive multitask optimization: weights under which all log-losses fall alike.
 
     Liu, Feng, Stone, Liu 2023, https://arxiv.org/abs/2306.03792, by TorchJD's `FAMO`. With `z = softmax(w)`
@@ -51,17 +53,20 @@ class FAMO(Aggregator):
         from torchjd import scalarization
 
         self.inner = scalarization.FAMO(num_tasks, min_losses, lr, weight_decay)
+        self.expect(num_tasks)
         self.waiting = False  # for the losses after the step
 
     def get_extra_state(self) -> dict[str, Any]:
         adam = self.inner._optimizer
         return {
+            **super().get_extra_state(),
             "before": self.inner._prev_losses,
             "adam": None if adam is None else adam.state_dict(),
             "waiting": self.waiting,
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
+        super().set_extra_state(state)
         if state["before"] is not None:
             self.inner.to(state["before"])  # or the logits, loaded next, would be rounded
         self.inner._prev_losses, self.waiting = state["before"], state["waiting"]
@@ -71,25 +76,36 @@ class FAMO(Aggregator):
             adam.load_state_dict(state["adam"])
             self.inner._optimizer = adam
 
-    def forward(self, losses: Tensor, rows: Tensor) -> Tensor:
+    def snapshot(self) -> Any:
+        return super().snapshot(), copy.deepcopy(self.get_extra_state())  # Adam writes its state in place
+
+    def restore(self, snapshot: Any) -> None:
+        super().restore(snapshot[0])
+        self.set_extra_state(snapshot[1])
+
+    def weights(self, losses: Tensor, gradients: Tensor | None = None) -> Tensor:
+        self._check(losses)
         self.inner.to(losses)
         if self.waiting:
             self.update(losses)
-        self._check(losses)
-        direction = weighted(slopes(self.inner, losses), rows)
+        weights = slopes(self.inner, losses)
         self.waiting = True
-        return direction
+        return weights
 
-    def update(self, losses: Tensor) -> None:
-        """Learn from the losses of the same batch after the optimizer's step, `[T]`."""
+    def update(self, losses: Tensor, tasks: Sequence[str] | None = None) -> None:
+        """Learn from the losses of the same batch after the optimizer's step.
+
+        Args:
+            losses: `[T]`.
+            tasks: the names of the tasks in the order of `losses` (`Outcome.tasks`); if None, the order is
+                that of the first call.
+        """
+        order = None if tasks is None else self.arrange(tasks, len(losses))
+        losses = losses if order is None else losses[order]
         self._check(losses)
         self.inner.update(losses.detach())
         self.waiting = False
 
     def _check(self, losses: Tensor) -> None:
-        if losses.shape != self.inner.min_losses.shape:
-            raise ValueError(
-                f"FAMO(num_tasks={len(self.inner.min_losses)}) got the losses of {len(losses)} tasks;"
-                " keep one aggregator for one set of tasks."
-            )
-        check_positive("FAMO", losses - self.inner.min_losses)
+        self._check_number(None, len(losses))
+        check_positive("FAMO", losses - self.inner.min_losses.to(losses))

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from .base import Aggregator, weighted
+from .base import LossWeighting
 
 
-class LossAscent(Aggregator):
+class LossAscent(LossWeighting):
     """`w_t <- w_t exp(rate L_t)`, brought back to sum one; the direction is `sum_t w_t g_t`. Scale: mean.
 
     The exponentiated form of `w_t += rate L_t`, projected onto the simplex: gradient ascent on
@@ -34,15 +34,15 @@ class LossAscent(Aggregator):
         super().__init__()
         self.rate = rate
 
-    def forward(self, losses: Tensor, rows: Tensor) -> Tensor:
+    def weights(self, losses: Tensor, gradients: Tensor | None = None) -> Tensor:
         losses = losses.detach()
         start = torch.full_like(losses, -math.log(len(losses)))
         log_weights = (self.recall("log_weights", start) + self.rate * losses).log_softmax(0)
         self.log_weights = log_weights
-        return weighted(log_weights.exp(), rows)
+        return log_weights.exp()
 
 
-class RawLossAscent(Aggregator):
+class RawLossAscent(LossWeighting):
     """`w_t <- w_t + rate L_t`, from `1/T`, and never brought back. Here to be compared with; it diverges.
 
     Ascent on `sum_t w_t L_t` in w without a bound. Where tasks conflict no loss reaches zero, so after k
@@ -62,13 +62,14 @@ class RawLossAscent(Aggregator):
     tensor([3.5000, 6.5000])
     """
 
-    memory = ("weights",)
+    memory = ("task_weights",)
 
     def __init__(self, rate: float = 0.01) -> None:
         super().__init__()
         self.rate = rate
 
-    def forward(self, losses: Tensor, rows: Tensor) -> Tensor:
+    def weights(self, losses: Tensor, gradients: Tensor | None = None) -> Tensor:
         losses = losses.detach()
-        self.weights = self.recall("weights", torch.full_like(losses, 1 / len(losses))) + self.rate * losses
-        return weighted(self.weights, rows)
+        start = torch.full_like(losses, 1 / len(losses))
+        self.task_weights = self.recall("task_weights", start) + self.rate * losses
+        return self.task_weights

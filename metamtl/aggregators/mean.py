@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from .base import Aggregator
+from .base import LossWeighting
 
 
-class Mean(Aggregator):
-    """The mean of the rows, `1/T sum_t g_t`: the gradient of the mean loss. Scale: mean.
+class Mean(LossWeighting):
+    """The mean of the gradients, `1/T sum_t g_t`: the gradient of the mean loss. Scale: mean.
 
     >>> import torch
     >>> Mean()(torch.ones(2), torch.tensor([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]))
@@ -17,5 +18,5 @@ class Mean(Aggregator):
 
     scale = "mean"
 
-    def forward(self, losses: Tensor, rows: Tensor) -> Tensor:
-        return rows.mean(0)
+    def weights(self, losses: Tensor, gradients: Tensor | None = None) -> Tensor:
+        return torch.full_like(losses.detach(), 1 / len(losses))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .base import Aggregator
+from .torchjd import missing_package
 
 
 class NashMTL(Aggregator):
@@ -31,6 +32,8 @@ class NashMTL(Aggregator):
     tensor([0.0766, 0.9985, 0.9985])
     """
 
+    reads = "gramian"
+
     def __init__(self, max_norm: float = 1.0) -> None:
         super().__init__()
         if max_norm < 0:
@@ -40,10 +43,7 @@ class NashMTL(Aggregator):
         try:
             self.inner = aggregation.FairGrad(alpha=1.0)
         except ImportError as error:
-            raise ImportError(
-                f"aggregators.NashMTL needs packages that are not installed ({error});"
-                " pip install 'torchjd[full]'."
-            ) from error
+            raise missing_package("NashMTL", error) from error
         self.max_norm = max_norm
 
     def forward(self, losses: Tensor, rows: Tensor) -> Tensor:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from .base import Aggregator
+from .base import Aggregator, weighted
 
 
 class Rescaled(Aggregator):
     """The direction of `inner`, as long as the mean gradient: `|mean_t g_t| d / |d|`. Scale: mean.
 
-    Aggregators differ in length as much as in direction (a sum is T times a mean), so at one learning rate
-    they are not compared alike; rescaled, they are. A zero direction stays zero.
+    Directions differ in length (a sum is T times a mean), so that one learning rate means something else
+    for each aggregator; rescaled, they can be compared. A zero direction stays zero.
+
+    If `inner` weights losses, so does this aggregator: the factor multiplies the weights, and with them the
+    gradients of the parameters that belong to single tasks. For every parameter `Rescaled(Sum())` equals
+    `Mean()`.
 
     Args:
         inner: the aggregator; its parameters and state are part of this one's.
@@ -28,17 +34,34 @@ class Rescaled(Aggregator):
         super().__init__()
         if norm != "mean" and (isinstance(norm, str) or not norm > 0):
             raise ValueError(
-                f"norm={norm!r}: give 'mean', for that of the mean gradient, or a length above 0."
+                f"norm={norm!r}: pass 'mean', the norm of the mean gradient, or a length above 0."
             )
         self.inner, self.norm = inner, norm
         self.scale = "mean" if norm == "mean" else "own"
         self.by_parameter = inner.by_parameter
+        self.reads = "gramian" if inner.reads in ("losses", "gramian") else "rows"
 
     def extra_repr(self) -> str:
         return f"norm={self.norm!r}"
 
-    def forward(self, losses: Tensor, rows: Tensor) -> Tensor:
-        direction = self.inner(losses, rows)
-        wanted = rows.detach().mean(0).norm() if isinstance(self.norm, str) else self.norm
+    def arrange(self, tasks: Sequence[str] | None, num_tasks: int) -> list[int] | None:
+        return self.inner.arrange(tasks, num_tasks)
+
+    def bind(self, tasks: Sequence[str] | None, num_tasks: int) -> None:
+        self.inner.bind(tasks, num_tasks)
+
+    def weights(self, losses: Tensor, gradients: Tensor | None = None) -> Tensor | None:
+        weights = self.inner.weights(losses, gradients)
+        if weights is None:
+            return None
+        assert gradients is not None
+        return weights * self._factor(weighted(weights, gradients), gradients).to(weights)
+
+    def forward(self, losses: Tensor, gradients: Tensor) -> Tensor:
+        direction = self.inner(losses, gradients)
+        return direction * self._factor(direction, gradients)
+
+    def _factor(self, direction: Tensor, gradients: Tensor) -> Tensor:
         length = direction.norm()
-        return direction * torch.where(length > 0, wanted / length, 0.0)
+        wanted = gradients.detach().mean(0).norm() if isinstance(self.norm, str) else self.norm
+        return torch.where(length > 0, wanted / length, 0.0)

@@ -1,4 +1,4 @@
-"""TorchJD's scalarizers: weights that come from the losses alone."""
+"""TorchJD's scalarizers: weights that depend on the losses alone."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Aggregator, check_positive, weighted
-from .torchjd import follow
+from .base import LossWeighting, check_positive
+from .torchjd import expect_vectors, follow
 
-# Those that need no more than the losses of one call. DWA and FAMO have files of their own; Mean, Sum,
-# Constant and Random are there as aggregators.
+# Those that need only the losses of one call. DWA and FAMO have files of their own; Mean, Sum, Constant and
+# Random are aggregators of TorchJD as well.
 _OFFERED = ["COSMOS", "GeometricMean", "IMTLL", "PBI", "STCH", "UW"]
 
 
@@ -20,12 +20,19 @@ def names() -> list[str]:
     return list(_OFFERED)
 
 
-class Scalarized(Aggregator):
-    """Descends one scalar function of the losses, the scalarizer `name` of TorchJD, https://torchjd.org.
+def wrapped_class(name: str) -> type:
+    """The class of TorchJD whose arguments `metamtl.aggregators.<name>` has."""
+    from torchjd import scalarization
 
-    `metamtl.aggregators.UW(3)` is `Scalarized("UW", 3)`. The direction of `s(L_1 ... L_T)` is
-    `sum_t ds/dL_t g_t`. What a task has to itself (its head) keeps its plain gradient, where the papers
-    weight it too.
+    return getattr(scalarization, name)
+
+
+class Scalarized(LossWeighting):
+    """The gradient of a scalar function of the losses, the scalarizer `name` of TorchJD, https://torchjd.org.
+
+    `metamtl.aggregators.UW(3)` is `Scalarized("UW", 3)`, and `Scalarized(scalarizer)` wraps a scalarizer of
+    TorchJD. The direction for `s(L_1 ... L_T)` is `sum_t ds/dL_t g_t`, and every parameter receives what
+    `scalarizer(losses).backward()` would give it.
 
     | name | what is descended | scale |
     |---|---|---|
@@ -42,8 +49,8 @@ class Scalarized(Aggregator):
     Ruchte and Grabocka 2021, https://arxiv.org/abs/2103.13392. PBI: Zhang and Li 2007.
 
     The `s_t` of UW and IMTLL are parameters of the aggregator: a call adds their gradient to their `.grad`,
-    as `meta_backward` does for the model's. Give them to an optimizer:
-    `torch.optim.Adam([*model.parameters(), *recipe.aggregator.parameters()])`.
+    as `meta_backward` does for the model's. They are constant unless an optimizer has them:
+    `torch.optim.Adam([*model.parameters(), *recipe.parameters()])`.
 
     Raises:
         ValueError: a loss of zero or less, for GeometricMean.
@@ -55,21 +62,36 @@ class Scalarized(Aggregator):
     tensor([ 0., -1.])
     """
 
-    def __init__(self, name: str, /, *args: Any, **options: Any) -> None:
+    def __init__(self, name: str | nn.Module, /, *args: Any, **options: Any) -> None:
         super().__init__()
-        if name not in _OFFERED:
-            raise AttributeError(f"no scalarizer {name!r} is offered; there are {', '.join(_OFFERED)}.")
         from torchjd import scalarization
 
-        self.inner = getattr(scalarization, name)(*args, **options)
+        if not isinstance(name, str):
+            if args or options or not isinstance(name, scalarization.Scalarizer):
+                raise TypeError(
+                    f"Scalarized takes a scalarizer of TorchJD, or its name and options, not {name!r}."
+                )
+            self.inner, name = name, type(name).__name__
+            if name not in _OFFERED and hasattr(scalarization, name):
+                raise ValueError(
+                    f"the scalarizer {self.inner} draws random numbers, has a state of its own, or is an"
+                    f" aggregator as well; pass metamtl.aggregators.{name}(...) instead."
+                )
+        elif name not in _OFFERED:
+            raise AttributeError(f"no scalarizer {name!r} is offered; there are {', '.join(_OFFERED)}.")
+        else:
+            self.inner = wrapped_class(name)(*args, **options)
         self.name = name
         self.scale = {"GeometricMean": "mean", "IMTLL": "sum"}.get(name, "own")
+        for parameter in self.inner.parameters():
+            self.expect(parameter.numel())
+        expect_vectors(self, self.inner)
 
-    def forward(self, losses: Tensor, rows: Tensor) -> Tensor:
+    def weights(self, losses: Tensor, gradients: Tensor | None = None) -> Tensor:
         if self.name == "GeometricMean":
             check_positive(self.name, losses)
         follow(self.inner, losses)
-        return weighted(slopes(self.inner, losses), rows)
+        return slopes(self.inner, losses)
 
 
 def slopes(scalarizer: nn.Module, losses: Tensor) -> Tensor:

@@ -1,22 +1,28 @@
-"""TorchJD's aggregators behind metamtl's signature."""
+"""TorchJD's aggregators behind the signature of metamtl."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .base import Aggregator
+from .base import Aggregator, weighted
 
-# Of these TorchJD ships the weights of the rows only; our door makes the combination.
+# TorchJD ships only the weights of these; TorchJD's own base class combines the gradients with them.
 _WEIGHTINGS = {"SDMGrad": "SDMGradWeighting", "MoDo": "MoDoWeighting"}
-# Bases of TorchJD, and what is ours under the same name.
+# Base classes of TorchJD, and methods that metamtl implements under the same name.
 _NOT_OFFERED = {"Aggregator", "WeightedAggregator", "GramianWeightedAggregator", "Mean", "NashMTL"}
+_WEIGHTS_LOSSES = {"Constant", "Mean", "Random", "Sum"}
 _SUM = {"ConFIG", "GradDrop", "GradVac", "PCGrad", "Sum"}
 _OWN = {"CAGrad", "Constant", "FairGrad"}
-# What its methods remember outside of their buffers: for which matrix, and for how many calls.
+_COLUMNS = {"TrimmedMean"}
+DRAWS = {"GradDrop", "GradVac", "PCGrad", "Random"}
+# State outside of buffers: the matrix that it belongs to, and the number of calls.
 _MEMORY = ("_state_key", "_n_steps")
+# Options with one entry for each task.
+_VECTORS = ("weights", "pref_vector", "_pref_vector", "leak", "reference")
 
 
 def names() -> list[str]:
@@ -26,18 +32,26 @@ def names() -> list[str]:
     offered = [
         name
         for name in aggregation.__all__
-        if isinstance(found := getattr(aggregation, name), type)
-        and issubclass(found, aggregation.Aggregator)
+        if isinstance(value := getattr(aggregation, name), type)
+        and issubclass(value, aggregation.Aggregator)
         and name not in _NOT_OFFERED
     ]
     return sorted(offered + list(_WEIGHTINGS))
 
 
+def wrapped_class(name: str) -> type:
+    """The class of TorchJD whose arguments `metamtl.aggregators.<name>` has."""
+    from torchjd import aggregation
+
+    return getattr(aggregation, _WEIGHTINGS.get(name, name))
+
+
 class TorchJD(Aggregator):
     """The aggregator `name` of TorchJD, https://torchjd.org, with its own options.
 
-    `metamtl.aggregators.CAGrad(c=0.5)` is `TorchJD("CAGrad", c=0.5)`. Hyperparameters are those of
-    TorchJD's page for it; the losses are not looked at.
+    `metamtl.aggregators.CAGrad(c=0.5)` is `TorchJD("CAGrad", c=0.5)`, and `TorchJD(aggregator)` wraps an
+    aggregator of TorchJD. Hyperparameters are those of TorchJD's page for it; the losses are not used.
+    `Constant`, `Random` and `Sum` weight losses, the others combine gradients.
 
     | scale | of |
     |---|---|
@@ -45,56 +59,73 @@ class TorchJD(Aggregator):
     | mean | TrimmedMean, UPGrad |
     | sum | ConFIG, GradDrop, GradVac, PCGrad, Sum |
     | own | CAGrad: `1 + c` times the mean; Constant, which is fixed weights: that of its weights |
-    | own | FairGrad: for `alpha=1`, its length is `sqrt(T)`, whatever that of the rows |
+    | own | FairGrad: for `alpha=1`, its length is `sqrt(T)`, whatever that of the gradients |
 
-    Those that draw random numbers (PCGrad's order, GradDrop's mask, ...) draw them from `seed` and the
-    number of calls so far, never from the global generator; that number is part of the state dict. So is
-    what a method remembers from call to call (GradVac, MoDo, PCD, ...).
+    Random numbers (PCGrad's order, GradDrop's mask, ...) are drawn from `seed` and the number of calls so
+    far, never from the global generator; that number is part of the state dict. So is the state of a method
+    (GradVac, MoDo, PCD, ...).
 
-    MoDo and SDMGrad are stated for several independent batches a step; here they see one matrix, so their
-    papers' guarantees of convergence do not hold.
+    MoDo and SDMGrad are stated for several independent batches in a step; here they use one matrix, so that
+    their papers' guarantees of convergence do not hold.
 
     Raises:
-        ImportError: the method needs a package that TorchJD does not install by itself.
+        ImportError: the method needs a package that is not installed.
     """
 
     draws: Tensor
 
-    def __init__(self, name: str, /, *, seed: int = 0, **options: Any) -> None:
+    def __init__(self, name: str | nn.Module, /, *, seed: int = 0, **options: Any) -> None:
         super().__init__()
         from torchjd import aggregation
 
-        if name not in _WEIGHTINGS and not hasattr(aggregation, name):
-            raise AttributeError(f"TorchJD has no aggregator {name!r}; it has {', '.join(names())}.")
-        try:
-            if name in _WEIGHTINGS:
-                weighting = getattr(aggregation, _WEIGHTINGS[name])(**options)
-                self.inner = aggregation.GramianWeightedAggregator(weighting)
-            else:
-                self.inner = getattr(aggregation, name)(**options)
-        except ImportError as error:
-            raise ImportError(
-                f"aggregators.{name} needs packages that are not installed ({error});"
-                " pip install 'torchjd[full]'."
-            ) from error
+        if isinstance(name, str):
+            if name not in _WEIGHTINGS and not hasattr(aggregation, name):
+                raise AttributeError(f"TorchJD has no aggregator {name!r}; it has {', '.join(names())}.")
+            try:
+                inner = wrapped_class(name)(**options)
+            except ImportError as error:
+                raise missing_package(name, error) from error
+            self.inner = aggregation.GramianWeightedAggregator(inner) if name in _WEIGHTINGS else inner
+        elif isinstance(name, aggregation.Aggregator):
+            if options:
+                raise TypeError(
+                    f"options {list(options)} belong to the constructor of {name}, not to TorchJD."
+                )
+            self.inner, name = name, type(name).__name__
+        else:
+            raise TypeError(
+                f"{name!r} is neither the name of an aggregator of TorchJD nor an aggregator of it."
+            )
         self.name, self.seed, self.options = name, seed, options
-        self.scale = "sum" if name in _SUM else "own" if name in _OWN else "mean"
+        known = wrapped_class(name) if hasattr(aggregation, _WEIGHTINGS.get(name, name)) else None
+        if name not in _WEIGHTINGS and type(self.inner) is not known:
+            self.scale = "own"  # a class of the user's
+        else:
+            self.scale = "sum" if name in _SUM else "own" if name in _OWN else "mean"
+            if name in _WEIGHTS_LOSSES:
+                self.reads = "losses"
+            elif isinstance(self.inner, aggregation.GramianWeightedAggregator):
+                self.reads = "gramian"
+            elif name in _COLUMNS:
+                self.reads = "columns"
         self.by_parameter = name == "ExcessMTL"
+        self.per_task = any(hasattr(module, "reset") for module in self.inner.modules())
+        expect_vectors(self, self.inner)
         self.register_buffer("draws", torch.zeros((), dtype=torch.long))
 
     def extra_repr(self) -> str:
-        return ", ".join(
-            [repr(self.name), f"seed={self.seed}", *(f"{k}={v!r}" for k, v in self.options.items())]
-        )
+        return ", ".join([f"seed={self.seed}", *(f"{k}={v!r}" for k, v in self.options.items())])
 
-    def get_extra_state(self) -> dict[str, dict[str, Any]]:
-        return {
+    def get_extra_state(self) -> dict[str, Any]:
+        inner = {
             path: {name: vars(module)[name] for name in _MEMORY if name in vars(module)}
             for path, module in self.inner.named_modules()
         }
+        return {**super().get_extra_state(), "inner": inner}
 
-    def set_extra_state(self, state: dict[str, dict[str, Any]]) -> None:
-        for path, memory in state.items():
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        super().set_extra_state(state)
+        for path, memory in state["inner"].items():
             vars(self.inner.get_submodule(path)).update(memory)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -105,22 +136,50 @@ class TorchJD(Aggregator):
                 setattr(module, name, None if saved is None else torch.empty_like(saved))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def forward(self, losses: Tensor, rows: Tensor) -> Tensor:
-        follow(self.inner, rows)
-        devices = [rows.device] if rows.is_cuda else []
-        with torch.random.fork_rng(devices=devices):
+    def weights(self, losses: Tensor, gradients: Tensor | None = None) -> Tensor | None:
+        if self.reads != "losses":
+            return None
+        # Weights of this kind depend on the number of tasks, dtype and device of the matrix alone.
+        matrix = losses.detach()[:, None] if gradients is None else gradients
+        return self._seeded(self.inner.weighting, matrix)
+
+    def forward(self, losses: Tensor, gradients: Tensor) -> Tensor:
+        weights = self.weights(losses, gradients)
+        return self._seeded(self.inner, gradients) if weights is None else weighted(weights, gradients)
+
+    def _seeded(self, function: Callable[[Tensor], Tensor], matrix: Tensor) -> Tensor:
+        """`function(matrix)`, with the random numbers of this call."""
+        follow(self.inner, matrix)
+        with torch.random.fork_rng(devices=[matrix.device] if matrix.is_cuda else []):
             seed = self.seed + int(self.draws)
             torch.default_generator.manual_seed(seed)
-            if rows.is_cuda:
-                with torch.cuda.device(rows.device):
+            if matrix.is_cuda:
+                with torch.cuda.device(matrix.device):
                     torch.cuda.manual_seed(seed)
-            direction = self.inner(rows.detach())
-        self.draws += 1
-        return direction
+            result = function(matrix.detach())
+        self.draws = self.draws + 1
+        return result
+
+
+def expect_vectors(aggregator: Aggregator, inner: nn.Module) -> None:
+    """Declare the number of tasks if an option of `inner` has one entry for each task."""
+    for part in inner.modules():
+        for name in _VECTORS:
+            vector = vars(part).get(name)
+            if isinstance(vector, Tensor) and vector.dim() == 1:
+                aggregator.expect(len(vector))
+
+
+def missing_package(name: str, error: ImportError) -> ImportError:
+    """The error of an aggregator whose packages are not installed."""
+    return ImportError(
+        f"aggregators.{name} needs packages that are not installed ({error});"
+        " pip install 'metamtl[aggregators]'."
+    )
 
 
 def follow(module: nn.Module, like: Tensor) -> None:
-    """Bring tensors that were given as options (weights, preferences) to the data's dtype and device."""
+    """Convert tensors that are options (weights, preferences) to the data's dtype and device."""
     for part in module.modules():
         for name, value in vars(part).items():
             if isinstance(value, Tensor) and value.is_floating_point():

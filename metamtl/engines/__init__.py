@@ -1,12 +1,11 @@
-"""Engines: how the tasks' rows are computed. All give the same numbers."""
+"""Engines: how the per-task gradients are computed. All give the same numbers."""
 
 from .auto import Auto, Choice
-from .base import Engine, Rows
+from .base import Engine, TaskGradients
 from .compiled import Compiled
-from .features import feature_rows
 from .loop import Loop
-from .named import named_rows
-from .task import Evaluation, TaskFunction
+from .named import named_gradients
+from .problem import TaskProblem
 from .vmap import Vmap
 
 __all__ = [
@@ -14,11 +13,9 @@ __all__ = [
     "Choice",
     "Compiled",
     "Engine",
-    "Evaluation",
     "Loop",
-    "Rows",
-    "TaskFunction",
+    "TaskGradients",
+    "TaskProblem",
     "Vmap",
-    "feature_rows",
-    "named_rows",
+    "named_gradients",
 ]

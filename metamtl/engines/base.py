@@ -1,4 +1,4 @@
-"""What an engine is: it computes one loss and one gradient row for each task."""
+"""The base class of engines, and what they return."""
 
 from __future__ import annotations
 
@@ -11,68 +11,80 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..functional import Params
-
-# function(shared, own, task's data) -> (objective, query loss)
-Function = Callable[[Params, Params, Any], tuple[Tensor, Tensor]]
+from .problem import TaskProblem
 
 
-def _as_it_is(directions: Params) -> Params:
+def _identity(directions: Params) -> Params:
     return directions
 
 
-class Rows(NamedTuple):
-    """What an engine found for T tasks.
+class TaskGradients(NamedTuple):
+    """Losses and gradients of T tasks.
 
     Attributes:
         losses: the query losses, `[T]`.
-        shared: the gradient of each task's objective to the shared parameters, `[T, ...]` by name.
-        own: the gradient to the adapter's own parameters, by name.
-        private: the gradient to parameters of the model that not all the tasks share, by name.
-        pull: from an aggregated direction, by the names in `shared`, to gradients by parameter. The
-            direction is the gradient, except where the rows are over features.
+        shared: the gradient of each task's objective with respect to the shared parameters, `[T, ...]` by
+            name: the rows of the Jacobian.
+        adapter_params: the same for the adapter's own parameters.
+        task_specific: for parameters that not all tasks use, by name, the gradients of the tasks that use
+            it, by the task's position.
+        evaluations: backward passes over a support or query set, summed over tasks.
+        to_parameters: from an aggregated direction, by the names in `shared`, to gradients by parameter.
+            The direction is the gradient, unless the gradients are with respect to features.
     """
 
     losses: Tensor
     shared: Params
-    own: Params
-    private: Params
-    pull: Callable[[Params], Params] = _as_it_is
+    adapter_params: Params
+    task_specific: dict[str, dict[int, Tensor]]
+    evaluations: int
+    to_parameters: Callable[[Params], Params] = _identity
 
 
 class Engine(ABC):
-    """Runs a function of one task over T alike tasks.
+    """Base class for engines. An engine computes the loss and the gradient of every task of a meta-batch.
 
-    Engines differ in speed and memory, never in what they compute. `data` is any nesting of tensors
-    with a leading task axis (and Nones); the function gets the same nesting without that axis.
+    Engines differ in speed and memory, never in what they compute. `data` is `(support, query, task ids)`,
+    tensors with a leading task axis in any nesting; other leaves are the same for all tasks.
     """
 
     def check(self, model: nn.Module) -> None:  # noqa: B027
-        """Refuse a module that this engine cannot run, before anything is computed."""
+        """Reject a module that this engine cannot run, before anything is computed."""
 
     @abstractmethod
-    def rows(self, function: Function, shared: Params, own: Params, data: Any) -> Rows:
-        """Losses and gradients of `function(shared, own, data_t) -> (objective, loss)`."""
+    def gradients(self, problem: TaskProblem, shared: Params, own: Params, data: Any) -> TaskGradients:
+        """The losses and gradients of all tasks.
+
+        Args:
+            problem: one task as functions of its arguments.
+            shared: the model's trainable parameters.
+            own: the adapter's parameters.
+        """
 
     @abstractmethod
-    def map(self, function: Callable[[Any], Any], data: Any) -> Any:
-        """`function(data_t)` for each task, its tensors stacked; no graph is built."""
+    def outputs(self, problem: TaskProblem, data: Any, *, every: bool = False) -> list[Any]:
+        """The adapted model's outputs on the query sets, `[T, Q, ...]`; no graph is recorded.
+
+        Returns:
+            One entry: the outputs after adaptation; with `every`, one for each stage of adaptation.
+        """
 
 
-def at(data: Any, index: int | slice) -> Any:
+def index_task(data: Any, index: int | slice) -> Any:
     """The data of one task, or of those of a slice."""
     return tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, data)
 
 
-def count(data: Any) -> int:
-    """How many tasks these are the data of."""
+def num_tasks(data: Any) -> int:
+    """The number of tasks in `data`."""
     return next(leaf.shape[0] for leaf in tree_leaves(data) if isinstance(leaf, Tensor))
 
 
-def added(gradients: list[Tensor]) -> Tensor:
-    """Their sum; of a single one itself."""
-    return gradients[0] if len(gradients) == 1 else torch.stack(gradients).sum(0)
-
-
 def stack(results: list[Any]) -> Any:
-    """Trees of tensors, one for each task, into one tree with a leading task axis."""
+    """Trees of tensors, one for each task, as one tree with a leading task axis."""
     return tree_map(lambda *leaves: torch.stack(leaves), *results)
+
+
+def concatenate(results: list[Any]) -> Any:
+    """Trees of tensors with a leading task axis, as one."""
+    return results[0] if len(results) == 1 else tree_map(lambda *leaves: torch.cat(leaves), *results)

@@ -1,46 +1,67 @@
-"""One task after the other: the plainest engine, and the one that takes any module."""
+"""One task after the other, by plain autograd: the engine that takes any module."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from ..functional import Params
-from .base import Engine, Function, Rows, at, count, stack
+from ..functional import Params, trainable
+from .base import Engine, TaskGradients, index_task, num_tasks, stack
+from .problem import TaskProblem
 
 
 class Loop(Engine):
-    """Tasks one by one, with plain autograd around each; memory is that of one task."""
+    """Tasks one by one, with plain autograd inside and outside; memory is that of one task.
+
+    It takes every module that `backward()` takes.
+    """
 
     def __repr__(self) -> str:
         return "Loop()"
 
-    def rows(self, function: Function, shared: Params, own: Params, data: Any) -> Rows:
-        shared, own = _leaves(shared), _leaves(own)
+    def gradients(self, problem: TaskProblem, shared: Params, own: Params, data: Any) -> TaskGradients:
+        shared, own = leaves(shared), leaves(own)
         inputs = [*shared.values(), *own.values()]
-        losses, rows, totals = [], [], [torch.zeros_like(param) for param in own.values()]
-        num_tasks = count(data)
-        for task in range(num_tasks):
+        losses, rows, evaluations = [], [], 0
+        for task in range(num_tasks(data)):
             with torch.enable_grad():
-                objective, loss = function(shared, own, at(data, task))
-            gradients = (
-                torch.autograd.grad(objective, inputs, allow_unused=True, materialize_grads=True)
-                if objective.requires_grad
-                else tuple(torch.zeros_like(param) for param in inputs)  # it depends on nothing learned
-            )
+                objective, loss, passes = problem(shared, own, index_task(data, task))
+            if not objective.requires_grad:
+                raise ValueError(DETACHED.format(task=task))
+            grads = torch.autograd.grad(objective, inputs, allow_unused=True, materialize_grads=True)
             losses.append(loss.detach())
-            rows.append(dict(zip(shared, gradients)))
-            for total, gradient in zip(totals, gradients[len(shared) :]):
-                total += gradient / num_tasks
-        return Rows(torch.stack(losses), stack(rows), dict(zip(own, totals)), {})
+            rows.append(grads)
+            evaluations += passes
+        columns = [torch.stack(column) for column in zip(*rows)]
+        of_shared = dict(zip(shared, columns))
+        of_adapter = dict(zip(own, columns[len(shared) :]))
+        return TaskGradients(torch.stack(losses), of_shared, of_adapter, {}, evaluations)
 
-    def map(self, function: Callable[[Any], Any], data: Any) -> Any:
+    def outputs(self, problem: TaskProblem, data: Any, *, every: bool = False) -> list[Any]:
+        shared = trainable(problem.model)
         with torch.no_grad():
-            return stack([function(at(data, task)) for task in range(count(data))])
+            tasks = [
+                adapted_outputs(problem, shared, index_task(data, task), every)
+                for task in range(num_tasks(data))
+            ]
+        return [stack(list(stage)) for stage in zip(*tasks)]
 
 
-def _leaves(params: Params) -> Params:
-    # Fresh leaves, so that a user's own graph around the parameters is left alone.
+DETACHED = (
+    "the objective of task {task} depends on no trainable parameter; look for a detach() on the way to its"
+    " loss."
+)
+
+
+def adapted_outputs(problem: TaskProblem, shared: Params, data: Any, every: bool) -> list[Any]:
+    """The output on one task's query set after adaptation, or at each stage of it."""
+    support, query, task = data
+    if every:
+        return [problem.output(params, query[0]) for params in problem.path(shared, support, task)]
+    return [problem.output(problem.adapt(shared, {}, support, task), query[0])]
+
+
+def leaves(params: Params) -> Params:
+    """New leaves of autograd with the same values, so that a graph of the user's is left alone."""
     return {name: param.detach().requires_grad_() for name, param in params.items()}

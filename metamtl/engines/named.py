@@ -1,91 +1,235 @@
-"""Rows of unlike tasks: named, each with its own head, loss and shapes."""
+"""Gradients of heterogeneous tasks: named, each with its own head, loss and shapes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..episode import Episode
 from ..functional import Params, forward
-from .base import Rows, added
-from .task import TaskFunction
+from .base import TaskGradients
+from .loop import leaves
+from .problem import TaskProblem
+
+Grads = list[tuple[Tensor | None, ...]]  # by task, then by input
 
 
-def named_rows(functions: Mapping[str, TaskFunction], shared: Params, own: Params) -> Rows:
-    """One row for each named task, over the parameters that all of them use.
+def named_gradients(
+    problems: Mapping[str, TaskProblem],
+    episodes: Mapping[str, Episode],
+    shared: Params,
+    own: Params,
+    features: str | None = None,
+) -> TaskGradients:
+    """The gradient of every named task, with respect to what all of them share.
 
-    Tasks without a support set whose `query.x` is the same object share one pass through the model.
+    Tasks run one by one, by plain autograd. Tasks without a support set whose `query.x` is the same object
+    share one pass through the model.
+
+    Args:
+        features: if None, gradients are with respect to the parameters that all tasks use. Otherwise the
+            name of a module: they are with respect to its output, `[T, *output]`; each task's backward
+            pass ends there, and one pass from there, in `to_parameters`, takes the aggregated direction to
+            the parameters. For aggregators that are linear in the gradients (Mean, Sum, fixed weights)
+            the result is the same.
 
     Raises:
-        ValueError: the tasks share no parameter; the objective of one depends on none.
+        ValueError: the tasks share no parameter; the objective of one depends on none; `features` names no
+            module, or not the last one that all tasks share, or the tasks do not share one input.
     """
-    shared = {name: param.detach().requires_grad_() for name, param in shared.items()}
-    own = {name: param.detach().requires_grad_() for name, param in own.items()}
+    shared, own = leaves(shared), leaves(own)
     inputs = [*shared.values(), *own.values()]
-    losses: Params = {}
-    gradients: dict[str, Any] = {}
-    with torch.enable_grad():
-        for group in _same_input(functions):
-            outputs = _outputs([functions[task] for task in group], group, shared)
+    groups = _groups(problems, episodes)
+    if features is not None:
+        _check_features(problems, groups, episodes, features)
+    model = next(iter(problems.values())).model
+    losses: dict[str, Tensor] = {}
+    grads: dict[str, tuple[Tensor | None, ...]] = {}
+    evaluations = 0
+    with torch.enable_grad(), _cut(model, features) as cut:
+        for group in groups:
+            outputs = _outputs([problems[task] for task in group], group, episodes, shared, features)
+            bottom = [] if features is None else [_single(cut, features)[1]]
             for task in group:
-                function = functions[task]
-                function.given = outputs.get(task)
-                objective, loss = function(shared, own, function.data)
-                function.given = None
-                # The pass through the model is shared by the group, so its graph stays till the last.
-                kept = len(outputs) > 0 and task != group[-1]
-                gradients[task] = (
-                    torch.autograd.grad(objective, inputs, allow_unused=True, retain_graph=kept)
-                    if objective.requires_grad
-                    else (None,) * len(inputs)
-                )
+                problem, episode = problems[task], episodes[task]
+                support, query = episode.support, episode.query
+                end = problem.adapt(shared, own, support, episode.task)
+                objective, loss, passes = problem.result(shared, end, support, query, outputs.get(task))
+                # The pass through the model is shared by the group, so its graph is kept for the others.
+                keep = len(outputs) > 0 and task != group[-1]
+                grads[task] = _gradients(objective, [*bottom, *inputs], keep or features is not None)
                 losses[task] = loss.detach()
-    gradients = {task: gradients[task] for task in functions}
-    used = [[row is not None for row in found] for found in gradients.values()]
-    common = [all(column) for column in zip(*used)]
-    names = [*shared, *own]
-    idle = [task for task, found in zip(functions, used) if not any(found)]
+                evaluations += passes
+    ordered = [grads[task] for task in problems]
+    stacked = torch.stack([losses[task] for task in problems])
+    if features is None:
+        _check_used(problems, ordered, len(shared))
+        return _collect(stacked, ordered, shared, own, evaluations)
+    rows = [row[0] for row in ordered]
+    unused = [task for task, row in zip(problems, rows) if row is None]
+    if unused:
+        raise ValueError(f"the objectives of tasks {unused} do not depend on the output of {features!r}.")
+    rest = [row[1:] for row in ordered]
+    _check_bypass(rest, list(shared), features)
+    output, _ = _single(cut, features)
+    collected = _collect(stacked, rest, shared, own, evaluations, aggregated=False)
+
+    def to_parameters(directions: Params) -> Params:
+        cotangent = directions[features].view_as(output).to(output)
+        found = torch.autograd.grad(output, list(shared.values()), cotangent, allow_unused=True)
+        return {name: gradient for name, gradient in zip(shared, found) if gradient is not None}
+
+    of_features = torch.stack([row for row in rows if row is not None])
+    return collected._replace(shared={features: of_features}, to_parameters=to_parameters)
+
+
+def _collect(
+    losses: Tensor, grads: Grads, shared: Params, own: Params, evaluations: int, aggregated: bool = True
+) -> TaskGradients:
+    """Sort gradients by who uses a parameter: all tasks (if `aggregated`), or some."""
+    columns = list(zip(*grads))
+    rows: Params = {}
+    specific: dict[str, dict[int, Tensor]] = {}
+    for name, column in zip(shared, columns):
+        used = {task: gradient for task, gradient in enumerate(column) if gradient is not None}
+        if aggregated and len(used) == len(column):
+            rows[name] = torch.stack(list(used.values()))
+        elif used:
+            specific[name] = used
+    adapter_params = {
+        name: torch.stack([torch.zeros_like(param) if g is None else g for g in column])
+        for (name, param), column in zip(own.items(), columns[len(shared) :])
+    }
+    return TaskGradients(losses, rows, adapter_params, specific, evaluations)
+
+
+def _groups(problems: Mapping[str, TaskProblem], episodes: Mapping[str, Episode]) -> list[list[str]]:
+    """The tasks, grouped by input if they adapt to nothing."""
+    groups: dict[Any, list[str]] = {}
+    for task, problem in problems.items():
+        groups.setdefault(task if problem.adapts else id(episodes[task].query[0]), []).append(task)
+    return list(groups.values())
+
+
+def _outputs(
+    problems: list[TaskProblem],
+    group: list[str],
+    episodes: Mapping[str, Episode],
+    shared: Params,
+    features: str | None,
+) -> dict[str, Any]:
+    """The model's outputs for a group of tasks, from one pass; nothing for a single task of its own."""
+    if len(group) == 1 and features is None:
+        return {}
+    first = problems[0]
+    params = {**first.frozen, **shared}
+    x = episodes[group[0]].query[0]
+    return dict(forward(first.model, params, x, tuple(group), structure=first.structure))
+
+
+def _gradients(objective: Tensor, inputs: list[Tensor], keep: bool) -> tuple[Tensor | None, ...]:
+    if not objective.requires_grad:
+        return (None,) * len(inputs)
+    try:
+        return torch.autograd.grad(objective, inputs, allow_unused=True, retain_graph=keep)
+    except RuntimeError as error:
+        if "donated buffers" not in str(error):
+            raise
+        raise RuntimeError(
+            "a module compiled by torch.compile frees its buffers in the first of several backward passes;"
+            " set torch._functorch.config.donated_buffer = False before its first call, or take the"
+            " gradients at its output (Recipe(at=...)), which needs a single pass through it."
+        ) from error
+
+
+def _check_used(problems: Mapping[str, TaskProblem], grads: Grads, num_shared: int) -> None:
+    idle = [task for task, row in zip(problems, grads) if all(gradient is None for gradient in row)]
     if idle:
         raise ValueError(
             f"the objectives of tasks {idle} depend on no trainable parameter; leave these tasks out of the"
             " step, or look for a detach() on the way to their losses."
         )
-    if not any(common[: len(shared)]):
+    columns = list(zip(*grads))[:num_shared]
+    if not any(all(gradient is not None for gradient in column) for column in columns):
         raise ValueError(
-            f"the tasks {', '.join(map(repr, functions))} share no parameter, so there is nothing to"
-            " aggregate; give them a common body, or train them apart."
+            f"the tasks {', '.join(map(repr, problems))} share no parameter, so there is nothing to"
+            " aggregate; give them a common body, or train them separately."
         )
-    rows: dict[str, Tensor] = {}
-    alone: dict[int, Tensor] = {}
-    for position, name in enumerate(names):
-        column = [found[position] for found in gradients.values() if found[position] is not None]
-        if common[position] and position < len(shared):
-            rows[name] = torch.stack(column)
-        elif column:
-            alone[position] = added(column)
-    return Rows(
-        losses=torch.stack([losses[task] for task in functions]),
-        shared=rows,
-        own={names[i]: gradient for i, gradient in alone.items() if i >= len(shared)},
-        private={names[i]: gradient for i, gradient in alone.items() if i < len(shared)},
-    )
 
 
-def _same_input(functions: Mapping[str, TaskFunction]) -> list[list[str]]:
-    """The tasks, those together whose input is one object and that adapt to nothing."""
-    groups: dict[Any, list[str]] = {}
-    for task, function in functions.items():
-        key = id(function.episode.query[0]) if function.unadapted else task
-        groups.setdefault(key, []).append(task)
-    return list(groups.values())
+def _check_features(
+    problems: Mapping[str, TaskProblem],
+    groups: list[list[str]],
+    episodes: Mapping[str, Episode],
+    features: str,
+) -> None:
+    model = next(iter(problems.values())).model
+    if not features or features not in dict(model.named_modules(remove_duplicate=False)):
+        tops = ", ".join(repr(name) for name, _ in model.named_children())
+        raise ValueError(f"at={features!r} names no module of {type(model).__name__}; it has {tops}.")
+    adapting = [task for task, problem in problems.items() if problem.adapts]
+    if adapting:
+        raise ValueError(
+            f"at={features!r}: task {adapting[0]!r} has a support set and adapts parameters of its own, so"
+            " it shares no features; aggregate over parameters (at=None)."
+        )
+    if len(groups) > 1:
+        raise ValueError(
+            f"at={features!r}: task {groups[1][0]!r} has an input of its own, and features of different"
+            " examples cannot be aggregated; give all tasks one and the same query.x, or use at=None."
+        )
 
 
-def _outputs(functions: list[TaskFunction], group: list[str], shared: Params) -> dict[str, Any]:
-    """What the model answers for a group of several tasks, from one pass; nothing for a single task."""
-    if len(group) == 1:
-        return {}
-    first = functions[0]
-    x = first.episode.query[0]
-    return dict(forward(first.model, {**first.constants, **shared}, x, tuple(group)))
+@contextmanager
+def _cut(model: nn.Module, features: str | None) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Within it, backward passes end at the output of the module `features`.
+
+    Yields the pairs of the output and the leaf that replaces it, one for each time that the module runs.
+    """
+    pairs: list[tuple[Tensor, Tensor]] = []
+    if features is None:
+        yield pairs
+        return
+
+    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"at={features!r} returns a {type(output).__name__}; name a module that returns one tensor."
+            )
+        pairs.append((output, output.detach().requires_grad_()))
+        return pairs[-1][1]
+
+    handle = model.get_submodule(features).register_forward_hook(hook)
+    try:
+        yield pairs
+    finally:
+        handle.remove()
+
+
+def _single(pairs: list[tuple[Tensor, Tensor]], features: str) -> tuple[Tensor, Tensor]:
+    if len(pairs) != 1:
+        raise ValueError(
+            f"at={features!r} ran {len(pairs)} times in one pass of the model; name the last module that"
+            " all the tasks share, which runs once."
+        )
+    if not pairs[0][0].requires_grad:
+        raise ValueError(
+            f"the output of at={features!r} depends on no trainable parameter; nothing to aggregate."
+        )
+    return pairs[0]
+
+
+def _check_bypass(grads: Grads, names: list[str], features: str) -> None:
+    """Reject parameters that all tasks use behind the features: they would not be aggregated."""
+    columns = list(zip(*grads))
+    bypass = [n for n, column in zip(names, columns) if all(g is not None for g in column)]
+    if bypass and len(grads) > 1:
+        raise ValueError(
+            f"all tasks use {', '.join(bypass[:5])} otherwise than through at={features!r}, so their"
+            " gradients would not be aggregated; name the last module that all the tasks share, or use"
+            " at=None."
+        )

@@ -6,51 +6,83 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
-from ..functional import Params, plain_kernels
-from .base import Engine, Function, Rows
+from ..first_look import is_compiled
+from ..functional import Params, plain_kernels, trainable
+from .base import Engine, TaskGradients, num_tasks
+from .loop import DETACHED, adapted_outputs
+from .problem import TaskProblem
 
 
 class Vmap(Engine):
-    """`torch.vmap` over tasks.
+    """`torch.vmap` over tasks, `torch.func.grad` inside.
 
     Args:
-        chunk_size: tasks at a time; all, where None. Smaller chunks need less memory.
+        chunk_size: tasks at a time; if None, all. Smaller chunks need less memory.
 
-    Dropout and its like draw their own numbers for every task.
+    Dropout draws its own numbers for every task.
     """
 
     def __init__(self, chunk_size: int | None = None) -> None:
-        if chunk_size is not None and chunk_size < 1:
+        if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
             raise ValueError(f"chunk_size={chunk_size}: give at least 1, or None for all tasks at once.")
         self.chunk_size = chunk_size
 
     def __repr__(self) -> str:
         return f"Vmap(chunk_size={self.chunk_size})"
 
-    def rows(self, function: Function, shared: Params, own: Params, data: Any) -> Rows:
+    def check(self, model: nn.Module) -> None:
+        compiled = [name for name, module in model.named_modules() if is_compiled(module)]
+        if compiled:
+            raise ValueError(
+                f"{type(model).__name__} has a compiled module ({compiled[0] or 'itself'!r}), which"
+                " torch.func cannot transform; use engine=Loop(), or leave the compilation to"
+                " engine=Compiled()."
+            )
+
+    def gradients(self, problem: TaskProblem, shared: Params, own: Params, data: Any) -> TaskGradients:
         # Detached, or plain autograd would record a graph of its own around vmap's.
-        # Contiguous, for max-pooling of channels-last tensors has no second derivative under vmap.
+        # Contiguous, because max-pooling of channels-last tensors has no second derivative under vmap.
         shared = {name: param.detach().contiguous() for name, param in shared.items()}
         own = {name: param.detach() for name, param in own.items()}
+        evaluations = 0
+
+        def objective(shared: Params, own: Params, data: Any) -> tuple[Tensor, Tensor]:
+            nonlocal evaluations
+            value, loss, evaluations = problem(shared, own, data)
+            if not value.requires_grad:
+                raise ValueError(DETACHED.format(task="0 and of all others"))
+            return value, loss
 
         def one_task(data: Any) -> tuple[Params, Params, Tensor]:
-            (rows, mine), loss = grad(function, argnums=(0, 1), has_aux=True)(shared, own, data)
-            return rows, mine, loss
+            (rows, adapter_rows), loss = grad(objective, argnums=(0, 1), has_aux=True)(shared, own, data)
+            return rows, adapter_rows, loss
 
-        rows, mine, losses = self._vmap(one_task, data)
-        return Rows(losses, rows, {name: gradient.mean(0) for name, gradient in mine.items()}, {})
+        rows, adapter_rows, losses = self._vmap(one_task, data)
+        return TaskGradients(losses, rows, adapter_rows, {}, evaluations * num_tasks(data))
 
-    def map(self, function: Callable[[Any], Any], data: Any) -> Any:
+    def outputs(self, problem: TaskProblem, data: Any, *, every: bool = False) -> list[Any]:
+        shared = {name: param.detach() for name, param in trainable(problem.model).items()}
         with torch.no_grad():
-            return self._vmap(function, data)
+            return self._vmap(lambda data: adapted_outputs(problem, shared, data, every), data)  # type: ignore[no-any-return]
 
     def _vmap(self, function: Callable[[Any], Any], data: Any) -> Any:
         data = tree_map(lambda leaf: leaf.contiguous() if isinstance(leaf, Tensor) else leaf, data)
         axes = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, data)
         batched = vmap(function, in_dims=(axes,), randomness="different", chunk_size=self.chunk_size)
         with plain_kernels():
-            return batched(data)
+            try:
+                return batched(data)
+            except RuntimeError as error:
+                if any(word in str(error) for word in _UNSUPPORTED) and "Loop" not in str(error):
+                    raise RuntimeError(
+                        "the loss, the adapter or the model does what vmap does not support"
+                        f" ({str(error).splitlines()[0]}); use engine=Loop()."
+                    ) from error
+                raise
+
+
+_UNSUPPORTED = ("vmap", "saved tensor hooks")  # in torch's messages

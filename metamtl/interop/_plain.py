@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..adapters.base import start
+from ..adapters.base import initial_params
 from ..functional import Params
 
 
@@ -37,7 +37,7 @@ def begin(model: nn.Module, params: Params | None) -> Params:
     Where the model's own parameter requires a gradient, so does the tensor returned, since an inner
     loop takes the others for frozen. Under `torch.no_grad()` nothing before the inner loop is tracked.
     """
-    given = start(model, params)
+    given = initial_params(model, params)
     first = {}
     for name, own in model.named_parameters():
         tensor = given.get(name, own)

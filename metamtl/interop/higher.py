@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..adapters.base import Adapter, needed
+from ..adapters.base import Adapter, require_support
 from ..episode import Batch
 from ..functional import Params
 from ..task import Loss
@@ -62,7 +62,7 @@ class HigherAdapter(Adapter):
         params: Params | None = None,
         task: Any = None,
     ) -> Params:
-        batch = needed(support, self)
+        batch = require_support(support, self)
         refuse_transforms(self, params, batch)
         higher = peer("higher")
         track = torch.is_grad_enabled()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters.base import Adapter, needed
+from ..adapters.base import Adapter, require_support
 from ..episode import Batch, Episode
 from ..functional import Params, is_name
 from ..task import Loss
@@ -86,7 +86,7 @@ class Learn2Learn(Adapter):
         params: Params | None = None,
         task: Any = None,
     ) -> Params:
-        batch = needed(support, self)
+        batch = require_support(support, self)
         refuse_transforms(self, params, batch)
         self.check(model, None)
         clone_module = peer("learn2learn").clone_module

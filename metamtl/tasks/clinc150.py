@@ -145,8 +145,8 @@ class Domains:
         self.vocabulary, self.words, self.spellings = vocabulary, len(vocabulary), vocabulary.spellings
         self.ids = sorted(intent for intents in domains for intent in intents)
         self._x = x
-        # FewShot draws row numbers, in float64, which it hands on as they are; sentences take their place.
-        rows = torch.arange(len(labels), dtype=torch.float64)[:, None]
+        # FewShot draws row numbers, which are integers and stay so; sentences take their place.
+        rows = torch.arange(len(labels), device="cpu")[:, None]
         self._draws = [FewShot(rows, labels, classes=intents, **options) for intents in domains]
 
     def sample(self, num_tasks: int, rng: torch.Generator) -> Episode:
@@ -162,7 +162,7 @@ class Domains:
         support = [torch.cat([episode.support[i] for episode in drawn]) for i in (0, 1)]  # type: ignore[index]
         query = [torch.cat([episode.query[i] for episode in drawn]) for i in (0, 1)]
         tasks = torch.cat([episode.task for episode in drawn])  # type: ignore[misc]
-        longest = int(self._x["mask"][torch.cat([support[0], query[0]], 1).long()].sum(-1).max())
+        longest = int(self._x["mask"][torch.cat([support[0], query[0]], 1)[..., 0]].sum(-1).max())
         device = self._x["mask"].device
         return Episode(
             support=Batch(self._at(support[0], longest), support[1].to(device)),
@@ -173,7 +173,7 @@ class Domains:
 
     def _at(self, rows: Tensor, longest: int) -> dict[str, Tensor]:
         """The sentences of rows `[T, n, 1]`."""
-        at = rows[..., 0].long()
+        at = rows[..., 0]
         return {name: part[at.to(part.device)][:, :, :longest] for name, part in self._x.items()}
 
 

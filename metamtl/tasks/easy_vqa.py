@@ -138,7 +138,7 @@ class Questions(Labelled):
             asked,
             labels,
             loss=loss,
-            metrics={task: {"accuracy": accuracy.of_labelled()} for task in labels},
+            metrics={task: {"accuracy": accuracy} for task in labels},
             outputs=OUTPUTS,
             device=device,
         )

@@ -1,8 +1,9 @@
-"""N-way K-shot episodes from any labelled images, vectors or data set."""
+"""N-way K-shot episodes from any labeled images, vectors or data set."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,32 +13,54 @@ from torch.nn import functional as F
 
 from ..episode import Batch, Episode
 from ..task import Metric, accuracy
+from .arrays import as_tensor, class_ids, image_scale, widened
+from .items import read_items
 
 Rotations = Literal["none", "episode", "classes"]
 
 
 class FewShot:
-    """Samples N-way K-shot classification tasks from labelled examples.
+    """Samples N-way K-shot classification tasks from labeled examples.
 
     Each task draws N classes, then for each class K support and Q query examples, all distinct;
     labels are `0 .. N-1` in the order of the draw.
 
+    The type of the examples decides what they are:
+
+    | type and shape | what a task holds |
+    |---|---|
+    | `uint8` `[M, H, W]`, `[M, C, H, W]` | an image, divided by 255 |
+    | `uint16` of the same shapes | an image, divided by 65535 |
+    | `bool` | 0 or 1 as floats; with the same shapes an image |
+    | any other integers (token ids, counts) | the same integers |
+    | floats | the same numbers |
+
+    An image `[M, H, W]` gets a channel axis, `[M, 1, H, W]`. Floats `[M, L, F]` do not, because they may
+    be series: pass gray images of floats as `images[:, None]`.
+
     Args:
-        images: `[M, H, W]`, `[M, C, H, W]`, or any `[M, ...]`, as an array or tensor. Integers are
-            taken as bytes and divided by 255 when an episode is made, booleans are 0 or 1; `[M, H, W]`
-            gets a channel axis.
-        labels: `[M]` integers, the class of each example.
+        images: `[M, ...]`, as an array, tensor or list.
+        labels: `[M]`, the class of each example: integers, whole numbers as floats, or strings. Strings
+            get the ids `0 .. C-1` in sorted order.
         ways: classes of a task, N.
         shots: support examples of a class, K.
         queries: query examples of a class, Q.
-        classes: the labels to draw from (a split by class); all, where None.
+        classes: the labels to draw from (a split by class); if None, all.
         rotations: `"none"`; `"episode"`: every class of every task is turned by a random multiple of
-            90 degrees, as in the MAML authors' code; `"classes"`: each class turned by 90, 180 or 270
-            degrees is a class of its own, with the ids `label + k * (largest label + 1)`.
+            90 degrees, as in the MAML authors' code; `"classes"`: each class turned by 0, 90, 180 or 270
+            degrees is a class of its own, with the id `4 * label + turns`. No task holds a class under
+            two turns.
+        class_names: the names of the classes by id, for error messages. If labels are strings, the list
+            that fixes their ids, so that splits from different arrays have the same ones.
         device: where the examples are kept and the episodes are made.
 
+    Attributes:
+        class_names: `class_names[id]` is the name of a class; empty if classes have no names.
+
     Raises:
-        ValueError: more ways than classes, or a class with fewer than K + Q examples.
+        ValueError: more ways than classes, a class with fewer than K + Q examples, labels that are no
+            classes.
+        TypeError: examples that are no numbers; `ways`, `shots` or `queries` that are no integers.
 
     >>> digits = FewShot(np.zeros((60, 8, 8), np.uint8), np.arange(60) // 20, ways=3, shots=1, queries=5)
     >>> episode = digits.sample(4, torch.Generator().manual_seed(0))
@@ -47,22 +70,31 @@ class FewShot:
 
     def __init__(
         self,
-        images: np.ndarray | Tensor,
-        labels: np.ndarray | Tensor | Iterable[int],
+        images: np.ndarray | Tensor | Sequence[Any],
+        labels: np.ndarray | Tensor | Iterable[Any],
         *,
         ways: int = 5,
         shots: int = 1,
         queries: int = 15,
-        classes: Iterable[int] | None = None,
+        classes: Iterable[Any] | None = None,
         rotations: Rotations = "none",
+        class_names: Sequence[str] | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         if rotations not in ("none", "episode", "classes"):
             raise ValueError(f"rotations={rotations!r} is not one of 'none', 'episode', 'classes'.")
+        self.ways, self.shots, self.queries = (operator.index(n) for n in (ways, shots, queries))
         if min(ways, shots, queries) < 1:
-            raise ValueError(f"ways={ways}, shots={shots}, queries={queries}: each must be at least 1.")
-        values = _tensor(images)
-        codes = torch.as_tensor(labels if hasattr(labels, "shape") else list(labels)).long().cpu()
+            raise ValueError(
+                f"ways={ways}, shots={shots}, queries={queries}: each must be at least 1, because a task"
+                " adapts to its support set and is judged on its query set."
+            )
+        if isinstance(images, list) and images and hasattr(images[0], "getbands"):
+            raise TypeError("images is a list of Pillow images; use FewShot.from_dataset(pairs).")
+        values = as_tensor(images, "images")
+        self._scale = image_scale(values)
+        values = widened(values)
+        codes, self.class_names, number = class_ids(labels, class_names)
         if values.shape[:1] != codes.shape:
             raise ValueError(
                 f"images have shape {list(values.shape)}, labels {list(codes.shape)};"
@@ -72,16 +104,13 @@ class FewShot:
             raise ValueError(
                 f"rotations={rotations!r} needs square images, found shape {list(values.shape)}."
             )
-        self.ways, self.shots, self.queries, self.rotations = ways, shots, queries, rotations
+        self.rotations = rotations
         self.images = values.to(device) if device is not None else values
         # A class named twice is one class: a task must not hold it under two labels.
-        named = codes.unique().tolist() if classes is None else dict.fromkeys(map(int, classes))
-        wanted = torch.tensor(list(named), dtype=torch.long)
-        self._members, self._counts = _members(codes, wanted)
-        turns = 4 if rotations == "classes" else 1
-        stride = int(codes.max()) + 1 if codes.numel() else 0
-        self._ids = torch.cat([wanted + turn * stride for turn in range(turns)])
-        self._check(wanted)
+        wanted = codes.unique() if classes is None else _chosen(classes, number)
+        self._classes = wanted
+        self._order, self._starts, self._counts = _members(codes, wanted)
+        self._check()
 
     loss = staticmethod(F.cross_entropy)
     metrics: ClassVar[Mapping[str, Metric]] = {"accuracy": accuracy}
@@ -89,23 +118,45 @@ class FewShot:
     @property
     def ids(self) -> list[int]:
         """The id of every class that a task can hold, as they stand in `Episode.task`."""
-        return self._ids.tolist()
+        if self.rotations != "classes":
+            return self._classes.tolist()
+        return [4 * label + turns for turns in range(4) for label in self._classes.tolist()]
 
     @classmethod
     def from_dataset(
-        cls, dataset: Any, label: Callable[[Any], int] | None = None, **options: Any
+        cls,
+        dataset: Any,
+        label: Callable[[Any], Any] | None = None,
+        *,
+        image: Callable[[Any], Any] | None = None,
+        **options: Any,
     ) -> FewShot:
-        """From any torch `Dataset`.
+        """From any torch `Dataset` with a length, or a list of items.
 
-        `label(item)` gives an item's class; without it an item is a pair `(image, class)`. The image is
-        `item[0]`, or the item itself where it is no tuple. `options` are those of `FewShot`.
+        Every item is read once and kept in memory, so that a random transform of the data set is applied
+        once. Images of Pillow become `[C, H, W]`, or `[H, W]` if they have one channel. If the data set
+        has a list `classes`, as those of torchvision have, these are the names of its classes.
+
+        Args:
+            dataset: its items are pairs `(image, class)`, unless `image` and `label` say otherwise.
+            label: from an item to its class.
+            image: from an item to its image; if None `item[0]`, or the item itself if it is no tuple.
+            options: those of `FewShot`.
+
+        Raises:
+            TypeError: an `IterableDataset` or a `DataLoader`; an item that is no pair, by its index.
+            ValueError: an empty data set; an item that cannot be read or has another shape, by its index.
+
+        >>> pairs = [({"pixels": torch.zeros(3, 8, 8)}, "cat" if i < 9 else "dog") for i in range(18)]
+        >>> pets = FewShot.from_dataset(pairs, image=lambda item: item[0]["pixels"], ways=2, queries=5)
+        >>> pets.class_names
+        ('cat', 'dog')
         """
-        images, labels = [], []
-        for index in range(len(dataset)):
-            item = dataset[index]
-            images.append(_tensor(item[0] if isinstance(item, (tuple, list)) else item))
-            labels.append(int(label(item) if label is not None else item[1]))
-        return cls(torch.stack(images), labels, **options)
+        images, labels = read_items(dataset, image, label)
+        names = getattr(dataset, "classes", None)
+        if "class_names" not in options and label is None and _names_all(names, labels):
+            options["class_names"] = names
+        return cls(images, labels, **options)
 
     def sample(self, num_tasks: int, rng: torch.Generator) -> Episode:
         """Draw `num_tasks` tasks with the random numbers of `rng` (a generator on the CPU).
@@ -116,32 +167,31 @@ class FewShot:
         """
         total = self.shots + self.queries
         # Positions of classes and examples are drawn on the CPU, so that no device is waited for.
-        chosen = torch.rand(num_tasks, len(self._ids), generator=rng, device="cpu").topk(self.ways).indices
-        rows, turns = chosen % len(self._members), chosen // len(self._members)
-        keys = torch.rand(num_tasks, self.ways, self._members.shape[1], generator=rng, device="cpu")
-        absent = torch.arange(self._members.shape[1], device="cpu") >= self._counts[rows][..., None]
-        picked = keys.masked_fill_(absent, -1.0).topk(total, -1).indices
-        positions = self._members[rows].gather(-1, picked)
-        if self.rotations == "episode":
+        sizes = torch.full((num_tasks,), len(self._classes), device="cpu")
+        rows = _distinct(sizes, self.ways, rng)
+        positions = self._order[self._starts[rows][..., None] + _distinct(self._counts[rows], total, rng)]
+        ids, turns = self._classes[rows], torch.zeros_like(rows)
+        if self.rotations != "none":
             turns = torch.randint(4, (num_tasks, self.ways), generator=rng, device="cpu")
+        if self.rotations == "classes":
+            ids = 4 * ids + turns
         x = self._pictures(positions, turns)
         labels = torch.arange(self.ways, device="cpu").repeat_interleave(total).view(1, self.ways, total)
         y = labels.expand(num_tasks, -1, -1).to(x.device, non_blocking=True)
         return Episode(
             support=Batch(x[:, :, : self.shots].flatten(1, 2), y[:, :, : self.shots].flatten(1, 2)),
             query=Batch(x[:, :, self.shots :].flatten(1, 2), y[:, :, self.shots :].flatten(1, 2)),
-            task=self._ids[chosen].to(x.device, non_blocking=True),
+            task=ids.to(x.device, non_blocking=True),
             ways=self.ways,
         )
 
     def _pictures(self, positions: Tensor, turns: Tensor) -> Tensor:
-        """Examples at `positions` `[T, N, n]` as floats, each class turned by `turns` `[T, N]` times 90."""
+        """Examples at `positions` `[T, N, n]`, each class turned by `turns` `[T, N]` times 90 degrees."""
         device = self.images.device
         x = self.images[positions.to(device, non_blocking=True)]
-        if not x.is_floating_point():
-            scale = 1 if x.dtype == torch.bool else 255
-            x = x.to(torch.get_default_dtype()).div_(scale)
-        if self.images.dim() == 3:
+        if self._scale is not None or x.dtype == torch.bool:
+            x = x.to(torch.get_default_dtype()).div_(self._scale or 1)
+        if self._scale is not None and self.images.dim() == 3:
             x = x.unsqueeze(3)
         if self.rotations != "none":
             turned = turns.to(device, non_blocking=True).view(*turns.shape, *[1] * (x.dim() - 2))
@@ -149,40 +199,69 @@ class FewShot:
             x = torch.where(turned >= 2, x.rot90(2, (-2, -1)), x)
         return x
 
-    def _check(self, wanted: Tensor) -> None:
-        if self.ways > len(self._ids):
+    def _check(self) -> None:
+        if self.ways > len(self._classes):
+            turned = " A class is in a task under one rotation only." if self.rotations == "classes" else ""
             raise ValueError(
-                f"{self.ways}-way tasks need {self.ways} classes, but there are {len(self._ids)};"
-                " lower ways or give more classes."
+                f"{self.ways}-way tasks need {self.ways} classes, but there are {len(self._classes)};"
+                f" lower ways or give more classes.{turned}"
             )
         total = self.shots + self.queries
         short = (self._counts < total).nonzero().flatten().tolist()
         if short:
-            named = ", ".join(f"class {int(wanted[i])} has {int(self._counts[i])}" for i in short[:5])
+            named = ", ".join(f"{self._name(row)} has {int(self._counts[row])}" for row in short[:5])
             more = f" and {len(short) - 5} more classes" if len(short) > 5 else ""
             raise ValueError(
                 f"{self.shots} shots + {self.queries} queries need {total} examples of each class, but"
                 f" {named}{more}; lower shots or queries, or leave these classes out."
             )
 
-
-def _tensor(values: Any) -> Tensor:
-    """A tensor of the same numbers, sharing their memory where it may be written to."""
-    if isinstance(values, Tensor):
-        return values
-    array = np.asarray(values)
-    # Pillow images and memory maps are read-only, of which torch warns: those are copied.
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    def _name(self, row: int) -> str:
+        label = int(self._classes[row])
+        name = self.class_names[label] if 0 <= label < len(self.class_names) else None
+        return f"class {label}" if name is None else f"class {name!r}"
 
 
-def _members(labels: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions of each wanted class, padded to the largest, `[C, most]`; and their counts `[C]`."""
+def _chosen(classes: Iterable[Any], number: Callable[[Any], int]) -> Tensor:
+    """The ids of the classes, each once, in their order."""
+    if isinstance(classes, str):
+        raise ValueError(f"classes={classes!r} is one string; pass a list of classes.")
+    ids: dict[int, None] = {}
+    for label in classes:
+        try:
+            ids[number(label)] = None
+        except (KeyError, ValueError, TypeError) as error:
+            raise ValueError(f"class {label!r} in classes is not among the labels.") from error
+    return torch.tensor(list(ids), dtype=torch.long, device="cpu")
+
+
+def _names_all(names: Any, labels: list[Any]) -> bool:
+    """Whether `names` is a list with a name for each integer label."""
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        return False
+    return all(hasattr(label, "__index__") and 0 <= int(label) < len(names) for label in labels)
+
+
+def _distinct(sizes: Tensor, count: int, rng: torch.Generator) -> Tensor:
+    """`count` different numbers below each of `sizes` `[...]`, in random order, `[..., count]`.
+
+    Robert Floyd's algorithm: step j draws below `size - count + j + 1`, and takes the largest number of
+    that range if the drawn one is taken. The time does not depend on the sizes.
+    """
+    steps = torch.arange(count, device="cpu")
+    tops = (sizes[..., None] - count + steps).contiguous()
+    draws = torch.rand(tops.shape, generator=rng, dtype=torch.float64, device="cpu").mul(tops + 1).long()
+    draws = draws.minimum(tops)  # the product may round up
+    for j in range(1, count):
+        taken = (draws[..., :j] == draws[..., j, None]).any(-1)
+        draws[..., j] = torch.where(taken, tops[..., j], draws[..., j])
+    order = torch.rand(tops.shape, generator=rng, dtype=torch.float64, device="cpu").argsort(-1)
+    return draws.gather(-1, order)
+
+
+def _members(labels: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions sorted by label `[M]`; where each wanted class starts among them, and its size, `[C]`."""
     order = labels.argsort(stable=True)
-    found, sizes = labels[order].unique_consecutive(return_counts=True)
-    starts = dict(zip(found.tolist(), zip((sizes.cumsum(0) - sizes).tolist(), sizes.tolist())))
-    spans = [starts.get(int(code), (0, 0)) for code in wanted]
-    most = max((size for _, size in spans), default=0)
-    members = torch.zeros(len(spans), max(most, 1), dtype=torch.long)
-    for row, (start, size) in enumerate(spans):
-        members[row, :size] = order[start : start + size]
-    return members, torch.tensor([size for _, size in spans], dtype=torch.long)
+    ranked = labels[order]
+    starts = torch.searchsorted(ranked, wanted)
+    return order, starts, torch.searchsorted(ranked, wanted, right=True) - starts

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..episode import Episode
 
@@ -55,14 +55,34 @@ class Grouped:
         """Draw `num_tasks` tasks with the random numbers of `rng` (a generator on the CPU).
 
         Raises:
-            ValueError: `num_tasks` below 1.
+            ValueError: `num_tasks` below 1; groups whose tasks differ in shapes or types.
         """
         if num_tasks < 1:
             raise ValueError(f"num_tasks={num_tasks} must be at least 1.")
         counts = self.counts(num_tasks, rng)
         parts = [family.sample(n, rng) for family, n in zip(self.groups.values(), counts) if n]
+        _check_alike(dict(zip((name for name, n in zip(self.groups, counts) if n), parts)))
         support, query, task = tree_map(
             lambda *leaves: torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0],
             *[(part.support, part.query, part.task) for part in parts],
         )
         return replace(parts[0], support=support, query=query, task=task)
+
+
+def _check_alike(parts: Mapping[str, Episode]) -> None:
+    """Check that the episodes of all groups hold tensors of one shape and type."""
+    kinds = {
+        name: [
+            f"{list(leaf.shape[1:])} {leaf.dtype}"
+            for leaf in tree_leaves((part.support, part.query, part.task))
+            if isinstance(leaf, Tensor)
+        ]
+        for name, part in parts.items()
+    }
+    first, *others = kinds
+    for name in others:
+        if kinds[name] != kinds[first]:
+            raise ValueError(
+                f"the tasks of group {first!r} hold {', '.join(kinds[first])}, those of group {name!r}"
+                f" {', '.join(kinds[name])}; all groups need the same shapes and types."
+            )

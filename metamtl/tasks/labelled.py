@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..episode import Batch, Episode
 from ..task import Loss, Metric, labelled
+from .arrays import as_tensor, widened
 
 Maker = Callable[[Tensor], Tensor]  # from positions [n] to what stands there
 
@@ -23,10 +24,11 @@ class Labelled:
     example of a batch is labelled is not in that batch's dict: it has no row in that step.
 
     Args:
-        inputs: what the model is called with, of all M examples: a tensor, or tensors in a tuple or dict;
-            or a function from positions `[n]` to it, for inputs that are made when asked for.
-        labels: for each task the labels `[M, ...]`; or a function from positions to them, where none is
-            missing.
+        inputs: what the model is called with, of all M examples: a tensor, array or list of rows, or
+            several of them in a tuple or dict; or a function from positions `[n]` to it, for inputs that
+            are computed on demand.
+        labels: for each task the labels `[M, ...]`, a tensor, array or list; or a function from positions
+            to them, where none is missing. Integers become `int64`, as torch's cross-entropy needs them.
         loss, metrics: for each task, as `meta_backward` and `evaluate` take them.
         outputs: for each task the numbers that its head has to give.
         count: M, where inputs and labels are all functions.
@@ -34,6 +36,7 @@ class Labelled:
 
     Raises:
         ValueError: no task; a task without loss, metrics or outputs; numbers of examples that differ.
+        TypeError: labels or inputs that are no numbers.
 
     >>> from torch.nn import functional as F
     >>> from metamtl.task import accuracy, masked, mse
@@ -51,7 +54,7 @@ class Labelled:
     def __init__(
         self,
         inputs: Any,
-        labels: Mapping[str, Tensor | Maker],
+        labels: Mapping[str, Any],
         *,
         loss: Mapping[str, Loss],
         metrics: Mapping[str, Mapping[str, Metric]],
@@ -64,6 +67,8 @@ class Labelled:
         for what, given in (("loss", loss), ("metrics", metrics), ("outputs", outputs)):
             if lacking := [task for task in labels if task not in given]:
                 raise ValueError(f"{what} has no entry for tasks {lacking}; it has {', '.join(given)}.")
+        labels = {task: y if callable(y) else _labels(y, task) for task, y in labels.items()}
+        inputs = inputs if callable(inputs) else _converted(inputs)
         kept = {task: y for task, y in labels.items() if isinstance(y, Tensor)}
         sizes = {task: len(y) for task, y in kept.items()}
         if not callable(inputs):
@@ -111,7 +116,8 @@ class Labelled:
         return self.at(torch.randperm(len(self), generator=rng)[:n])
 
     def at(self, positions: Tensor) -> dict[str, Episode]:
-        """The examples at `positions` `[n]`, as `sample` gives them."""
+        """The examples at `positions` `[n]`, in the form of `sample`."""
+        positions = torch.as_tensor(positions, device="cpu")
         absent = {task for task, there in self._there.items() if not bool(there[positions].any())}
         if len(absent) == len(self.tasks):
             raise ValueError(
@@ -131,3 +137,23 @@ class Labelled:
         if callable(self._inputs):
             return self._inputs(positions)
         return tree_map(lambda leaf: leaf[positions.to(leaf.device)], self._inputs)
+
+
+def _converted(inputs: Any) -> Any:
+    """Arrays and lists of rows as tensors; tuples and mappings hold the arguments of the model."""
+    if isinstance(inputs, Mapping):
+        return {name: _converted(part) for name, part in inputs.items()}
+    if isinstance(inputs, tuple):
+        parts = [_converted(part) for part in inputs]
+        return type(inputs)(*parts) if hasattr(inputs, "_fields") else tuple(parts)
+    return widened(as_tensor(inputs, "inputs"))
+
+
+def _labels(y: Any, task: str) -> Tensor:
+    try:
+        y = widened(as_tensor(y, f"the labels of task {task!r}"))
+    except TypeError as error:
+        raise TypeError(
+            f"{error} np.unique(labels, return_inverse=True)[1] numbers the classes of strings."
+        ) from error
+    return y if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool else y.long()

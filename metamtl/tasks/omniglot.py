@@ -40,7 +40,7 @@ class Omniglot:
 
     All leave `rotations` to the caller: one random multiple of 90 degrees for each class of each
     episode, in training and test (`"episode"`, the MAML code); or four classes from each character
-    (`"classes"`: ProtoNet and others), where the character of a class id is `id % 1623`.
+    (`"classes"`: ProtoNet and others), where the character of a class id is `id // 4`.
 
     Nothing is read before the first use. The data lies in `<data_dir>/omniglot`: either prepared as
     `omniglot_28_u8.npz`, or as the two official archives, from which that file is then made; with
@@ -131,14 +131,13 @@ class Omniglot:
         members: dict[str, list[int]] = {}
         for row, alphabet in zip(rows, self.alphabets[rows].tolist()):
             members.setdefault(self.alphabet_names[alphabet], []).append(row)
-        turns = 4 if self.rotations == "classes" else 1
-        if self.ways > (most := turns * max(map(len, members.values()))):
+        if self.ways > (most := max(map(len, members.values()))):
             raise ValueError(
                 f"{self.ways}-way tasks within one alphabet need {self.ways} classes of it, but no alphabet"
                 f" has more than {most} in the split {name!r} of protocol {self.protocol!r}; lower ways,"
                 " take protocol='alphabets', or leave within out."
             )
-        enough = {a: chosen for a, chosen in members.items() if turns * len(chosen) >= self.ways}
+        enough = {a: chosen for a, chosen in members.items() if len(chosen) >= self.ways}
         return Grouped({alphabet: self._tasks(enough[alphabet]) for alphabet in sorted(enough)})
 
     @property
@@ -153,7 +152,7 @@ class Omniglot:
 
     @property
     def alphabets(self) -> Tensor:
-        """Which alphabet each character belongs to, `[1623]`; turned classes: `alphabets[id % 1623]`."""
+        """Which alphabet each character belongs to, `[1623]`; turned classes: `alphabets[id // 4]`."""
         return torch.as_tensor(self._arrays["alphabet"][::DRAWERS]).long()
 
     @cached_property

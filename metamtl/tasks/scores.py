@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..task import MISSING, Metric, aligned, labelled
+from ..targets import MISSING, aligned, check_range, check_scores, check_tensors, present
+from ..task import Metric
 
 
 def _roc_auc(output: Tensor, y: Tensor) -> Tensor:
@@ -17,13 +18,14 @@ def _roc_auc(output: Tensor, y: Tensor) -> Tensor:
         raise ImportError(
             "ROC-AUC is measured by scikit-learn, which is missing: pip install 'metamtl[tabular]'."
         ) from error
-    there = labelled(y)
-    scores, truth = aligned(output, y)[there].flatten(), y[there].flatten()
+    check_tensors(output, y)
+    mask = present(y)
+    scores, truth = aligned(output, y)[mask], y[mask]
     if truth.unique().numel() < 2:
         found = truth.unique().tolist()
         raise ValueError(
-            f"ROC-AUC compares two classes, but the {len(truth)} labelled examples of {len(y)} hold only"
-            f" {found}; measure on more examples."
+            f"ROC-AUC compares two classes, but the {len(truth)} labels hold only {found}; measure on"
+            " more examples."
         )
     area = roc_auc_score(truth.cpu().numpy(), scores.double().cpu().numpy())
     return torch.tensor(area, dtype=torch.float64)
@@ -41,7 +43,8 @@ def entity_f1(tags: Sequence[str]) -> Metric:
 
     Raises:
         ImportError: `seqeval` is missing.
-        ValueError: the set has no entity at all, so that there is nothing to find.
+        ValueError: the set has no entity at all, so that there is nothing to find; scores that do not fit
+            the tags.
     """
     names = list(tags)
 
@@ -52,6 +55,13 @@ def entity_f1(tags: Sequence[str]) -> Metric:
             raise ImportError(
                 "entity F1 is measured by seqeval, which is missing: pip install 'metamtl[text]'."
             ) from error
+        check_scores(output, y)
+        if output.shape[-1] != len(names):
+            raise ValueError(
+                f"the output has scores for {output.shape[-1]} tags, but there are {len(names)}; the head"
+                " needs one for each tag."
+            )
+        check_range(y, len(names) - 1, f"there are {len(names)} tags")
         guesses, truths = [], []
         for guess, truth in zip(output.argmax(-1).tolist(), y.tolist()):
             real = [i for i, tag in enumerate(truth) if tag != MISSING]

@@ -170,8 +170,8 @@ def _uniform(bounds: Range, shape: tuple[int, ...], rng: torch.Generator) -> Ten
 
 
 def _relative(output: Tensor, y: Tensor) -> Tensor:
-    """Squared errors over the mean square of the targets, `[Q]`; zero everywhere scores one."""
-    return (output - y).square().flatten(1).mean(1) / y.square().mean()
+    """Mean squared error over the mean square of the targets, a scalar; zero everywhere scores one."""
+    return mse(output, y).mean() / y.square().mean()
 
 
 def _check_range(name: str, bounds: Range) -> None:

@@ -147,6 +147,7 @@ def test_what_must_not_know_of_earlier_runs_has_a_process_of_its_own() -> None:
     assert found > 0
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch.compile's
 def test_evaluation_is_timed(peers: tuple[str, ...]) -> None:
     found = bench.evaluation(rounds=1, num_tasks=10, steps=0)
     assert set(found["contenders"]) == {"learn2learn", "metamtl Vmap", "metamtl Compiled"}

@@ -30,9 +30,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     found: list[Path] = []
     original = train.run
 
-    def run(cfg: Any, folder: Path) -> Any:
+    def run(cfg: Any, folder: Path, *sources: Any) -> Any:
         found.append(folder)
-        return original(cfg, folder)
+        return original(cfg, folder, *sources)
 
     monkeypatch.setattr(train, "run", run)
     return found

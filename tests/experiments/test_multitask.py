@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("multitask")
 
 
+@pytest.fixture(scope="module")
+def tables_by_folder() -> dict[Path, dict[str, Any]]:
+    return {}
+
+
 @pytest.fixture
-def table(overrides: Overrides, folder: Path) -> dict[str, Any]:
-    """Trained once: the second time the runs are read."""
-    every = [*overrides(*SMALL), *MEASURED, *OWN]
-    return multitask.run(compose("multitask", every), every, folder)
+def table(overrides: Overrides, folder: Path, tables_by_folder: dict[Path, Any]) -> dict[str, Any]:
+    """Trained once for all tests; the fixtures of the configs have the scope of one test."""
+    if folder not in tables_by_folder:
+        every = [*overrides(*SMALL), *MEASURED, *OWN]
+        tables_by_folder[folder] = multitask.run(compose("multitask", every), every, folder)
+    return deepcopy(tables_by_folder[folder])
 
 
 def results(folder: Path, row: str) -> dict[str, dict[str, Any]]:

@@ -1,12 +1,14 @@
-"""One of every aggregator, for the laws."""
+"""One of every aggregator, and a reference by plain autograd, for the laws."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from metamtl import aggregators
 
@@ -38,3 +40,89 @@ def make() -> Make:
         return getattr(aggregators, name)(**{**needed, **options})
 
     return build
+
+
+class Plain:
+    """A copy of a model that runs with other values of its parameters, by plain autograd alone.
+
+    The reference of the laws about engines. Aliases and ties are those of the model: one value is used
+    wherever its parameter is registered. Values are named as in `model.named_parameters()`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = deepcopy(model)
+        names = {id(param): name for name, param in self.model.named_parameters()}
+        self.start = {n: p.detach().clone().requires_grad_() for n, p in self.model.named_parameters()}
+        self.places = [
+            (module, local, names[id(param)])
+            for module in self.model.modules()
+            for local, param in module._parameters.items()
+            if param is not None
+        ]
+        every = self.model.named_parameters(remove_duplicate=False)
+        self.aliases = {alias: names[id(param)] for alias, param in every}
+
+    def names(self, *prefixes: str) -> list[str]:
+        """Names of the parameters under the prefixes, each of which may be any alias."""
+        chosen = {
+            name
+            for alias, name in self.aliases.items()
+            for prefix in prefixes
+            if alias == prefix or alias.startswith(f"{prefix}.")
+        }
+        return [name for name in self.start if name in chosen]
+
+    def __call__(self, values: dict[str, Tensor], x: Any, module: str = "") -> Any:
+        """Output of the model, or of one of its modules, on `x`."""
+        originals = [(owner, local, owner._parameters[local]) for owner, local, _ in self.places]
+        for owner, local, name in self.places:
+            owner._parameters[local] = values[name]  # type: ignore[assignment]
+        try:
+            return self.model.get_submodule(module)(x)
+        finally:
+            for owner, local, original in originals:
+                owner._parameters[local] = original
+
+    def steps(
+        self,
+        values: dict[str, Tensor],
+        names: list[str],
+        support: Any,
+        loss: Any,
+        rates: dict[str, Any],
+        steps: int,
+        *,
+        first_order: bool = False,
+        proximal: float = 0.0,
+    ) -> dict[str, Tensor]:
+        """`values` after gradient steps on `L(phi) + proximal / 2 |phi - theta|^2` over `names`."""
+        origin = {name: values[name].detach() for name in names}
+        for _ in range(steps):
+            x = support[0].view_as(support[0])  # a model may differentiate with respect to it
+            value = loss(self(values, x), support[1])
+            for name in names if proximal else ():
+                value = value + 0.5 * proximal * (values[name] - origin[name]).square().sum()
+            inputs = [values[name] for name in names]
+            slopes = torch.autograd.grad(value, inputs, create_graph=not first_order)
+            values = {**values, **{n: values[n] - rates[n] * g for n, g in zip(names, slopes)}}
+        return values
+
+    def gradient(self, episode: Any, loss: Any, adapt: Any, extra: Any = ()) -> list[Tensor]:
+        """The gradient of the mean query loss with respect to the parameters, and then to `extra`.
+
+        `adapt(values, support, task) -> values` is one task's adaptation.
+        """
+        losses = []
+        for t in range(episode.num_tasks):
+            one = episode[t]
+            values = adapt(self.start, one.support, one.task)
+            losses.append(loss(self(values, one.query[0]), one.query[1]))
+        inputs = [*self.start.values(), *extra]
+        mean = torch.stack(losses).mean()
+        return list(torch.autograd.grad(mean, inputs, allow_unused=True, materialize_grads=True))
+
+
+@pytest.fixture
+def plain() -> type[Plain]:
+    """`plain(model)`: the model under plain autograd."""
+    return Plain

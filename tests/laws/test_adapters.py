@@ -204,18 +204,23 @@ def same_state(found: dict[str, Any], expected: dict[str, Any]) -> bool:
 def test_engines_agree(case: Case, engine: engines.Engine) -> None:
     shared = {n: p for n, p in case.model.named_parameters()}
     own = {n: p for n, p in case.recipe.adapter.named_parameters()}
-    function = engines.TaskFunction(
+    problem = engines.TaskProblem.of(
         case.model, case.recipe.adapter, case.recipe.objective, case.loss, case.episode
     )
-    loop = engines.Loop().rows(function, shared, own, function.data)
-    found = engine.rows(function, shared, own, function.data)
-    assert distance(found.losses, loop.losses) <= 1e-12
-    assert loop.shared.keys() == found.shared.keys() and loop.own.keys() == found.own.keys() == own.keys()
-    for theirs, ours in ((loop.shared, found.shared), (loop.own, found.own)):
+    data = (case.episode.support, case.episode.query, case.episode.task)
+    loop = engines.Loop().gradients(problem, shared, own, data)
+    grads = engine.gradients(problem, shared, own, data)
+    assert distance(grads.losses, loop.losses) <= 1e-12
+    assert grads.evaluations == loop.evaluations
+    assert loop.shared.keys() == grads.shared.keys()
+    assert loop.adapter_params.keys() == grads.adapter_params.keys() == own.keys()
+    pairs = ((loop.shared, grads.shared), (loop.adapter_params, grads.adapter_params))
+    for theirs, ours in pairs:
         if theirs:
-            pairs = [torch.cat([rows[name].flatten() for name in theirs]) for rows in (ours, theirs)]
-            assert distance(*pairs) <= 1e-12
-    assert not any(t.requires_grad for t in [found.losses, *found.shared.values(), *found.own.values()])
+            flat = [torch.cat([rows[name].flatten() for name in theirs]) for rows in (ours, theirs)]
+            assert distance(*flat) <= 1e-12
+    tensors = [grads.losses, *grads.shared.values(), *grads.adapter_params.values()]
+    assert not any(tensor.requires_grad for tensor in tensors)
 
 
 @pytest.mark.parametrize("engine", [engines.Loop(), engines.Vmap()], ids=repr)
@@ -268,8 +273,9 @@ def test_frozen_parameters_are_constants(case: Case) -> None:
 
 
 def test_grad_accumulates(case: Case) -> None:
-    once = case.gradient()
-    meta_backward(case.model, case.recipe, case.episode, case.loss)
+    engine = engines.Vmap()
+    once = case.gradient(engine)
+    meta_backward(case.model, case.recipe, case.episode, case.loss, engine=engine)
     twice = torch.cat([grad_of(p).flatten() for p in case.params().values()])
     assert torch.equal(twice, 2 * once) and (case.row.kind == "numbers" or once.norm() > 1e-3)
 
@@ -280,7 +286,7 @@ def test_the_order_of_tasks_does_not_matter_for_the_mean(case: Case) -> None:
 
 
 def test_a_repeated_call_gives_the_same(case: Case) -> None:
-    assert torch.equal(case.gradient(), case.gradient())
+    assert torch.equal(case.gradient(engines.Loop()), case.gradient(engines.Loop()))
     first, second = case.adapt(2), case.adapt(2)
     assert list(first) == list(second) == [name for name, _ in case.model.named_parameters()]
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -373,25 +379,25 @@ def test_evaluation_builds_no_graph(
     metrics = {"look": Metric(look, higher_is_better=True)}
     found = evaluate(case.model, case.recipe, case.episode, case.loss, metrics=metrics, engine=engine)
     assert not found["look"].values.requires_grad
-    assert len(seen) == (T if isinstance(engine, engines.Loop) else 1)
+    assert len(seen) == 3  # the first task, the last one, and all of them at once
     assert set(seen) == {known} and histories() == known
     assert known > 0 or all(param.is_leaf for param in kept.values())
 
 
 class Once(engines.Vmap):
-    """Computes the rows of a case once, for one aggregator after the other."""
+    """Computes the gradients of a case once, for one aggregator after the other."""
 
-    found: engines.Rows | None = None
+    found: engines.TaskGradients | None = None
 
-    def rows(self, *args: Any) -> engines.Rows:
-        self.found = super().rows(*args) if self.found is None else self.found
+    def gradients(self, *args: Any) -> engines.TaskGradients:
+        self.found = super().gradients(*args) if self.found is None else self.found
         return self.found
 
 
 def test_every_aggregator_takes_the_rows_of_adaptation(
     case: Case, make: Callable[..., aggregators.Aggregator]
 ) -> None:
-    """What it makes of them lands in `.grad`; what the adapter owns gets its plain gradient."""
+    """`.grad` is its direction; the adapter's parameters get the weighted, or the mean, gradient."""
     engine = Once()
     for name in aggregators.names():
         case.zero()
@@ -408,4 +414,7 @@ def test_every_aggregator_takes_the_rows_of_adaptation(
         assert torch.equal(got, expected) and bool(got.isfinite().all()), name
         assert bool(got.any()) == bool(rows.any()), name
         for key, param in case.recipe.adapter.named_parameters():
-            assert torch.equal(grad_of(param), engine.found.own[key]), name
+            of_tasks = engine.found.adapter_params[key]
+            weights = make(name, T).combine(engine.found.losses, rows).weights
+            mean = of_tasks.mean(0) if weights is None else torch.tensordot(weights, of_tasks, 1)
+            assert torch.allclose(grad_of(param), mean, rtol=1e-12, atol=1e-14), name

@@ -69,6 +69,8 @@ EXACT: dict[str, dict[str, Any]] = {
 }
 # Relative errors: of rounding, of a constant of 1e-8 that the method adds, of solvers that stop early.
 ERROR = {"CAGrad": 1e-6, "GradVac": 1e-6, "MGDA": 1e-2, "PCD": 1e-6}
+# These divide by the eigenvalues of the Gramian, so that rounding is multiplied by its condition number.
+SPECTRAL = {"AlignedMTL"}
 
 
 def test_every_aggregator_has_a_row() -> None:
@@ -93,6 +95,13 @@ def draw(rng: torch.Generator) -> Iterator[tuple[Tensor, Tensor, bool]]:
         yield torch.rand(tasks, generator=rng, dtype=torch.float64) + 0.5, rows, independent
 
 
+def rounding(rows: Tensor) -> float:
+    """100 times the relative rounding error of the inverse of the Gramian, on the span of the rows."""
+    values = torch.linalg.svdvals(rows)
+    values = values[values > 1e-10 * values[0]]
+    return 100 * torch.finfo(rows.dtype).eps * float(values[0] / values[-1]) ** 2
+
+
 @pytest.mark.parametrize("name", CLAIMS)
 def test_claims(name: str, make: Make) -> None:
     claims, error = CLAIMS[name].split(), ERROR.get(name, 1e-7)
@@ -100,11 +109,13 @@ def test_claims(name: str, make: Make) -> None:
     worst: dict[str, float] = {}
 
     def note(law: str, value: Tensor) -> None:
-        worst[law] = max(worst.get(law, 0.0), float(value))
+        """In units of the error that this draw allows."""
+        worst[law] = max(worst.get(law, 0.0), float(value) / allowed)
 
     for losses, rows, independent in draw(rng):
         if name in ("FairGrad", "NashMTL") and not independent:
             continue  # they have a solution where no combination of the gradients vanishes
+        allowed = max(error, rounding(rows)) if name in SPECTRAL else error
         found = make(name, len(rows), **EXACT.get(name, {}))(losses, rows)
         assert found.shape == rows.shape[1:] and found.dtype == rows.dtype and not found.requires_grad
         size = found.norm().clamp(min=1e-300)
@@ -140,7 +151,7 @@ def test_claims(name: str, make: Make) -> None:
                 losses[order], factor * (rows @ turn)[order]
             )
             note("equal", (moved - factor * found @ turn).norm() / (factor * size))
-    assert {law: value for law, value in worst.items() if value > error} == {}
+    assert {law: value for law, value in worst.items() if value > 1} == {}
 
 
 # Others do not treat these two alike: PCD has a first task, SDMGrad's few long steps overshoot, some draw,

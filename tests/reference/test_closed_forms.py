@@ -137,10 +137,10 @@ def test_rates_of_their_own_for_each_step(engine: engines.Engine) -> None:
 def test_no_step_gives_the_stacked_gradients_of_the_tasks(name: str, engine: engines.Engine) -> None:
     problem = Quadratics()
     recipe = recipes.joint() if name == "joint" else getattr(recipes, name)(0, A)
-    function = engines.TaskFunction(
-        problem.model, recipe.adapter, recipe.objective, quadratic, problem.episode
-    )
-    found = engine.rows(function, dict(problem.model.named_parameters()), {}, function.data).shared
+    model, episode = problem.model, problem.episode
+    task = engines.TaskProblem.of(model, recipe.adapter, recipe.objective, quadratic, episode)
+    data = (episode.support, episode.query, episode.task)
+    found = engine.gradients(task, dict(model.named_parameters()), {}, data).shared
     expected = (problem.h @ (problem.theta - problem.q)[..., None])[..., 0]
     assert close(torch.cat([found["body"], found["head"]], 1), expected)
 

@@ -43,7 +43,7 @@ def test_rules_give_the_meta_gradients_of_higher(
     grads_of: Grads,
 ) -> None:
     def query_loss(support: Batch, query: Batch) -> Tensor:
-        optimizer = make.optimizer(problem.model.parameters(), lr=0.01, **options)
+        optimizer = getattr(torch.optim, make.__name__)(problem.model.parameters(), lr=0.01, **options)
         with higher.innerloop_ctx(problem.model, optimizer, copy_initial_weights=False) as (net, inner):
             for _ in range(3):
                 inner.step(problem.loss(net(support.x), support.y))

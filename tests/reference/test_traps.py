@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metamtl import Batch, Episode, Recipe, engines, meta_backward, nets, recipes
+from metamtl import Batch, Episode, Recipe, aggregators, engines, meta_backward, nets, recipes
 
 
 def _episode(x: torch.Tensor, y: torch.Tensor) -> Episode:
@@ -133,7 +133,7 @@ def test_directional_derivatives_between_tasks_are_minus_the_gramian():
     x, y = torch.randn(3, 8, 2, dtype=torch.float64), torch.randn(3, 8, 1, dtype=torch.float64)
     seen = {}
 
-    class Keep(torch.nn.Module):
+    class Keep(aggregators.Aggregator):
         def forward(self, losses, rows):
             seen["rows"] = rows
             return rows.mean(0)

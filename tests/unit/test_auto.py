@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from metamtl import engines, evaluate, meta_backward, nets, recipes, tasks
-from metamtl.engines.kept import NAME
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 FAMILY = tasks.Sinusoid(shots=6, queries=6, dtype=torch.float64)
@@ -23,7 +22,7 @@ FAMILY = tasks.Sinusoid(shots=6, queries=6, dtype=torch.float64)
 @pytest.fixture(autouse=True)
 def compiling_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow a loaded machine makes the trials."""
-    monkeypatch.setattr("metamtl.engines.repeated.Compiling.seconds", float("inf"))
+    monkeypatch.setattr("metamtl.engines.probe.FIXED", float("inf"))
 
 
 def _step(model: nn.Module, engine: engines.Engine, recipe=None, seed: int = 0) -> torch.Tensor:
@@ -45,13 +44,50 @@ def test_every_trial_is_a_step_with_the_same_gradient(caplog):
     assert f"MLP runs under {choice.engine!r}: the fastest of Loop()" in caplog.text
 
 
-def test_it_does_not_compile(monkeypatch):
-    model, auto = nets.mlp(1, 8, 1).double(), engines.Auto()
-    monkeypatch.setattr("metamtl.engines.repeated.Compiling.seconds", 0.0)
+def test_it_compiles_if_the_steps_that_remain_pay_for_it(monkeypatch, caplog):
+    monkeypatch.setattr("metamtl.engines.probe.FIXED", 3.0)
+    monkeypatch.setattr("metamtl.engines.probe.PER_OPERATION", 0.0)
+    model, auto = nets.mlp(1, 8, 1).double(), engines.Auto(steps=10**6)
+    expected = _step(model, engines.Loop())
+    with torch.compiler.set_stance("default", force_backend="eager"), caplog.at_level(logging.WARNING):
+        for _ in range(12):
+            assert torch.allclose(_step(model, auto), expected, rtol=1e-10, atol=1e-14)
+    (choice,) = auto.choices
+    assert "Compiled(chunk_size=None)" in choice.seconds
+    assert choice.seconds[repr(choice.engine)] == min(choice.seconds.values())
+    assert "compiling MLP, which is expected to take about 3 s" in caplog.text
+    assert auto.compile_seconds > 0
+
+
+@pytest.mark.parametrize("steps", [None, 12, 40])
+def test_it_does_not_compile_in_a_run_that_cannot_pay_for_it(monkeypatch, steps):
+    monkeypatch.setattr("metamtl.engines.probe.FIXED", 3.0)
+    model, auto = nets.mlp(1, 8, 1).double(), engines.Auto(steps)
     for _ in range(12):
         _step(model, auto)
     (choice,) = auto.choices
-    assert not any("Compiled" in name for name in choice.seconds)
+    assert not any("Compiled" in name for name in choice.seconds) and auto.compile_seconds == 0
+
+
+def test_code_that_is_compiled_again_and_again_is_given_up(monkeypatch):
+    monkeypatch.setattr("metamtl.engines.probe.FIXED", 0.0)
+    monkeypatch.setattr("metamtl.engines.probe.PER_OPERATION", 0.0)
+    model, auto = nets.mlp(1, 8, 1).double(), engines.Auto(steps=10**6)
+    for _ in range(12):
+        with torch.compiler.set_stance("default", force_backend="eager"):
+            _step(model, auto)
+    (tuner,) = auto._tuners.values()
+    tuner.choice = tuner.engines["Compiled(chunk_size=None)"]
+    tuner.recompilations = 2
+    with pytest.warns(UserWarning, match="compiled again 3 times.*Put the value into a tensor"):
+        tuner._compiled_again(5.0)
+    assert "Compiled" not in repr(auto.choices[0].engine)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5, "many"])
+def test_the_number_of_steps_is_checked(steps):
+    with pytest.raises(ValueError, match="steps="):
+        engines.Auto(steps)
 
 
 def test_another_shape_is_another_choice():
@@ -72,7 +108,7 @@ def test_random_work_gives_the_same_numbers_for_a_seed_from_the_first_step():
 
 
 def test_memory_bounds_the_tasks_at_a_time(monkeypatch):
-    monkeypatch.setattr("metamtl.engines.auto._free", lambda device: 40_000.0)
+    monkeypatch.setattr("metamtl.engines.autotuner.free_memory", lambda device: 40_000.0)
     model, auto = nets.mlp(1, 8, 1).double(), engines.Auto()
     expected = _step(model, engines.Loop())
     for _ in range(7):
@@ -88,7 +124,7 @@ def test_work_that_runs_out_of_memory_goes_on_under_loop(monkeypatch):
 
     model, auto = nets.mlp(1, 8, 1).double(), engines.Auto()
     expected = _step(model, engines.Loop())
-    monkeypatch.setattr(engines.Vmap, "rows", full)
+    monkeypatch.setattr(engines.Vmap, "gradients", full)
     for _ in range(8):
         assert torch.allclose(_step(model, auto), expected, rtol=1e-10, atol=1e-14)
     assert repr(auto.choices[0].engine) == "Loop()"
@@ -122,6 +158,7 @@ def test_a_module_that_no_batch_can_run_is_run_by_loop_with_one_warning() -> Non
 
 
 @pytest.mark.parametrize("engine", [engines.Auto(), engines.Compiled()], ids=repr)
+@pytest.mark.usefixtures("compiling_does_not_pay")
 def test_a_model_goes_with_all_that_was_remembered_of_it(engine: engines.Engine) -> None:
     model, episodes = nets.mlp(1, 3, 1).double(), FAMILY.sample(2, torch.Generator())
     for _ in range(3):
@@ -130,7 +167,7 @@ def test_a_model_goes_with_all_that_was_remembered_of_it(engine: engines.Engine)
     # What is remembered is no part of a copy.
     for copy in (deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(_step(copy, engines.Vmap()), _step(model, engines.Vmap()))
-        assert not vars(copy).get(NAME)
+        assert vars(copy).keys() == vars(model).keys()
     gone = weakref.ref(model)
     del model
     gc.collect()

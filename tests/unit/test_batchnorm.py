@@ -116,7 +116,7 @@ def test_a_norm_in_two_places_has_no_single_mean() -> None:
     norm = nets.SupportBatchNorm(3)
     model = nn.Sequential(nn.Linear(4, 3), norm, nn.Tanh(), norm)
     support = (torch.randn(6, 4), torch.arange(3).repeat(2))
-    with pytest.raises(ValueError, match=r"'1' normalises twice.*one module for each place"):
+    with pytest.raises(ValueError, match=r"'1' normalizes twice.*one module for each place"):
         adapters.Shared()(model, support, F.cross_entropy)
     assert not norm._forward_pre_hooks
 

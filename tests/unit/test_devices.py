@@ -129,9 +129,10 @@ def test_rows_are_computed_without_waiting(name: str, engine: Any, device: torch
     for place in (device, torch.device("meta")):
         model = conv(device, torch.float32).to(place)
         episode = images(device).sample(3, torch.Generator().manual_seed(0)).to(place)
-        function = engines.TaskFunction(model, ADAPTERS[name](), query_loss, unlooked, episode)
+        problem = engines.TaskProblem.of(model, ADAPTERS[name](), query_loss, unlooked, episode)
+        data = (episode.support, episode.query, episode.task)
         with no_waiting(place):
-            found = engine.rows(function, trainable(model), {}, function.data)
+            found = engine.gradients(problem, trainable(model), {}, data)
         assert {rows.device.type for rows in found.shared.values()} == {place.type}
         assert found.losses.shape == (3,) and found.losses.device.type == place.type
 

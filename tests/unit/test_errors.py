@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -173,6 +174,33 @@ def test_a_table_without_ids() -> None:
             adapters.HeadTable(ids, 4)
 
 
+@pytest.mark.parametrize("ids", [[3, 7, 3, 9, 9], torch.tensor([3, 7, 3, 9, 9])])
+def test_a_table_with_an_id_twice(ids: Any) -> None:
+    with pytest.raises(ValueError, match=r"ids \[3, 9\] are listed more than once"):
+        adapters.HeadTable(ids, 4)
+
+
+@pytest.mark.parametrize(
+    "ids", [[1, 2.5], [1, 2.0], torch.tensor([1.0]), [True], ["a"], np.array([1.0, 2.0])]
+)
+def test_a_table_whose_ids_are_no_integers(ids: Any) -> None:
+    with pytest.raises(TypeError, match="HeadTable needs integers"):
+        adapters.HeadTable(ids, 4)
+
+
+def test_a_table_with_ids_of_any_integer_type() -> None:
+    for ids in ([3, 7], np.array([3, 7], np.uint8), torch.tensor([3, 7]), [torch.tensor(3), np.int64(7)]):
+        assert adapters.HeadTable(ids, 4).rows.tolist() == [-1, -1, -1, 0, -1, -1, -1, 1]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_ids_of_an_episode_that_are_no_integers(call: Refused) -> None:
+    net = model()
+    task = torch.tensor([[1.0, 4.0, 5.0]]).expand(T, -1)
+    with refused(net, r"Episode.task holds torch.float32.*task.long\(\)"):
+        call(net, recipes.mtl([1, 4, 5, 9], features=5), episode(task=task), F.cross_entropy)
+
+
 @pytest.mark.parametrize("engine", [None, engines.Vmap(2), engines.Loop()], ids=repr)
 def test_running_statistics_stay_as_they_are(engine: engines.Engine | None) -> None:
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
@@ -279,14 +307,16 @@ def test_a_gradient_that_is_not_finite_in_a_tasks_own_head() -> None:
 
     bias = net.heads["slant"].forward
     net.heads["slant"].forward = lambda f: bias(f) + 0 * Cut.apply(net.heads["slant"].bias)  # type: ignore
-    with refused(net, r"heads\.slant\.bias is not finite", r"Nothing was added", error=FloatingPointError):
+    with refused(
+        net, r"heads\.slant\.bias \(task 1\) is not finite", r"Nothing was added", error=FloatingPointError
+    ):
         meta_backward(net, recipes.joint(), data, {**losses, "slant": loss})
 
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_dict_without_a_loss(call: Refused) -> None:
     net, data, losses = named()
-    with refused(net, r"no loss for tasks \['slant'\]", r"found \['case'\]"):
+    with refused(net, r"no loss for tasks \['slant'\]", r"dict by task name, not \['case'\]"):
         call(net, recipes.joint(), data, {"case": losses["case"]})
     with refused(net, r"no loss for tasks \['case', 'slant'\]", "dict by task name", "one loss for all"):
         call(net, recipes.joint(), data, F.mse_loss)
@@ -312,7 +342,7 @@ def test_tasks_that_share_no_parameter() -> None:
 
     _, data, losses = named()
     net = Apart()
-    with refused(net, "'case', 'slant' share no parameter", "common body, or train them apart"):
+    with refused(net, "'case', 'slant' share no parameter", "common body, or train them separately"):
         meta_backward(net, recipes.joint(), data, losses)
 
 
@@ -410,5 +440,5 @@ def test_an_aggregator_that_is_not_there() -> None:
 def test_labels_too_high_are_no_silent_zero_of_a_metric(engine: engines.Engine) -> None:
     """An accuracy would count a class that the head does not have as wrong."""
     net, data = model(), episode(torch.tensor([0, 1, 2, 3, 0, 1]).expand(T, -1))
-    with refused(net, "labels reach up to 3", "3 classes"):
+    with refused(net, "metric 'accuracy'", "labels range from 0 to 3", "scores for 3 classes"):
         evaluate(net, recipes.joint(), data, F.cross_entropy, metrics={"accuracy": accuracy}, engine=engine)

@@ -55,7 +55,16 @@ def test_values_are_cut_from_the_graph_and_summed_in_double() -> None:
 def test_how_it_reads() -> None:
     found = Estimate.of(torch.tensor([1.0, 2.0, 3.0]))
     assert str(found) == "2.0000 ± 2.4841 (n=3)" and "values" not in repr(found)
-    assert found.as_dict() == {"mean": 2.0, "ci95": found.ci95, "n": 3, "worst_decile": 3.0}
+    expected = {"mean": 2.0, "ci95": found.ci95, "n": 3, "worst_decile": 3.0, "num_missing": 0}
+    assert found.as_dict() == expected and "num_missing=0" in repr(found)
+
+
+def test_examples_without_a_label_are_counted() -> None:
+    found = Estimate.of(torch.tensor([1.0, 2.0, 3.0]), num_missing=4)
+    assert found.num_missing == found.as_dict()["num_missing"] == 4
+    assert str(found) == "2.0000 ± 2.4841 (n=3, 4 examples without a label)" and "num_missing=4" in repr(
+        found
+    )
 
 
 def test_delta_m() -> None:
@@ -74,8 +83,26 @@ def test_delta_m() -> None:
         ({"tone": 1.0}, {"tone": 0.0}, "the baseline of tone is zero"),
         ({"tone": 1.0}, {"tone": math.nan}, "the baseline of tone is zero or not finite"),
         ({"tone": 1.0}, {"length": 1.0}, r"found \['tone'\], in the baseline \['length'\]"),
+        ({}, {}, r"found \[\], in the baseline \[\]"),
+        ({"tone": math.nan}, {"tone": 1.0}, "the measure of tone is not finite"),
     ],
 )
 def test_delta_m_refuses(found: dict[str, float], baseline: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         delta_m(found, baseline, dict.fromkeys(baseline, True))
+
+
+def test_delta_m_needs_a_direction_for_each_task() -> None:
+    values = {"tone": 1.0, "length": 2.0}
+    with pytest.raises(ValueError, match=r"no direction for \['length'\].*has one for \['tone'\]"):
+        delta_m(values, values, {"tone": True})
+    with pytest.raises(TypeError, match="the direction of length is 'max'; pass True"):
+        delta_m(values, values, {"tone": True, "length": "max"})  # type: ignore[dict-item]
+
+
+def test_delta_m_of_estimates_asks_for_their_means() -> None:
+    estimates = {"tone": Estimate.of(torch.ones(3))}
+    with pytest.raises(
+        TypeError, match=r"found holds {'tone': 'Estimate'}; pass numbers, such as the mean"
+    ):
+        delta_m(estimates, {"tone": 1.0}, {"tone": True})  # type: ignore[arg-type]

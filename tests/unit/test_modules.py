@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils.checkpoint import checkpoint
 
 from metamtl import Batch, Episode, Recipe, engines, evaluate, meta_backward, recipes
-from metamtl.functional import forward, twice_differentiable
+from metamtl.functional import forward, plain_kernels
 
 ENGINES = [engines.Loop(), engines.Vmap(), engines.Vmap(chunk_size=1)]
 
@@ -89,7 +91,7 @@ def test_a_written_parameter_is_refused() -> None:
 def test_a_branch_on_values_is_refused_by_vmap() -> None:
     model, episode = Writes("branch").double(), vectors()
     assert gradient(model, recipes.maml(), episode, engines.Loop()).any()
-    with pytest.raises(RuntimeError, match=r"Writes looks at the values of a tensor.*vmap.*engine=Loop"):
+    with pytest.raises(RuntimeError, match=r"Writes reads tensor values.*vmap.*engine=Loop"):
         gradient(model, recipes.maml(), episode, engines.Vmap())
 
 
@@ -133,6 +135,32 @@ def test_no_silent_first_order_gradient(engine: Any) -> None:
             gradient(model, recipes.maml(2, 0.1, order=order), episode, engine)
 
 
+class Checkpointed(nn.Module):
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function, self.body, self.head = function, nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.function(lambda x: self.body(x).tanh(), x))
+
+
+@pytest.mark.parametrize("order", ["exact", "recompute", "first"])
+def test_a_checkpoint_does_not_compute_again_with_other_parameters(order: str) -> None:
+    """It does where the parameters are the model's own, as in joint training."""
+    again = Checkpointed(partial(checkpoint, use_reentrant=False)).double()
+    plain, episode = Checkpointed(lambda function, x: function(x)).double(), vectors()
+    plain.load_state_dict(again.state_dict())
+    joint = recipes.joint()
+    found = gradient(again, joint, episode, engines.Loop())
+    assert distance(found, gradient(plain, joint, episode, engines.Loop())) <= 1e-12
+    for model in (again, Checkpointed(again.function).double()):  # seen before, or not
+        words = r"Checkpointed uses torch.utils.checkpoint.*order='recompute'"
+        for _ in range(2):
+            with pytest.raises(NotImplementedError, match=words):
+                gradient(model, recipes.maml(2, 0.1, order=order), episode, engines.Loop())
+            assert all(param.grad is None or not param.grad.any() for param in model.parameters())
+
+
 def test_unused_parameters_are_named_once() -> None:
     model, episode = nn.ModuleDict({"spare": nn.Linear(4, 2), "layer": nn.Linear(4, 3)}).double(), vectors()
     model.forward = model["layer"].forward  # type: ignore[method-assign]
@@ -166,8 +194,7 @@ def test_a_recurrent_layer_uses_the_weights_it_is_given_and_keeps_its_own() -> N
     weights = list(model.layer._flat_weights)
     expected = other(x)
     assert torch.equal(forward(model, dict(other.named_parameters()), x), expected)
-    with twice_differentiable():
-        found = forward(model, dict(other.named_parameters()), x)
+    found = forward(model, dict(other.named_parameters()), x, second_order=True)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     assert all(a is b for a, b in zip(model.layer._flat_weights, weights))
     assert "flatten_parameters" not in vars(model.layer)
@@ -182,13 +209,14 @@ def test_packed_sequences_need_a_loop() -> None:
         recipe = recipes.maml(2, 0.3, order=order)
         found, expected = (gradient(m, recipe, episode, engines.Loop()) for m in (packed, plain))
         assert distance(found, expected) <= 1e-12
-        with pytest.raises(RuntimeError, match=r"Recurrent looks at .*packing sequences.*engine=Loop\(\)"):
+        words = r"Recurrent reads tensor values .*packing sequences.*engine=Loop\(\)"
+        with pytest.raises(RuntimeError, match=words):
             gradient(packed, recipe, episode, engines.Vmap())
 
 
 def test_the_fast_paths_are_left_as_they_were() -> None:
     assert torch.backends.mha.get_fastpath_enabled() and torch.backends.cuda.flash_sdp_enabled()
-    with pytest.raises(ZeroDivisionError), twice_differentiable():
+    with pytest.raises(ZeroDivisionError), plain_kernels():
         assert not torch.backends.mha.get_fastpath_enabled()
         assert not torch.backends.cuda.flash_sdp_enabled()
         raise ZeroDivisionError

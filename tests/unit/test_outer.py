@@ -171,14 +171,8 @@ def test_tasks_with_several_inputs() -> None:
     data = {"pairs": Episode(None, Batch((a, b), labels)), "one": Episode(None, Batch({"first": c}, y))}
     meta_backward(model, recipes.joint(), data, {"pairs": F.cross_entropy, "one": F.mse_loss})
     losses = [F.cross_entropy(model(a, b, task="pairs"), labels), F.mse_loss(model(c, task="one"), y)]
-    shared = [
-        torch.stack(pair).mean(0)
-        for pair in zip(
-            *(torch.autograd.grad(l, model.mix.parameters(), retain_graph=True) for l in losses)
-        )
-    ]
-    alone = torch.autograd.grad(sum(losses), list(model.heads.parameters()))
-    for param, gradient in zip(model.parameters(), [*shared, *alone]):
+    expected = torch.autograd.grad(sum(losses) / 2, list(model.parameters()))
+    for param, gradient in zip(model.parameters(), expected):
         torch.testing.assert_close(param.grad, gradient, rtol=1e-12, atol=1e-14)
 
 
@@ -206,7 +200,7 @@ def test_a_named_task_with_a_support_set_is_adapted_and_the_others_are_not(adapt
     for task in ("case", "size"):
         total = total + LOSSES[task](model(data[task].query.x, task), data[task].query.y)
     found = dict(zip(dict(model.named_parameters()), torch.autograd.grad(total, list(model.parameters()))))
-    assert_grad(model, lambda n: found[n] / (3 if n.startswith("body") else 1))
+    assert_grad(model, lambda n: found[n] / 3)
 
 
 def test_what_the_adapter_owns_is_learned_by_named_tasks_too() -> None:
@@ -225,7 +219,7 @@ def test_what_the_adapter_owns_is_learned_by_named_tasks_too() -> None:
     query = data["size"].query
     loss = F.l1_loss(functional_call(model, moved, (query.x, "size")), query.y)
     (expected,) = torch.autograd.grad(loss, adapter.by)
-    torch.testing.assert_close(adapter.by.grad, expected)
+    torch.testing.assert_close(adapter.by.grad, expected / 3)
 
 
 @pytest.mark.parametrize("engine", [engines.Loop(), engines.Vmap()], ids=repr)
@@ -250,10 +244,21 @@ def test_an_adapter_can_be_all_that_is_learned(engine: engines.Engine) -> None:
 
 @pytest.mark.parametrize("engine", [engines.Loop(), engines.Vmap()], ids=repr)
 def test_parameters_that_the_answer_does_not_depend_on_get_zero(engine: engines.Engine) -> None:
+    """The prototypes replace the head; the answer depends on the body alone."""
+    model, x, y = nets.mlp(3, 4, 2), torch.randn(2, 4, 3), torch.arange(4).remainder(2).expand(2, -1)
+    episode = Episode(Batch(x, y), Batch(x, y))
+    outcome = meta_backward(model, recipes.protonet(), episode, F.cross_entropy, engine=engine)
+    assert model.head.weight.grad is not None and not model.head.weight.grad.any()
+    assert model.body[0].weight.grad.any() and outcome.losses.shape == (2,)
+
+
+@pytest.mark.parametrize("engine", [engines.Loop(), engines.Vmap()], ids=repr)
+def test_an_answer_that_depends_on_no_parameter_is_refused(engine: engines.Engine) -> None:
     model, x = nets.pixels(3, 1), torch.randn(2, 4, 3)
     episode = Episode(Batch(x, x[..., :1]), Batch(x, x[..., :1]))
-    outcome = meta_backward(model, Recipe(adapters.SupportMean()), episode, F.mse_loss, engine=engine)
-    assert not model.head.weight.grad.any() and outcome.losses.shape == (2,)
+    with pytest.raises(ValueError, match=r"task 0.* depends on no trainable parameter"):
+        meta_backward(model, Recipe(adapters.SupportMean()), episode, F.mse_loss, engine=engine)
+    assert all(param.grad is None for param in model.parameters())
 
 
 def test_the_objective_is_what_is_differentiated_and_the_query_loss_what_is_reported() -> None:
@@ -296,8 +301,11 @@ def test_a_users_own_graph_and_optimizer_are_left_alone() -> None:
     optimizer.step()
 
 
-def test_what_two_of_three_tasks_share_gets_the_sum_of_their_gradients() -> None:
-    """It is in no row, and learns as fast as it would from each of them alone."""
+@pytest.mark.parametrize(("aggregator", "weight"), [(aggregators.Sum, 1.0), (aggregators.Mean, 1 / 3)])
+def test_what_two_of_three_tasks_share_gets_their_weighted_gradients(
+    aggregator: Callable[[], aggregators.Aggregator], weight: float
+) -> None:
+    """It is in no row, and receives the gradient of the weighted loss as every other parameter does."""
 
     class Partly(nn.Module):
         def __init__(self) -> None:
@@ -313,11 +321,11 @@ def test_what_two_of_three_tasks_share_gets_the_sum_of_their_gradients() -> None
 
     model, data = Partly().double(), episodes(shared_input=False)
     rows = by_hand(model, data)
-    meta_backward(model, recipes.joint(), data, LOSSES)
-    expected = rows["case"]["pair.weight"] + rows["slant"]["pair.weight"]
+    meta_backward(model, recipes.joint(aggregator=aggregator()), data, LOSSES)
+    expected = weight * (rows["case"]["pair.weight"] + rows["slant"]["pair.weight"])
     torch.testing.assert_close(model.pair.weight.grad, expected, rtol=1e-11, atol=1e-13)
-    mean = torch.stack([row["body.weight"] for row in rows.values()]).mean(0)
-    torch.testing.assert_close(model.body.weight.grad, mean, rtol=1e-11, atol=1e-13)
+    total = weight * torch.stack([row["body.weight"] for row in rows.values()]).sum(0)
+    torch.testing.assert_close(model.body.weight.grad, total, rtol=1e-11, atol=1e-13)
 
 
 def test_a_parameter_without_axes_has_its_row_too():

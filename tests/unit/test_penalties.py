@@ -105,12 +105,13 @@ def soft() -> nets.SoftSharing:
 
 
 def expected(model: nn.Module, weight: float, share: float) -> dict[str, Tensor]:
-    """The gradient of `share * (L_a + L_b) + weight * penalty` for towers, of `L_a + L_b` for heads."""
+    """The gradient of `share * (L_a + L_b) + weight * penalty`."""
     params = dict(model.named_parameters())
     losses = sum(LOSS[name](model(X, task=name), e.query.y) for name, e in EPISODES.items())
     plain = torch.autograd.grad(losses, list(params.values()))
     pull = torch.autograd.grad(nuclear()(params), list(params.values()), allow_unused=True)
-    return {name: g if p is None else share * g + weight * p for name, g, p in zip(params, plain, pull)}
+    pull = [torch.zeros_like(g) if p is None else p for g, p in zip(plain, pull)]
+    return {name: share * g + weight * p for name, g, p in zip(params, plain, pull)}
 
 
 @pytest.mark.parametrize(

@@ -66,10 +66,10 @@ def test_shapes_and_names(per: str, steps: int | None) -> None:
     }
     first = [] if steps is None else [steps]
     if per == "model":
-        assert found == {"lr.rate": first}
+        assert found == {"lr.rates.rate": first}
     else:
         shapes = {n: list(p.shape) if per == "element" else [] for n, p in model.named_parameters()}
-        assert found == {f"lr.{name}": [*first, *shape] for name, shape in shapes.items()}
+        assert found == {f"lr.rates.{name}": [*first, *shape] for name, shape in shapes.items()}
 
 
 @pytest.mark.parametrize(("per", "steps"), KINDS)
@@ -80,13 +80,13 @@ def test_adaptation_is_that_of_steps_by_hand(per: str, steps: int | None, rule: 
     rates = varied(Rates(model, 0.05, per, steps=steps))
     chosen = rules.Descent() if rule is None else rule
     params = dict(model.named_parameters())
-    memory = chosen.begin(params)
+    memory = chosen.init(params)
     for k in range(STEPS):
         loss = F.mse_loss(functional_call(model, params, (support.x,)), support.y)
         gradients = dict(zip(params, torch.autograd.grad(loss, list(params.values()))))
-        of_step = {name: (rates.rate if per == "model" else rates.get_parameter(name)) for name in params}
+        of_step = {n: rates.rates.get_parameter("rate" if per == "model" else n) for n in params}
         of_step = {name: rate if steps is None else rate[k] for name, rate in of_step.items()}
-        params, memory = chosen.step(params, gradients, memory, of_step, torch.tensor(k))
+        params, memory = chosen.update(params, gradients, memory, of_step, torch.tensor(k))
     found = adapters.Gradient(STEPS, rates, rule=rule)(model, support, F.mse_loss)
     assert all(error(found[name].detach(), params[name].detach()) <= 1e-12 for name in params)
 
@@ -156,11 +156,11 @@ def test_first_order_is_minus_the_products_of_gradients(engine: engines.Engine) 
             loss = F.mse_loss(functional_call(model, params, (x,)), y)
             steps.append(torch.autograd.grad(loss, list(params.values())))
             if k < STEPS:
-                rate = adapter.lr.rate[k].detach()
+                rate = adapter.lr.rates.rate[k].detach()
                 params = {n: p - rate * g for (n, p), g in zip(params.items(), steps[-1])}
         products = [-sum((g * q).sum() for g, q in zip(step, steps[-1])) for step in steps[:-1]]
         expected += torch.stack(products) / T
-    assert error(adapter.lr.rate.grad, expected) <= 1e-12
+    assert error(adapter.lr.rates.rate.grad, expected) <= 1e-12
 
 
 @pytest.mark.parametrize("order", ["exact", "recompute", "truncated", "first"])
@@ -195,7 +195,7 @@ def test_rates_rule_dropout_and_recomputation_together(engine: engines.Engine, s
 def test_rates_in_a_chain_and_for_a_part() -> None:
     model = network()
     rates = Rates(model, 0.1, steps=STEPS, adapts="head")
-    assert [name for name, _ in rates.named_parameters()] == ["head.weight", "head.bias"]
+    assert [name for name, _ in rates.named_parameters()] == ["rates.head.weight", "rates.head.bias"]
     adapter = adapters.Chain(adapters.Shared(), adapters.Gradient(STEPS, rates, "head"))
     loop = gradient(model, adapter, engines.Loop())
     assert error(gradient(model, adapter), loop) <= 1e-10

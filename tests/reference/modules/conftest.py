@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 from metamtl import nets
 
@@ -64,6 +65,46 @@ class Counting(nn.Module):
         return self.head(x - self.mean) / self.count
 
 
+class Remembers(nn.Module):
+    """Stores its features as an attribute, from the first pass on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.h = self.body(x).tanh()
+        return self.head(self.h)
+
+
+class Graph(nn.Module):
+    """Labels nodes `[N, 4]`, with the mean of each node's neighbors along the edges `[2, E]`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.neighbors, self.head = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        source, target = edges
+        ones = torch.ones_like(x[:, :1])
+        total = torch.zeros_like(x).index_add(0, target, x[source])
+        count = torch.zeros_like(ones).index_add(0, target, ones[source]).clamp(min=1)
+        return self.head((self.own(x) + self.neighbors(total / count)).tanh())
+
+
+class Square(torch.autograd.Function):
+    """The square, as an operation of the user's without a rule for vmap, differentiable twice."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * slope
+
+
 class Once(torch.autograd.Function):
     """The square, without a second derivative."""
 
@@ -86,7 +127,7 @@ class Once(torch.autograd.Function):
 def plain(model: nn.Module, params: Params, x: Any, k: int, support: Any) -> Any:
     """The module itself, its buffers copied."""
     copies = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    args, kwargs = ((), x) if isinstance(x, dict) else ((x,), {})
+    args, kwargs = ((), x) if isinstance(x, dict) else (x if isinstance(x, tuple) else (x,), {})
     return functional_call(model, {**params, **copies}, args, kwargs)
 
 
@@ -104,6 +145,13 @@ SECOND, UNSLOPED = ("exact", "recompute"), NotImplementedError
 WRITES, MARKED = "writes a buffer in place, another value for each task", "is marked `once_differentiable`"
 IN_PLACE = Refusal(("Vmap",), RuntimeError, "writes in place.*engine=Loop", WRITES)
 ONCE = Refusal(SECOND, UNSLOPED, "marked once_differentiable.*order='first'", MARKED)
+NO_RULE = Refusal(("Vmap",), RuntimeError, "vmap.*engine=Loop", "has an operation without a rule for vmap")
+AGAIN = Refusal(
+    ("Loop", "Vmap"),
+    RuntimeError,
+    "uses torch.utils.checkpoint.*order='recompute'|saved tensor hooks.*engine=Loop",
+    "runs again in the backward pass, without the parameters of the task",
+)
 UNKNOWN = Refusal(SECOND, UNSLOPED, "derivative.*not implemented", "torch has no second derivative")
 
 
@@ -189,11 +237,40 @@ def square(model: nn.Module, params: Params, x: Tensor, k: int, support: Any) ->
     return F.linear(hidden * hidden, params["head.weight"], params["head.bias"])
 
 
+def two_layers(model: nn.Module, params: Params, x: Tensor, k: int, support: Any) -> Tensor:
+    """By hand, because a checkpoint computes its pass again after `functional_call` has ended."""
+    hidden = F.linear(x, params["body.0.weight"], params["body.0.bias"]).tanh()
+    return F.linear(hidden, params["head.weight"], params["head.bias"])
+
+
 def tied() -> nn.Module:
     """An autoencoder: one matrix, there and back."""
     there, back = nn.Linear(4, 3, bias=False), nn.Linear(4, 3, bias=False)
     back.weight = there.weight
     return Of(lambda m, x: m.head(m.there(x).tanh() @ m.back.weight), there=there, back=back, head=head())
+
+
+def alias() -> nn.Module:
+    """One layer under two names, applied twice."""
+    layer = nn.Linear(4, 4)
+    return Of(lambda m, x: m.head(m.again(m.layer(x).tanh()).tanh()), layer=layer, again=layer, head=head())
+
+
+def hooked() -> nn.Module:
+    """A forward hook that scales the features, and one on the gradient, which changes nothing."""
+    model = mlp(nn.Tanh())
+    model[1].register_forward_hook(lambda module, inputs, output: 2 * output)
+    model[1].register_full_backward_hook(lambda module, inputs, outputs: None)
+    return model
+
+
+def checkpointed() -> nn.Module:
+    """A body whose activations are computed again in the backward pass."""
+
+    def run(model: Of, x: Tensor) -> Tensor:
+        return model.head(checkpoint(model.body, x, use_reentrant=False))
+
+    return Of(run, body=nn.Sequential(nn.Linear(4, 6), nn.Tanh()), head=head(6))
 
 
 def normed(wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
@@ -242,10 +319,19 @@ ROWS = {
     "spectral norm, eval": Row(lambda: normed(parametrizations.spectral_norm), training=False),
     "orthogonal parametrization": Row(lambda: normed(parametrizations.orthogonal)),
     "tied parameters": Row(tied),
+    "a layer under two names": Row(alias),
     "frozen body": Row(lambda: nn.Sequential(nn.Linear(4, 6).requires_grad_(False), nn.Tanh(), head(6))),
     "unused parameters": Row(lambda: Of(lambda m, x: m.head(x), spare=nn.Linear(4, 4), head=head())),
     "a counter as a buffer": Row(lambda: Counting(keep=False)),
     "a buffer written from the input": Row(lambda: Counting(keep=True), refusal=IN_PLACE),
+    "features stored as an attribute": Row(Remembers),
+    "forward and backward hooks": Row(hooked, refusal=NO_RULE),
+    "torch.utils.checkpoint": Row(checkpointed, forward=two_layers, refusal=AGAIN),
+    "Function without a rule for vmap": Row(
+        lambda: Of(lambda m, x: m.head(Square.apply(m.layer(x))), layer=nn.Linear(4, 6), head=head(6)),
+        forward=square,
+        refusal=NO_RULE,
+    ),
     "Function marked once_differentiable": Row(
         lambda: Of(lambda m, x: m.head(Once.apply(m.layer(x))), layer=nn.Linear(4, 6), head=head(6)),
         forward=square,
@@ -286,6 +372,8 @@ ROWS = {
     "TransformerEncoder": Row(encoder, SEQUENCE),
     "TransformerEncoder, eval": Row(encoder, SEQUENCE, training=False),
     "keywords in, object with logits out": Row(Keywords, "keywords"),
+    "a mapping that is no dict": Row(Keywords, "mapping"),
+    "graph: nodes and edges": Row(Graph, "graph"),
 }
 
 

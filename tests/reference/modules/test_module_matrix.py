@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +30,22 @@ ORDERS = ("exact", "recompute", "first")
 K, LR, CLASSES = 2, 0.1, 3
 
 
+class Encoding(Mapping[str, Any]):
+    """As a tokenizer's result: a mapping that is no dict."""
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        self.data = data
+
+    def __getitem__(self, key: str) -> Any:
+        return self.data[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.data)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
 @dataclass
 class Case:
     """A row's module, in float64, with an episode for it."""
@@ -49,11 +65,20 @@ class Case:
             x: Any = torch.randn(*size, *row.shape, generator=rng, dtype=torch.float64)
         else:
             x = torch.randint(1, 7, (*size, 4), generator=rng)
-        if row.shape == "keywords":
+        if row.shape in ("keywords", "mapping"):
             lengths = torch.randint(1, 5, (*size, 1), generator=rng)
             x = {"input_ids": x, "attention_mask": torch.arange(4) < lengths}
         y = torch.arange(CLASSES).repeat(3).expand(size)
-        support, query = (tree_map(lambda t, i=i: t[:, i], (x, y)) for i in (slice(6), slice(6, 9)))
+        if row.shape == "graph":
+            x = torch.randn(*size, 4, generator=rng, dtype=torch.float64)
+        support, query = (tree_map(lambda t, i=i: t[:, i], [x, y]) for i in (slice(6), slice(6, 9)))
+        if row.shape == "graph":  # edges have no axis of examples
+            for part, edges in ((support, 10), (query, 4)):
+                nodes = part[0].shape[1]
+                part[0] = (part[0], torch.randint(nodes, (row.tasks, 2, edges), generator=rng))
+        if row.shape == "mapping":
+            for part in (support, query):
+                part[0] = Encoding(part[0])
         episode = Episode(Batch(*support), Batch(*query))
         return Case(row, model, episode, {name: b.clone() for name, b in model.named_buffers()})
 
@@ -170,7 +195,7 @@ def by_higher(higher: ModuleType, case: Case) -> None:
 
 
 def called(module: nn.Module, x: Any) -> Any:
-    return module(**x) if isinstance(x, dict) else module(x)
+    return module(**x) if isinstance(x, dict) else module(*x) if isinstance(x, tuple) else module(x)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -29,7 +29,7 @@ def test_raw_diverges_where_tasks_conflict() -> None:
     assert max(abs(theta) for theta in way[:200]) < 1  # at first all is well,
     assert abs(way[-1]) > 1e6  # until learning rate times weights passes 2.
     bound = 1 + 0.05 * len(way)
-    weights = ascent.weights
+    weights = ascent.task_weights
     assert isinstance(weights, Tensor) and float(weights.sum()) >= bound
     assert 0.1 * (1 + 0.05 * 200) < 2 < 0.1 * bound
 
@@ -49,4 +49,4 @@ def test_on_the_simplex_it_finds_the_point_of_equal_losses() -> None:
 def test_raw_converges_where_every_loss_can_reach_zero() -> None:
     ascent = aggregators.RawLossAscent(rate=0.05)
     way = descend(ascent, (1.0, 1.0), 2_000)
-    assert abs(way[-1] - 1) < 1e-9 and float(ascent.weights.sum()) < 1.1
+    assert abs(way[-1] - 1) < 1e-9 and float(ascent.task_weights.sum()) < 1.1

@@ -54,7 +54,7 @@ def test_auto_lambda_takes_weight_from_a_task_that_does_not_help() -> None:
         optimizer.step()
         optimizer.zero_grad()
         meta_backward(model, judge, validation, losses)
-    line, noise = weights.weights.tolist()
+    line, noise = weights.task_weights.tolist()
     assert line > 0.1 and line > 2 * noise
 
 
@@ -84,7 +84,7 @@ def test_the_weights_gradient_is_that_of_the_validation_loss_after_the_step() ->
     auto = aggregators.AutoLambda(rate=a)
     auto(torch.ones(2).double(), torch.stack(rows))
     auto.learn(torch.cat([part.flatten() for part in after]))
-    moved = (auto.weights - 0.1).tolist()
+    moved = (auto.task_weights - 0.1).tolist()
     torch.testing.assert_close(torch.tensor(moved), -torch.tensor(differences), rtol=1e-5, atol=1e-9)
 
 

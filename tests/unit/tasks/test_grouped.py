@@ -64,3 +64,19 @@ def test_refusals() -> None:
         Grouped({})
     with pytest.raises(ValueError, match="num_tasks=0 must be at least 1"):
         groups().sample(0, rng())
+
+
+def test_groups_of_other_types_or_shapes() -> None:
+    def source(values: torch.Tensor) -> FewShot:
+        return FewShot(values, torch.arange(20) // 5, ways=2, shots=1, queries=2)
+
+    tokens, vectors = source(torch.ones(20, 3).long()), source(torch.ones(20, 3))
+    rng = torch.Generator().manual_seed(0)
+    # torch.cat would turn the token ids into floats.
+    with pytest.raises(
+        ValueError, match=r"group 'a' hold \[2, 3\] torch.int64.*'b' \[2, 3\] torch.float32"
+    ):
+        Grouped({"a": tokens, "b": vectors}).sample(2, rng)
+    with pytest.raises(ValueError, match="need the same shapes and types"):
+        Grouped({"a": vectors, "b": source(torch.ones(20, 4))}).sample(2, rng)
+    assert Grouped({"a": tokens, "b": tokens}).sample(3, rng).query.x.dtype == torch.int64

@@ -32,7 +32,7 @@ def family(x: Any, kind: torch.Tensor, size: torch.Tensor, **options: Any) -> La
         x,
         {"kind": kind, "size": size},
         loss={"kind": F.cross_entropy, "size": masked(F.mse_loss)},
-        metrics={"kind": {"accuracy": accuracy.of_labelled()}, "size": {"mse": mse.of_labelled()}},
+        metrics={"kind": {"accuracy": accuracy}, "size": {"mse": mse}},
         outputs={"kind": 3, "size": 1},
         **options,
     )
@@ -91,7 +91,7 @@ def test_a_batch_whose_labels_are_all_missing_is_refused_by_name() -> None:
     with pytest.raises(FloatingPointError, match=r"loss of tasks \['size'\] of 2 is not finite"):
         meta_backward(model, recipes.joint(), episodes, own.loss)
     assert all(parameter.grad is None for parameter in model.parameters())
-    with pytest.raises(ValueError, match="none of the 4 examples is labelled"):
+    with pytest.raises(ValueError, match="no query example of task 'size' has a label"):
         evaluate(model, recipes.joint(), episodes, own.loss, metrics=own.metrics)
 
 
@@ -118,11 +118,11 @@ def test_masked_works_under_vmap() -> None:
 def test_measures() -> None:
     scores = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0]])
     y = torch.tensor([0, 0, MISSING])
-    assert accuracy.of_labelled()(scores, y).tolist() == [1.0, 0.0]
+    assert accuracy(scores, y).tolist() == [1.0, 0.0]
     assert binary_accuracy(
         torch.tensor([[1.0], [-2.0], [3.0]]), torch.tensor([[1.0], [1.0], [0.0]])
     ).flatten().tolist() == [1.0, 0.0, 0.0]
-    assert absolute_error(10.0)(torch.tensor([[1.5]]), torch.tensor([[1.0]])).tolist() == [[5.0]]
+    assert absolute_error(10.0)(torch.tensor([[1.5]]), torch.tensor([[1.0]])).tolist() == [5.0]
     assert not absolute_error().higher_is_better and binary_accuracy.higher_is_better
     tags = torch.tensor([[1, 0, MISSING], [1, MISSING, MISSING]])
     of_words = torch.eye(2)[torch.tensor([[1, 1, 0], [0, 0, 0]])]
@@ -191,3 +191,43 @@ def test_bad_sources() -> None:
     for n in (0, 5):
         with pytest.raises(ValueError, match=f"n={n} examples asked for; this split has 4"):
             family(x, kind, torch.zeros(4, 1)).sample(n, rng())
+
+
+@pytest.mark.parametrize(
+    "convert", [np.asarray, lambda values: np.asarray(values).tolist(), torch.as_tensor]
+)
+def test_arrays_and_lists_are_taken(convert: Any) -> None:
+    x = torch.randn(10, 3, generator=rng())
+    kind, size = torch.arange(10).to(torch.int32) % 3, x[:, :1].clone()
+    size[4] = NAN
+    expected = family(x, kind, size).at(torch.arange(10))
+    for inputs in (convert(x), {"a": convert(x)}, (convert(x), x.numpy())):
+        own = family(inputs, convert(kind), convert(size))
+        found = own.at(torch.arange(10))
+        assert found["kind"].query.y.dtype == torch.int64
+        for task in ("kind", "size"):
+            assert torch.equal(found[task].query.y.nan_to_num(), expected[task].query.y.nan_to_num())
+        part = found["size"].query.x
+        part = part["a"] if isinstance(part, dict) else part[0] if isinstance(part, tuple) else part
+        assert torch.equal(part.float(), x) and len(own) == 10
+    assert own.at([4, 5]).keys() == {"kind", "size"} and own.at([4]).keys() == {"kind"}
+
+
+def test_integer_inputs_stay_integers_and_bytes_are_labels() -> None:
+    x = np.arange(20).reshape(10, 2).astype(np.uint16)
+    y = np.full(10, 156, np.uint8)  # -100 modulo 256
+    own = Labelled(x, {"k": y}, loss={"k": F.cross_entropy}, metrics={"k": {}}, outputs={"k": 200})
+    query = own.sample(4, rng())["k"].query
+    assert query.x.dtype == query.y.dtype == torch.int64 and query.y.tolist() == [156] * 4
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "words"),
+    [
+        (np.zeros((2, 3)), ["cat", "dog"], "the labels of task 'kind' holds .* return_inverse"),
+        (["a text", "another"], [0, 1], "inputs holds .* encode them as numbers"),
+    ],
+)
+def test_strings_have_to_be_encoded(x: Any, y: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        Labelled(x, {"kind": y}, loss={"kind": F.cross_entropy}, metrics={"kind": {}}, outputs={"kind": 2})

@@ -32,7 +32,7 @@ def test_roc_auc_counts_the_pairs_in_order() -> None:
 
 def test_roc_auc_of_one_class_says_so() -> None:
     y = torch.tensor([1.0, float("nan"), 1.0])
-    with pytest.raises(ValueError, match=r"the 2 labelled examples of 3 hold only \[1.0\]"):
+    with pytest.raises(ValueError, match=r"the 2 labels hold only \[1.0\]"):
         roc_auc(torch.randn(3), y)
 
 
@@ -69,3 +69,19 @@ def test_a_missing_package_names_its_extra(
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ImportError, match=rf"metamtl\[{extra}\]"):
         call()
+
+
+@pytest.mark.parametrize(
+    ("output", "y", "message"),
+    [
+        (torch.zeros(2, 3, 5), torch.ones(2, 4).long(), r"\[2, 3, 5\], the labels \[2, 4\]"),
+        (torch.zeros(3, 3, 5), torch.ones(2, 3).long(), r"\[3, 3, 5\], the labels \[2, 3\]"),
+        (torch.zeros(2, 3, 7), torch.ones(2, 3).long(), "scores for 7 tags, but there are 5"),
+        (torch.zeros(2, 3, 5), torch.full((2, 3), 5), "labels range from 5 to 5, but there are 5 tags"),
+    ],
+)
+def test_entity_f1_of_scores_that_do_not_fit_the_tags(
+    output: torch.Tensor, y: torch.Tensor, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        entity_f1(TAGS)(output, y)

@@ -1,0 +1,229 @@
+"""Selecting the fastest engine for one kind of work by timing real steps."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from .base import Engine, num_tasks
+from .compiled import Compiled
+from .loop import Loop
+from .probe import Probe, free_memory
+from .problem import TaskProblem
+from .vmap import Vmap
+
+FEW = 8  # tasks of a small chunk, whose activations stay where the allocator has them at hand
+# Input numbers of a chunk of an evaluation: more are slower once an activation outgrows what the
+# allocator, or for compiled code the caches, keep at hand.
+PLAIN, COMPILED = 160_000, 32_000
+RECOMPILATIONS = 2  # times that compiled code may be compiled again before it is given up
+
+log = logging.getLogger("metamtl")
+
+
+class Task(NamedTuple):
+    """The work of one call."""
+
+    problem: TaskProblem
+    data: Any
+    evaluation: bool
+
+    def class_names(self) -> tuple[Any, ...]:
+        """The classes of the modules, which tell kinds of work apart, and whether they are training."""
+        modules = (*self.problem.model.modules(), *self.problem.adapter.modules())
+        return tuple((type(module).__qualname__, module.training) for module in modules)
+
+
+class Autotuner:
+    """One kind of work: the engine of each of its steps, and what they took.
+
+    Attributes:
+        choice: the selected engine, once there is one.
+        reason: why it was selected.
+        seconds: the least that a step (for evaluations, a task) took, by engine.
+        compile_seconds: the time spent compiling.
+    """
+
+    def __init__(self, task: Task, steps: int | None) -> None:
+        self.evaluation, self.total = task.evaluation, steps
+        self.device = next((p.device for p in task.problem.model.parameters()), torch.device("cpu"))
+        self.name = type(task.problem.model).__name__
+        probe = Probe.of(task.problem, task.data)
+        self.expected = probe.compile_seconds  # what compiling is expected to take
+        self.candidates, self.only = _candidates(task, probe)
+        self.reason = self.only
+        self.compiled = None if self.only else _compiled(task, probe)
+        self.seconds: dict[str, float] = {}
+        self.engines: dict[str, Engine] = {}
+        self.choice: Engine | None = None
+        self.batches = True  # whether tasks can run as a batch, as far as is known
+        self.compile_seconds, self.steps, self.spent, self.recompilations = 0.0, 0, 0.0, 0
+        self.turns = self._turns()
+
+    def run(self, task: Task, call: Callable[[Engine], Any]) -> Any:
+        """The result of one step, by the engine whose turn it is."""
+        self.steps += 1
+        engine = next(self.turns)
+        try:
+            return self._timed(engine, task, call)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(engine, Loop):
+                raise
+            result = self._timed(Loop(), task, call)  # if the input is at fault, this raises its own error
+            self.seconds[repr(engine)] = float("inf")
+            if not _out_of_memory(error):
+                self._batches_fail(error)
+            return result
+
+    def _timed(self, engine: Engine, task: Task, call: Callable[[Engine], Any]) -> Any:
+        self._synchronize()
+        began = time.perf_counter()
+        result = call(engine)
+        self._synchronize()
+        taken = (time.perf_counter() - began) / (num_tasks(task.data) if self.evaluation else 1)
+        name, least = repr(engine), min(self.seconds.get(repr(engine), taken), taken)
+        self.spent += taken * (num_tasks(task.data) if self.evaluation else 1)
+        if engine is self.choice and isinstance(engine, Compiled) and taken > 1.0 + 5 * least:
+            self._compiled_again(taken)
+        self.seconds[name], self.engines[name] = least, engine
+        return result
+
+    def _turns(self) -> Iterator[Engine]:
+        """The engine of each step, without end."""
+        for engine in self.candidates:
+            if not self.batches and not isinstance(engine, Loop):
+                continue
+            yield engine
+            if len(self.candidates) > 1 and self.seconds[repr(engine)] < 3 * min(self.seconds.values()):
+                yield engine  # the first time warms up
+        self._select()
+        while self.compiled is not None and not self._pays():
+            yield self._chosen()
+        if self.compiled is not None:
+            yield from self._compilation()
+        while True:
+            yield self._chosen()
+
+    def _compilation(self) -> Iterator[Engine]:
+        assert self.compiled is not None
+        if self.expected > 2:
+            log.warning(
+                "compiling %s, which is expected to take about %.0f s; engine=engines.Vmap() does without",
+                self.name,
+                self.expected,
+            )
+        compiled, before = self.compiled, self.spent
+        yield compiled
+        first = self.spent - before
+        if not self.evaluation:
+            for _ in range(2):
+                yield compiled
+        else:
+            yield compiled
+        rest = self.seconds.get(repr(compiled), 0.0)
+        self.compile_seconds += max(0.0, first - rest) if rest != float("inf") else first
+        if compiled.compilations == 0:  # it ran under its fallback
+            self.seconds.pop(repr(compiled), None)
+            self.compiled = None
+        self._select()
+
+    def _pays(self) -> bool:
+        """Whether compiling is expected to save more time than it takes.
+
+        It saves what Python costs: much, if batching tasks saved much over running them one by one, and a
+        sixth, by experience, if nearly all is arithmetic.
+        """
+        best = min(self.seconds.values())
+        speedup = max(1.2, 0.5 * self.seconds.get("Loop()", 0.0) / best)
+        if self.evaluation:
+            return self.spent > self.expected
+        saving = best * (1 - 1 / speedup)
+        remaining = self.steps if self.total is None else self.total - self.steps
+        return self.expected < remaining * saving
+
+    def _select(self) -> None:
+        name = min(self.seconds, key=lambda name: self.seconds[name])
+        times = ", ".join(f"{name} {taken * 1e3:.1f} ms" for name, taken in self.seconds.items())
+        self.choice = self.engines[name]
+        self.reason = self.only or f"the fastest of {times}"
+        log.info("%s runs under %s: %s", self.name, name, self.reason)
+
+    def _chosen(self) -> Engine:
+        assert self.choice is not None
+        return self.choice
+
+    def _compiled_again(self, taken: float) -> None:
+        """Give compiled code up that has to be compiled again and again."""
+        self.recompilations += 1
+        self.compile_seconds += taken
+        if self.recompilations > RECOMPILATIONS:
+            self.seconds[repr(self.choice)] = float("inf")
+            self.compiled = None
+            self._select()
+            warnings.warn(
+                f"{self.name} was compiled again {self.recompilations} times, because a value that it, the"
+                " loss or the adapter reads keeps changing; it runs without compiling now. Put the value"
+                " into a tensor to keep compiled code.",
+                stacklevel=6,
+            )
+
+    def _batches_fail(self, error: BaseException) -> None:
+        self.compiled, self.batches = None, False
+        for name in self.seconds:
+            if name != "Loop()":
+                self.seconds[name] = float("inf")
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        warnings.warn(
+            f"tasks cannot run as a batch ({reason}); they run under Loop() instead.", stacklevel=6
+        )
+        if self.choice is not None:
+            self._select()
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _candidates(task: Task, probe: Probe) -> tuple[list[Engine], str]:
+    """The engines to try, and why there is only one."""
+    count = num_tasks(task.data)
+    if task.evaluation:
+        return [Vmap(_chunk(task.data[1], PLAIN))], ""
+    fit = probe.tasks_that_fit(free_memory(probe.device))
+    whole = Vmap(None if fit >= count else fit)
+    if probe.draws:
+        return [whole], "it draws random numbers"
+    chunks: list[Engine] = [Vmap(FEW)] if min(fit, count) > FEW else []
+    return [Loop(), whole, *chunks], ""
+
+
+def _compiled(task: Task, probe: Probe) -> Compiled | None:
+    """What to compile, if compiling can be tried."""
+    if probe.draws:
+        return None
+    if task.evaluation:
+        return (
+            Compiled(_chunk(task.data[0] or task.data[1], COMPILED))
+            if task.problem.loop.num_steps
+            else None
+        )
+    fits = probe.tasks_that_fit(free_memory(probe.device)) >= num_tasks(task.data)
+    return Compiled(None if fits else 1)
+
+
+def _chunk(batch: Any, numbers: int) -> int:
+    """How many tasks have this many input numbers in `batch`; at least one, at most all."""
+    inputs = [leaf for leaf in tree_leaves(batch[0]) if isinstance(leaf, Tensor)]
+    each = sum(leaf[0].numel() for leaf in inputs)
+    return max(1, min(len(inputs[0]), numbers // max(each, 1)))
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

@@ -1,0 +1,162 @@
+"""What `Compiled` compiles: functions of all that they use, so that torch's guards see every change."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from torch import Tensor
+from torch.func import grad, vjp, vmap
+from torch.utils._pytree import tree_map
+
+from ..adapters.inner_loop import Carry, Start, StepContext, run
+from ..episode import Batch
+from ..functional import Params, substituted
+from .convolution import as_products
+from .problem import TaskProblem
+
+
+def _axes(tree: Any) -> Any:
+    return tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, tree)
+
+
+def whole(
+    problem: TaskProblem, batched: bool, shared: Params, own: Params, data: Any
+) -> tuple[Params, Params, Tensor]:
+    """The gradients of all tasks, with respect to `shared` and `own`, and the query losses."""
+
+    def objective(shared: Params, own: Params, data: Any) -> tuple[Tensor, Tensor]:
+        support, query, task = data
+        support = None if support is None else Batch(*support)
+        with _substituted_adapter(problem, own):
+            adapted = run(problem.loop, {**problem.frozen, **shared}, own, support, task)
+        value, loss, _ = problem.result(shared, adapted, support, query)
+        return value, loss
+
+    def one_task(data: Any) -> tuple[Params, Params, Tensor]:
+        (rows, adapter_rows), loss = grad(objective, argnums=(0, 1), has_aux=True)(shared, own, data)
+        return rows, adapter_rows, loss
+
+    return vmap(one_task, in_dims=(_axes(data),))(data) if batched else one_task(data)
+
+
+def init(
+    problem: TaskProblem, batched: bool, shared: Params, own: Params, support: Any, task: Any
+) -> tuple[Carry, Any]:
+    """The first carry and the features of every task."""
+
+    def one_task(support: Any, task: Any) -> tuple[Carry, Any]:
+        start = _start(problem, shared, own, support, task)
+        return start.carry, start.features
+
+    if not batched:
+        return one_task(support, task)
+    return vmap(one_task, in_dims=(_axes(support), _axes(task)))(support, task)  # type: ignore[no-any-return]
+
+
+def init_vjp(
+    problem: TaskProblem,
+    batched: bool,
+    shared: Params,
+    own: Params,
+    support: Any,
+    task: Any,
+    cotangent: Any,
+) -> tuple[Params, Params]:
+    """The vector-Jacobian product of `init`, with respect to `shared` and `own`, of every task."""
+
+    def one_task(support: Any, task: Any, cotangent: Any) -> tuple[Params, Params]:
+        def start(shared: Params, own: Params) -> tuple[Carry, Any]:
+            result = _start(problem, shared, own, support, task)
+            return result.carry, result.features
+
+        return vjp(start, shared, own)[1](cotangent)  # type: ignore[no-any-return]
+
+    if not batched:
+        return one_task(support, task, cotangent)
+    axes = (_axes(support), _axes(task), _axes(cotangent))
+    return vmap(one_task, in_dims=axes)(support, task, cotangent)  # type: ignore[no-any-return]
+
+
+def step(
+    problem: TaskProblem, batched: bool, carry: Carry, context: StepContext, k: Tensor, first_order: bool
+) -> Carry:
+    """Inner step `k` of every task."""
+
+    def one_task(carry: Carry, features: Any, fixed: Any) -> Carry:
+        of_task = StepContext(context.params, context.learned, features, fixed)
+        return problem.loop.step(carry, of_task, k, first_order=first_order)
+
+    args = (carry, context.features, context.fixed)
+    return vmap(one_task, in_dims=_axes(args))(*args) if batched else one_task(*args)
+
+
+def evaluation_step(
+    problem: TaskProblem, batched: bool, carry: Carry, context: StepContext, k: Tensor
+) -> Carry:
+    """`step` of first order. Tasks' own convolutions run as matrix products, which are faster here."""
+    if not batched:
+        return step(problem, batched, carry, context, k, True)
+    with as_products():
+        return step(problem, batched, carry, context, k, True)
+
+
+def step_vjp(
+    problem: TaskProblem,
+    batched: bool,
+    carry: Carry,
+    context: StepContext,
+    k: Tensor,
+    first_order: bool,
+    cotangent: Carry,
+) -> tuple[Carry, Params, Params, Any]:
+    """The vector-Jacobian product of `step`: for the carry, the context's parameters and features."""
+
+    def one_task(carry: Carry, features: Any, fixed: Any, cotangent: Carry) -> Any:
+        def of(carry: Carry, params: Params, learned: Params, features: Any) -> Carry:
+            of_task = StepContext(params, learned, features, fixed)
+            return problem.loop.step(carry, of_task, k, first_order=first_order)
+
+        return vjp(of, carry, context.params, context.learned, features)[1](cotangent)
+
+    args = (carry, context.features, context.fixed, cotangent)
+    return vmap(one_task, in_dims=_axes(args))(*args) if batched else one_task(*args)  # type: ignore[no-any-return]
+
+
+def end(
+    problem: TaskProblem, batched: bool, carry: Carry, shared: Params, k: Tensor, support: Any, query: Any
+) -> tuple[Params, Carry, Tensor]:
+    """The gradients of the objective with respect to `shared` and the last carry, and the query losses."""
+
+    def one_task(carry: Carry, support: Any, query: Any) -> tuple[Params, Carry, Tensor]:
+        def objective(shared: Params, carry: Carry) -> tuple[Tensor, Tensor]:
+            adapted = problem.loop.finish(carry, {**problem.frozen, **shared}, k)
+            value, loss, _ = problem.result(shared, adapted, support, query)
+            return value, loss
+
+        (of_shared, of_carry), loss = grad(objective, argnums=(0, 1), has_aux=True)(shared, carry)
+        return of_shared, of_carry, loss
+
+    args = (carry, support, query)
+    return vmap(one_task, in_dims=_axes(args))(*args) if batched else one_task(*args)  # type: ignore[no-any-return]
+
+
+def output(problem: TaskProblem, batched: bool, carry: Carry, shared: Params, k: Tensor, query: Any) -> Any:
+    """The adapted model's outputs on the query sets."""
+
+    def one_task(carry: Carry, x: Any) -> Any:
+        return problem.output(problem.loop.finish(carry, {**problem.frozen, **shared}, k), x)
+
+    return (
+        vmap(one_task, in_dims=_axes((carry, query)))(carry, query) if batched else one_task(carry, query)
+    )
+
+
+def _start(problem: TaskProblem, shared: Params, own: Params, support: Any, task: Any) -> Start:
+    support = None if support is None else Batch(*support)
+    with _substituted_adapter(problem, own):
+        return problem.loop.init({**problem.frozen, **shared}, support, task)
+
+
+def _substituted_adapter(problem: TaskProblem, own: Params) -> AbstractContextManager[None]:
+    return substituted(problem.adapter, problem.own_structure, own) if own else nullcontext()

@@ -1,0 +1,144 @@
+"""What `Compiled` remembers of one kind of work. It may be wrong about speed, never about numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from types import CodeType, FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ..adapters.inner_loop import InnerLoop
+from ..functional import trainable
+from ..functional.call import attributes_of, changed_attributes
+from ..functional.scan import foreign_state, set_foreign_state
+from . import compiled_parts
+from .loop import leaves
+from .problem import TaskProblem
+
+RECOMPILE_LIMIT = 8  # times that a part is compiled again before its work goes to Vmap
+
+
+class Kind:
+    """One kind of work: its compiled parts, and why it is not compiled, if it is not.
+
+    Attributes:
+        reason: why the work runs under `Vmap`; None if it is compiled.
+        evaluations: backward passes that one task takes.
+    """
+
+    def __init__(self, reason: str | None) -> None:
+        self.reason, self.reported = reason, False
+        self.examined, self.calls, self.evaluations = False, 0, 0
+        self._leftovers: list[tuple[str, str]] = []
+        self._parts: dict[str, Callable[..., Any]] = {}
+
+    def part(self, name: str) -> Callable[..., Any]:
+        """The compiled function `name` of `compiled_parts`. Its guards are torch's."""
+        if name not in self._parts:
+            # A cache of its own, or all the models of a process would share one limit.
+            self._parts[name] = torch.compile(  # type: ignore[call-overload]
+                getattr(compiled_parts, name),
+                fullgraph=True,
+                dynamic=False,
+                isolate_recompiles=True,
+                recompile_limit=RECOMPILE_LIMIT,
+            )
+        return self._parts[name]
+
+    def checked_guards(self, loop: InnerLoop) -> AbstractContextManager[Any]:
+        """A context for steps after one whose guards have just been checked, with the same result.
+
+        Only once everything is compiled, for steps that all take the same branch, and under torch's default
+        stance, which a user may have changed.
+        """
+        same = len({loop.first_order(k) for k in range(loop.num_steps)}) == 1
+        eval_frame = torch._dynamo.eval_frame
+        if not self.calls or not same or eval_frame._stance != eval_frame.DynamoStance():
+            return nullcontext()
+        return torch.compiler.set_stance(skip_guard_eval_unsafe=True)
+
+    def examine(self, problem: TaskProblem, data: Any) -> None:
+        """Run one task without compiling, to see what it needs: wrong input raises its own error here."""
+        self.examined = True
+        before, foreign = torch.get_rng_state(), foreign_state()
+        shared, own = leaves(trainable(problem.model)), leaves(trainable(problem.adapter))
+        inputs = data[1][0]
+        with torch.enable_grad():
+            self.evaluations = problem(shared, own, data)[2]
+        with torch.no_grad():
+            changed = _attributes_set(problem, inputs)
+        paths = {module: path for path, module in problem.model.named_modules()}
+        self._leftovers = [(paths[module], name) for module, name in changed]
+        if not torch.equal(before, torch.get_rng_state()) or foreign_state() != foreign:
+            self.reason = "it draws random numbers"
+            torch.set_rng_state(before)
+            set_foreign_state(foreign)
+
+    def with_leftovers(self, problem: TaskProblem) -> TaskProblem:
+        """`problem`, with the attributes that its model's forward pass sets."""
+        if not self._leftovers:
+            return problem
+        modules = dict(problem.model.named_modules())
+        pairs = tuple((modules[path], name) for path, name in self._leftovers if path in modules)
+        return replace(problem, leftovers=pairs, loop=problem.loop.with_leftovers(pairs))
+
+
+def _attributes_set(problem: TaskProblem, x: Any) -> tuple[tuple[nn.Module, str], ...]:
+    """The attributes that a forward pass sets; the model is restored."""
+    changed: list[tuple[nn.Module, str]] = []
+    before = attributes_of(problem.structure)
+
+    def look(module: nn.Module, inputs: Any, output: Any) -> None:
+        changed.extend(changed_attributes(problem.structure, before))
+
+    handle = problem.model.register_forward_hook(look)
+    try:
+        problem.output({**problem.frozen, **trainable(problem.model)}, x)
+    finally:
+        handle.remove()
+    return tuple(changed)
+
+
+def code_objects(problem: TaskProblem) -> tuple[CodeType, ...]:
+    """The code of all methods of the classes that the work uses.
+
+    torch's guards do not notice a method that is replaced on its class, or whose code is swapped in place.
+    Other code means another kind, which is compiled anew; the guards decide about everything else.
+    """
+    classes: dict[type, None] = {}
+    for module in (*problem.model.modules(), *problem.adapter.modules()):
+        classes[type(module)] = None
+    for other in (problem.loss, getattr(problem.loss, "loss", None), problem.objective):
+        classes[type(other)] = None
+        for module in other.modules() if isinstance(other, nn.Module) else ():
+            classes[type(module)] = None
+    return tuple(code for cls in classes for base in cls.__mro__ if _is_ours(base) for code in _codes(base))
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.split(".")[0] not in ("torch", "builtins", "abc", "functools", "typing")
+
+
+def _codes(cls: type) -> list[CodeType]:
+    functions = (getattr(value, "__func__", getattr(value, "fget", value)) for value in vars(cls).values())
+    return [function.__code__ for function in functions if isinstance(function, FunctionType)]
+
+
+def shapes(trees: Any) -> Any:
+    """Shapes, dtypes and devices of the tensors, and the types of other leaves."""
+    return tuple(
+        (tensor.shape, tensor.dtype, tensor.device) if isinstance(tensor, Tensor) else type(tensor)
+        for tensor in tree_leaves(trees)
+    )
+
+
+def precision() -> Any:
+    """The settings of autocast."""
+    return tuple(
+        (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")
+    )

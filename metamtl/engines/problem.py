@@ -1,0 +1,133 @@
+"""One task as pure functions of the parameters: what every engine runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters import Adapter
+from ..adapters.inner_loop import InnerLoop
+from ..episode import Batch, Episode
+from ..functional import (
+    Params,
+    Structure,
+    forward,
+    structure_of,
+    substituted,
+    trainable_and_frozen,
+    with_support_statistics,
+)
+from ..objectives import Adaptation, Objective
+from ..task import Loss
+
+
+@dataclass(frozen=True)
+class TaskProblem:
+    """The objective and the query loss of one task, as functions of `shared`, `own` and the task's data.
+
+    `shared` are the model's trainable parameters, `own` the adapter's, `data` is
+    `(support, query, task ids)` of one task. Nothing that could differ between tasks is read elsewhere, so
+    any engine may batch it. Input has been checked before.
+
+    Attributes:
+        frozen: the model's other parameters.
+        structure, own_structure: where the model and the adapter hold their tensors.
+        loop: the adapter's computation for this call.
+        name: of a named task; None in a meta-batch.
+        adapts: whether the task is adapted. A named task without a support set uses the parameters as
+            they are.
+        leftovers: attributes that the model's forward pass sets, which compiled code restores.
+    """
+
+    model: nn.Module
+    adapter: Adapter
+    objective: Objective
+    loss: Loss
+    frozen: Params
+    structure: Structure
+    own_structure: Structure
+    loop: InnerLoop
+    name: str | None = None
+    adapts: bool = True
+    leftovers: tuple[tuple[nn.Module, str], ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        adapter: Adapter,
+        objective: Objective,
+        loss: Loss,
+        episode: Episode,
+        name: str | None = None,
+    ) -> TaskProblem:
+        """The problem of the tasks of `episode`."""
+        return cls(
+            model=model,
+            adapter=adapter,
+            objective=objective,
+            loss=loss,
+            frozen=trainable_and_frozen(model)[1],
+            structure=structure_of(model),
+            own_structure=structure_of(adapter),
+            loop=adapter.inner_loop(model, loss, name),
+            name=name,
+            adapts=name is None or episode.support is not None,
+        )
+
+    def adapt(self, shared: Params, own: Params, support: Batch | None, task: Any) -> Params:
+        """The parameters that the task uses."""
+        params = {**self.frozen, **shared}
+        if not self.adapts:
+            return params
+        which = task if self.name is None else self.name
+        learned = own or dict(self.adapter.named_parameters())
+        with substituted(self.adapter, self.own_structure, own) if own else nullcontext():
+            adapted = self.loop.adapt(params, learned, support, which)
+        return self._with_statistics(adapted, support, which)
+
+    def path(self, shared: Params, support: Batch | None, task: Any) -> Iterator[Params]:
+        """The parameters at each stage of adaptation."""
+        params, which = {**self.frozen, **shared}, task if self.name is None else self.name
+        for stage in self.loop.path(params, dict(self.adapter.named_parameters()), support, which):
+            yield self._with_statistics(stage, support, which)
+
+    def _with_statistics(self, params: Params, support: Batch | None, task: Any) -> Params:
+        x = None if support is None else support[0]
+        return with_support_statistics(self.model, params, x, task, structure=self.structure)
+
+    def output(self, params: Params, x: Any) -> Any:
+        """The model's output, from the task's own head if it has a name."""
+        return forward(self.model, params, x, self.name, structure=self.structure, leftovers=self.leftovers)
+
+    def measure(self, params: Params, batch: Batch) -> Tensor:
+        """The task's loss on a batch."""
+        return self.loss(self.output(params, batch[0]), batch[1])
+
+    def result(
+        self, start: Params, end: Params, support: Batch | None, query: Batch, output: Any = None
+    ) -> tuple[Tensor, Tensor, int]:
+        """The objective, the query loss, and the number of backward passes that they take.
+
+        Args:
+            start: the shared parameters.
+            end: the parameters that the task uses.
+            output: the model's output on the query set, if it is known.
+        """
+        known = None if output is None else self.loss(output, query[1])
+        task = Adaptation(start, end, support, Batch(*query), self.measure, known)
+        objective = self.objective(task)
+        adaptation = self.adapter.gradient_evaluations if self.adapts else 0
+        evaluations = adaptation + task.evaluations
+        with torch.no_grad():  # if the objective did not use the query loss, it is only reported
+            return objective, task.query_loss, evaluations
+
+    def __call__(self, shared: Params, own: Params, data: Any) -> tuple[Tensor, Tensor, int]:
+        """`result` after adaptation."""
+        support, query, task = data
+        return self.result(shared, self.adapt(shared, own, support, task), support, query)

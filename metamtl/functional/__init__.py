@@ -1,0 +1,41 @@
+"""Calling modules with substituted parameters, differentiation, and the K-step loop."""
+
+from .buffers import (
+    INNER_STEP,
+    SUPPORT_MEAN,
+    SUPPORT_VAR,
+    at_step,
+    told_by_adapter,
+    with_support_statistics,
+    without_support_statistics,
+)
+from .call import Structure, forward, is_name, plain_kernels, structure_of, substituted
+from .differentiate import gradient, in_transform
+from .scan import scan
+from .select import Params, canonical_names, named_by, of_module, trainable, trainable_and_frozen, under
+
+__all__ = [
+    "INNER_STEP",
+    "SUPPORT_MEAN",
+    "SUPPORT_VAR",
+    "Params",
+    "Structure",
+    "at_step",
+    "canonical_names",
+    "forward",
+    "gradient",
+    "in_transform",
+    "is_name",
+    "named_by",
+    "of_module",
+    "plain_kernels",
+    "scan",
+    "structure_of",
+    "substituted",
+    "told_by_adapter",
+    "trainable",
+    "trainable_and_frozen",
+    "under",
+    "with_support_statistics",
+    "without_support_statistics",
+]

@@ -1,0 +1,68 @@
+"""Buffers that an adapter sets: the number of the inner step, and the support set's statistics."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..decomposed import moments
+from .call import Structure, forward
+from .select import Params
+
+INNER_STEP = "inner_step"
+SUPPORT_MEAN, SUPPORT_VAR = "support_mean", "support_var"
+
+
+def told_by_adapter(model: nn.Module) -> bool:
+    """Whether `at_step` or `with_support_statistics` sets a buffer of this model."""
+    return any(name.rpartition(".")[2] in (INNER_STEP, SUPPORT_MEAN) for name, _ in model.named_buffers())
+
+
+def at_step(model: nn.Module, params: Params, k: Tensor) -> Params:
+    """`params` for a pass after `k` inner steps, for modules that keep something for every step.
+
+    Those are the modules with a buffer named `inner_step` (`nets.BatchNorm` under the policy
+    `per_step`); it is set to `k`, an int64 tensor without axes. Other models get `params` unchanged.
+    """
+    counters = [name for name, _ in model.named_buffers() if name.rpartition(".")[2] == INNER_STEP]
+    return {**params, **dict.fromkeys(counters, k)} if counters else params
+
+
+def with_support_statistics(
+    model: nn.Module, params: Params, x: Any, task: Any = None, *, structure: Structure | None = None
+) -> Params:
+    """`params` with the statistics that the support inputs `x` have under them, for the query set.
+
+    For modules with buffers `support_mean` and `support_var` (`nets.SupportBatchNorm`), by one more pass
+    over `x`; other models get `params` unchanged.
+
+    Raises:
+        ValueError: such a module that the pass uses more than once.
+    """
+    norms = {m: name for name, m in model.named_modules() if SUPPORT_MEAN in m._buffers}
+    if not norms or x is None:
+        return params
+    statistics: Params = {}
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        prefix = f"{norms[module]}." if norms[module] else ""
+        if prefix + SUPPORT_MEAN in statistics:
+            raise ValueError(
+                f"{type(module).__name__} {norms[module]!r} normalizes twice in one forward pass, so it has"
+                " no single mean of the support set; use one module for each place."
+            )
+        statistics[prefix + SUPPORT_MEAN], statistics[prefix + SUPPORT_VAR] = moments(inputs[0])
+
+    params = without_support_statistics(params)
+    with ExitStack() as hooks:
+        for module in norms:
+            hooks.callback(module.register_forward_pre_hook(record).remove)
+        forward(model, params, x, task, structure=structure)
+    return {**params, **statistics}
+
+
+def without_support_statistics(params: Params) -> Params:
+    """`params` before `with_support_statistics`."""
+    return {n: p for n, p in params.items() if n.rpartition(".")[2] not in (SUPPORT_MEAN, SUPPORT_VAR)}

@@ -1,0 +1,293 @@
+"""The K-step loop, and the way back through it."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from .differentiate import vjp
+
+Carry = Any  # what a step changes: tensors in any nesting of tuples and dicts
+Context = Any  # what steps only read: tensors, None and constants in any nesting
+Step = Callable[[Carry, Context, int], Carry]
+Tensors = tuple[Tensor, ...]
+
+
+def carries(step: Step, carry: Carry, context: Context, steps: Iterable[int]) -> Iterator[Carry]:
+    """`carry = step(carry, context, k)` for each k of `steps`; yields the carry after each."""
+    for k in steps:
+        carry = step(carry, context, k)
+        yield carry
+
+
+def last_carry(step: Step, carry: Carry, context: Context, steps: Iterable[int]) -> Carry:
+    """The carry after all steps."""
+    result = carry
+    for after in carries(step, carry, context, steps):
+        result = after
+    return result
+
+
+def scan(
+    step: Step, carry: Carry, context: Context, steps: range, *, checkpoint_every: int | None = None
+) -> Carry:
+    """The carry after all `steps`, differentiable with respect to `carry` and `context`.
+
+    Args:
+        step: a pure function; what it closes over receives no gradient.
+        carry: what the steps change; its shapes and dtypes stay.
+        context: what they only read.
+        steps: the numbers of the steps.
+        checkpoint_every: if None, autograd records all steps. Otherwise only every so many carries are
+            stored, and the backward pass runs that many steps again, with the random numbers and under
+            the autocast of the first time: gradient checkpointing, Chen et al. 2016,
+            https://arxiv.org/abs/1604.06174.
+
+    >>> x, a = torch.tensor(3.0, requires_grad=True), torch.tensor(2.0, requires_grad=True)
+    >>> y = scan(lambda x, a, k: a * x, x, a, range(3), checkpoint_every=1)
+    >>> torch.autograd.grad(y, (x, a))
+    (tensor(8.), tensor(36.))
+    """
+    if checkpoint_every is None or not steps:
+        return last_carry(step, carry, context, steps)
+    moving, shape = tree_flatten(carry)
+    constants, put = opened(context)
+
+    def flat_step(moving: Tensors, constants: Tensors, k: int) -> Tensors:
+        return tuple(tree_leaves(step(tree_unflatten(list(moving), shape), put(constants), k)))
+
+    end = _Checkpointed.apply(
+        _Segments(flat_step, steps, checkpoint_every), len(moving), *moving, *constants
+    )
+    return tree_unflatten(list(end[: len(moving)]), shape)
+
+
+def transpose(
+    step_vjp: Callable[[Carry, Context, int, Carry], tuple[Carry, Context]],
+    starts: Sequence[Carry],
+    context: Context,
+    steps: Sequence[int],
+    cotangent: Carry,
+    total: Context | None = None,
+) -> tuple[Carry, Context | None]:
+    """The cotangents of the first carry and of `context`, given that of the last carry.
+
+    Args:
+        step_vjp: `(carry, context, k, cotangent) -> (cotangent of carry, cotangent of context)`.
+        starts: the carry before each step.
+        steps: the numbers of the steps, first to last.
+        total: a cotangent of `context` to add to.
+    """
+    for carry, k in zip(reversed(starts), reversed(steps)):
+        cotangent, more = step_vjp(carry, context, k, cotangent)
+        total = more if total is None else tree_map(_add, total, more)
+    return cotangent, total
+
+
+def _add(a: Any, b: Any) -> Any:
+    return b if a is None else a if b is None else a + b
+
+
+class _Segments:
+    """The steps by segments, and the random state that each segment began with."""
+
+    def __init__(self, step: Step, steps: range, length: int) -> None:
+        self.step = step
+        self.segments = [steps[first : first + length] for first in range(0, len(steps), length)]
+        self.states: list[RandomState] = []
+
+
+class _Checkpointed(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(course: _Segments, split: int, *inputs: Tensor) -> Tensors:
+        step, segments, states = course.step, course.segments, course.states
+        state, constants = inputs[:split], inputs[split:]
+        cuda = next((tensor.device for tensor in state if tensor.is_cuda), None)
+        stored: Tensors = ()
+        before = foreign_state()
+        draws = False  # whether steps draw numbers from Python's or numpy's generator
+        for index, segment in enumerate(segments):
+            states.append(RandomState(cuda, before if index == 0 else foreign_state() if draws else None))
+            if index == 1:
+                # One block for all stored carries: single ones, left between a step's temporaries,
+                # fragment the heap, which costs more than all that they hold.
+                stored = tuple(tensor.new_empty(len(segments) - 1, *tensor.shape) for tensor in state)
+            for block, tensor in zip(stored, state):
+                block[index - 1] = tensor
+            state = last_carry(step, state, constants, segment)
+            if index == 0:
+                draws = foreign_state() != before
+        if not draws and foreign_state() != before:
+            raise RuntimeError(
+                "a later inner step draws numbers from Python's or numpy's global generator and the first"
+                " does not, so checkpointing cannot repeat it; draw from torch, or use order='exact'."
+            )
+        # What no step has changed would be an input that is returned, which autograd cannot save.
+        state = tuple(end.clone() if end is start else end for start, end in zip(inputs, state))
+        return *state, *stored
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+        ctx.course, ctx.split, *tensors = inputs
+        stored = output[ctx.split :]
+        ctx.mark_non_differentiable(*stored)
+        ctx.set_materialize_grads(False)  # or zeros would be made for all that is stored
+        ctx.save_for_backward(*tensors, *stored)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        course, split, stop = ctx.course, ctx.split, len(ctx.needs_input_grad) - 2
+        step = course.step
+        tensors = ctx.saved_tensors
+        first, constants, stored = tensors[:split], tensors[split:stop], tensors[stop:]
+        needed = [i for i, need in enumerate(ctx.needs_input_grad[2 + split :]) if need]
+
+        def whole(learned: Tensors) -> Tensors:
+            values = list(constants)
+            for i, value in zip(needed, learned):
+                values[i] = value
+            return tuple(values)
+
+        cotangent: Any = tuple(torch.zeros_like(t) if c is None else c for t, c in zip(first, cotangents))
+        learned, total = tuple(constants[i] for i in needed), None
+        for index, segment in reversed(list(enumerate(course.segments))):
+            start = first if index == 0 else tuple(block[index - 1] for block in stored)
+            random_states = [course.states[index]]
+
+            def recorded(
+                state: Tensors, learned: Tensors, k: int, states: list[Any] = random_states
+            ) -> Any:
+                state = step(state, whole(learned), k)
+                states.append(states[0].again())
+                return state
+
+            with course.states[index].restored():
+                starts = [start, *carries(recorded, start, learned, segment[:-1])]
+
+            def step_vjp(
+                state: Any, learned: Any, k: int, cotangent: Any, states: list[Any] = random_states
+            ) -> Any:
+                with states.pop().restored():
+                    return vjp(lambda s, c: step(s, whole(c), k), (state, learned), cotangent)
+
+            cotangent, total = transpose(step_vjp, starts, learned, segment, cotangent, total)
+        products: list[Tensor | None] = [None] * len(constants)
+        for i, product in zip(needed, total or ()):
+            products[i] = product
+        return None, None, *cotangent, *products
+
+
+def opened(tree: Any) -> tuple[Tensors, Callable[[Sequence[Tensor]], Any]]:
+    """The tensors of a tree, and a function that puts others in their place."""
+    leaves, spec = tree_flatten(tree)
+    positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+    def put(tensors: Sequence[Tensor]) -> Any:
+        values = list(leaves)
+        for i, tensor in zip(positions, tensors):
+            values[i] = tensor
+        return tree_unflatten(values, spec)
+
+    return tuple(leaves[i] for i in positions), put
+
+
+class RandomState:
+    """The state of the global random generators, of autocast and of the attention kernels in use.
+
+    A backward pass mostly runs outside of the contexts of its forward pass.
+
+    Args:
+        cuda: the device whose generator is meant beside the CPU's.
+        foreign: of `foreign_state`; None if nothing is drawn from those generators.
+    """
+
+    def __init__(self, cuda: torch.device | None, foreign: ForeignState | None) -> None:
+        self.device, self.foreign = cuda, foreign
+        self.cpu_state = torch.get_rng_state()
+        self.cuda_state = None if cuda is None else torch.cuda.get_rng_state(cuda)
+        kinds = ("cpu",) if cuda is None else ("cpu", "cuda")
+        self.autocast = [(k, torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in kinds]
+        self.kernels = attention_kernels()
+
+    def again(self) -> RandomState:
+        """The same kind of state, as it is now."""
+        return RandomState(self.device, None if self.foreign is None else foreign_state())
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Draw the same numbers in the same precision within; the generators are unchanged afterwards."""
+        after = self.again()
+        self._set()
+        try:
+            with ExitStack() as contexts:
+                for kind, enabled, dtype in self.autocast:
+                    if enabled or torch.is_autocast_enabled(kind):
+                        contexts.enter_context(torch.autocast(kind, dtype, enabled))
+                if self.kernels != attention_kernels():
+                    contexts.enter_context(_attention(*self.kernels))
+                yield
+        finally:
+            after._set()
+
+    def _set(self) -> None:
+        torch.set_rng_state(self.cpu_state)
+        if self.device is not None and self.cuda_state is not None:
+            torch.cuda.set_rng_state(self.cuda_state, self.device)
+        if self.foreign is not None:
+            set_foreign_state(self.foreign)
+
+
+def attention_kernels() -> tuple[bool, tuple[SDPBackend, ...]]:
+    """Whether attention layers may take their fast path, and the kernels that attention may use."""
+    enabled = tuple(backend for backend, is_enabled in _KERNELS.items() if is_enabled())
+    return torch.backends.mha.get_fastpath_enabled(), enabled
+
+
+_KERNELS = {
+    SDPBackend.MATH: torch.backends.cuda.math_sdp_enabled,
+    SDPBackend.FLASH_ATTENTION: torch.backends.cuda.flash_sdp_enabled,
+    SDPBackend.EFFICIENT_ATTENTION: torch.backends.cuda.mem_efficient_sdp_enabled,
+    SDPBackend.CUDNN_ATTENTION: torch.backends.cuda.cudnn_sdp_enabled,
+}
+
+
+@contextmanager
+def _attention(fastpath: bool, kernels: tuple[SDPBackend, ...]) -> Iterator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(fastpath)
+    try:
+        with sdpa_kernel(list(kernels)):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+ForeignState = tuple[Any, ...]
+
+
+def foreign_state() -> ForeignState:
+    """The state of Python's global generator and, if numpy is imported, of numpy's; comparable."""
+    numpy = getattr(sys.modules.get("numpy"), "random", None)
+    if numpy is None:
+        return (random.getstate(), None)
+    name, keys, *rest = numpy.get_state()
+    return random.getstate(), (name, keys.tobytes(), *rest)
+
+
+def set_foreign_state(state: ForeignState) -> None:
+    """Set the generators of `foreign_state`."""
+    random.setstate(state[0])
+    if state[1] is not None:
+        numpy = sys.modules["numpy"]
+        name, keys, *rest = state[1]
+        numpy.random.set_state((name, numpy.frombuffer(keys, dtype=numpy.uint32), *rest))

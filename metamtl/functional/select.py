@@ -1,0 +1,88 @@
+"""Selecting parameters of a model by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+Params = dict[str, Tensor]
+
+
+def trainable(model: nn.Module) -> Params:
+    """The parameters that require a gradient, by name; a tied parameter occurs once."""
+    return trainable_and_frozen(model)[0]
+
+
+def trainable_and_frozen(model: nn.Module) -> tuple[Params, Params]:
+    """The parameters that require a gradient, and those that do not."""
+    named = list(model.named_parameters())
+    trained: Params = {name: param for name, param in named if param.requires_grad}
+    return trained, {name: param.detach() for name, param in named if not param.requires_grad}
+
+
+def canonical_names(model: nn.Module) -> dict[str, str]:
+    """From every name under which a parameter or buffer can be reached to its first name.
+
+    A module registered under two names, or a parameter tied to another one, has several names;
+    `named_parameters()` lists the first, and so does every dict of parameters in this package.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    >>> model[1].weight = model[0].weight
+    >>> canonical_names(model)
+    {'0.weight': '0.weight', '1.weight': '0.weight'}
+    """
+    first: dict[int, str] = {}
+    names: dict[str, str] = {}
+    for listing in (model.named_parameters, model.named_buffers):
+        for name, tensor in listing(remove_duplicate=False):
+            names[name] = first.setdefault(id(tensor), name)
+    return names
+
+
+def of_module(model: nn.Module, params: Params, path: str) -> Params:
+    """The entries of `params` that belong to the module at `path`, by their names within it."""
+    names = canonical_names(model)
+    return {
+        name.removeprefix(f"{path}."): params[names[name]]
+        for name in under(names, path)
+        if names[name] in params
+    }
+
+
+def under(names: Iterable[str], prefix: str) -> list[str]:
+    """Those of `names` that are `prefix` or begin with it as a whole path: `head` takes `head.weight`."""
+    return [name for name in names if not prefix or name == prefix or name.startswith(prefix + ".")]
+
+
+def named_by(model: nn.Module, prefixes: str | Iterable[str] | None, argument: str = "adapts") -> list[str]:
+    """Names of the trainable parameters under one or several prefixes; if None, of all.
+
+    A prefix may use any name of a module; the result lists first names.
+
+    Raises:
+        ValueError: a prefix that names no parameter, or only frozen ones.
+    """
+    candidates = list(trainable(model))
+    if prefixes is None:
+        return candidates
+    canonical = canonical_names(model)
+    chosen: set[str] = set()
+    for prefix in [prefixes] if isinstance(prefixes, str) else list(prefixes):
+        selected = {canonical[name] for name in under(canonical, prefix)} & set(candidates)
+        if not selected:
+            raise ValueError(_no_parameter(model, prefix, argument))
+        chosen |= selected
+    return [name for name in candidates if name in chosen]
+
+
+def _no_parameter(model: nn.Module, prefix: str, argument: str) -> str:
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    kind = type(model).__name__
+    if under(names, prefix):
+        return (
+            f"{argument}={prefix!r} names only frozen parameters of {kind};"
+            " call requires_grad_(True) on them, or name others."
+        )
+    tops = sorted({name.split(".")[0] for name in names})
+    return f"{argument}={prefix!r} names no parameter of {kind}; it has {', '.join(map(repr, tops))}."

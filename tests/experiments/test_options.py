@@ -1,0 +1,276 @@
+"""Wrong options and missing packages end an experiment before the first training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose
+from omegaconf import DictConfig
+
+from experiments import compare, grid, multitask, new_task, parts, train
+from experiments.progress import Clock, Progress
+from metamtl import Recipe, adapters, engines, recipes
+from metamtl.interop.higher import HigherAdapter
+
+Compose = Callable[..., DictConfig]
+Overrides = Callable[..., list[str]]
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "meta_backward", lambda *_, **__: pytest.fail("a training was started"))
+
+
+def table(module: Any, overrides: Overrides, folder: Path, *own: str) -> Any:
+    """Run an experiment that trains several times, on sine waves or on letters."""
+    names = {compare: ("compare", "sinusoid"), grid: ("grid", "grid_sinusoid")}
+    name, experiment = names.get(module, ("multitask", "glyphs_multitask"))
+    every = [*overrides(f"experiment={experiment}", "steps=2", "meta_batch=4", "validate.times=1"), *own]
+    return module.run(compose(name, every), every, folder)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("steps=-5", "steps=-5: expected a positive integer, or null"),
+        ("steps=0", "steps=0: expected a positive integer, or null"),
+        ("steps=1.5", "steps=1.5: expected a positive integer"),
+        ("steps=many", "steps=many: expected a positive integer"),
+        ("steps=null", "training would never end"),
+        ("gradient_evaluations=-1", "gradient_evaluations=-1: expected a positive integer"),
+        ("max_minutes=0", "max_minutes=0: expected a positive number"),
+        ("meta_batch=0", "meta_batch=0: expected a positive integer"),
+        ("validate.times=none", "validate.times=none: expected a positive integer"),
+        ("test.tasks=-1", "test.tasks=-1: expected a positive integer"),
+        ("optimizer.lr=abc", "optimizer.lr=abc: expected a number"),
+        ("inner.lr=abc", "inner.lr=abc: expected a number"),
+        ("optimizer.lr=-1", r"optimizer=.* cannot be built: ValueError: Invalid learning rate"),
+        ("+optimizer.momentum=0.9", r"optimizer=.* cannot be built: TypeError: .*momentum"),
+        ("+recipe.order=third", r"recipe=.* cannot be built: ValueError: .*third"),
+        ("+net.layers=3", r"net=.* cannot be built: TypeError: .*layers"),
+        ("engine=Vmap", "engine=Vmap cannot be built"),
+        ("adapt.all.steps=-1", r"adapt.all=.* cannot be built"),
+        ("average=1", "average=1: expected a decay"),
+        ("seed=-1", "seed: -1 is no seed"),
+        ("metric=acc", "metric=acc: Sinusoid has no such metric; it has mse"),
+        ("metric=delta_m", "metric=delta_m: Sinusoid has no such metric"),
+    ],
+)
+def test_a_training_does_not_start(
+    option: str, message: str, composed: Compose, tmp_path: Path, no_training: None
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train.run(composed(option), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_metrics_of_named_tasks(composed: Compose, tmp_path: Path, no_training: None) -> None:
+    experiment = "experiment=glyphs_multitask"
+    with pytest.raises(ValueError, match=r"metric=acc: .* it has .*case/accuracy"):
+        train.run(composed(experiment, "metric=acc"), tmp_path)
+    with pytest.raises(ValueError, match="metric=delta_m compares with single tasks; set reference"):
+        train.run(composed(experiment, "metric=delta_m"), tmp_path)
+    with pytest.raises(ValueError, match="metric=case/mse"):
+        train.run(composed(experiment, "metric=delta_m", "reference={case/mse:1.0}"), tmp_path)
+
+
+def test_an_engine_that_cannot_run_named_tasks(
+    composed: Compose, tmp_path: Path, no_training: None
+) -> None:
+    with pytest.raises(ValueError, match=r"engine=Vmap.*named tasks"):
+        train.run(
+            composed("experiment=glyphs_multitask", "engine={_target_: metamtl.engines.Vmap}"), tmp_path
+        )
+
+
+@pytest.mark.parametrize("module", [compare, grid, multitask])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("seeds=3", r"seeds=3: expected a list of seeds, e.g. seeds=\[3\]"),
+        ("seeds=[]", "expected at least one"),
+        ("seeds=[1,1]", "seeds has 1 twice"),
+        ("seeds=[one]", "'one' is no seed"),
+        ("steps=-5", "steps=-5"),
+        ("metric=acc", "metric=acc"),
+        ("optimizer.lr=abc", "optimizer.lr=abc"),
+    ],
+)
+def test_tables_check_the_options_that_they_share(
+    module: Any, option: str, message: str, overrides: Overrides, tmp_path: Path, no_training: None
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        table(module, overrides, tmp_path, option)
+
+
+@pytest.mark.parametrize(
+    ("module", "option", "message"),
+    [
+        (compare, "recipes=[]", "expected at least one"),
+        (compare, "recipes=[maml,maml]", "recipes has maml twice"),
+        (multitask, "run=[equal,equal]", "run has equal twice"),
+        (multitask, "tune_seeds=100", "tune_seeds=100: expected a list"),
+        (multitask, "tune={optimizer.lr:1e-3}", r"optimizer.lr=0.001: expected a list of values"),
+        (multitask, "tune=0.1", "tune=0.1: expected options with lists"),
+        (multitask, "++tune={optimzer.lr:[1e-3]}", r"tune changes \['optimzer'\], which no training has"),
+        (multitask, "++methods.equal={recpie:joint}", r"changes \['recpie'\], which no training has"),
+        (grid, "inner_steps=3", r"inner_steps=3: expected a list, e.g. inner_steps=\[3\]"),
+        (grid, "measures=[acc]", "metric=acc"),
+        (grid, "tune={optimizer.lr:[abc]}", "optimizer.lr=abc: expected a number"),
+    ],
+)
+def test_tables_check_their_own_options(
+    module: Any, option: str, message: str, overrides: Overrides, tmp_path: Path, no_training: None
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        table(module, overrides, tmp_path, option)
+
+
+def test_a_single_name_is_a_list_of_one(overrides: Overrides, tmp_path: Path) -> None:
+    rows = table(compare, overrides, tmp_path, "recipes=maml", "seeds=[0]")["rows"]
+    assert [row["recipe"] for row in rows][:1] == ["maml"] and len(rows) == 2  # and the trivial baseline
+
+
+MISSING = "{_target_: no_such_package.Aggregator}"
+WRONG = "{_target_: metamtl.aggregators.CAGrad, constant: 0.5}"
+
+
+@pytest.mark.parametrize(
+    ("aggregator", "error", "message"),
+    [
+        (MISSING, ImportError, "No module named 'no_such_package'"),
+        (WRONG, ValueError, "constant"),
+    ],
+)
+def test_the_last_row_is_built_before_the_first_is_trained(
+    aggregator: str,
+    error: type[Exception],
+    message: str,
+    overrides: Overrides,
+    tmp_path: Path,
+    no_training: None,
+) -> None:
+    own = ("run=[equal,upgrad]", f"++methods.upgrad.recipe.aggregator={aggregator}", "tune=null")
+    with pytest.raises(error, match=f"(?s)^upgrad, .*{message}"):
+        table(multitask, overrides, tmp_path, *own)
+    with pytest.raises(error, match=message):
+        table(grid, overrides, tmp_path, f"++aggregators.STCH={aggregator}")
+
+
+def test_teachers_are_checked_before_the_single_tasks_are_trained(
+    overrides: Overrides, tmp_path: Path, no_training: None
+) -> None:
+    own = ("run=[distilled]", "tune=null", "distillation.match.temperature=0")
+    with pytest.raises(ValueError, match=r"^distilled, .*distillation=.* cannot be built"):
+        table(multitask, overrides, tmp_path, *own)
+
+
+class Silent(adapters.Adapter):
+    """An adapter that inherits `gradient_evaluations` from the base class."""
+
+    def forward(self, model: Any, support: Any, loss: Any, *, params: Any = None, task: Any = None) -> Any:
+        return dict(model.named_parameters()) if params is None else params
+
+
+class Reports(Silent):
+    gradient_evaluations = 2  # type: ignore[assignment]
+
+
+class Tuned(adapters.Gradient):
+    """Inherits the number from an adapter that defines it."""
+
+
+def test_an_adapter_has_to_say_what_a_task_costs() -> None:
+    for adapter in (Reports(), Tuned(1, 0.1), adapters.Shared(), adapters.Chain(Reports(), Tuned(1, 0.1))):
+        parts.check_cost(adapter)
+    for adapter in (
+        Silent(),
+        adapters.Chain(Tuned(1, 0.1), Silent()),
+        HigherAdapter(print, torch.optim.SGD),
+    ):
+        with pytest.raises(
+            ValueError, match=r"(Silent|HigherAdapter) does not define gradient_evaluations"
+        ):
+            parts.check_cost(adapter)
+
+
+def test_a_comparison_with_an_adapter_of_unknown_cost_does_not_start(
+    overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_training: None
+) -> None:
+    monkeypatch.setattr(recipes, "maml", lambda steps, lr: Recipe(Silent()))
+    with pytest.raises(ValueError, match="Silent does not define gradient_evaluations"):
+        table(compare, overrides, tmp_path, "recipes=[joint,maml]", "seeds=[0]")
+
+
+def test_auto_knows_the_number_of_steps(composed: Compose, tmp_path: Path) -> None:
+    def steps(*options: str) -> Iterator[int | None]:
+        built = parts.build(composed("meta_batch=10", "validate.times=4", *options))
+        for engine in (built.engine, built.evaluator):
+            assert isinstance(engine, engines.Auto)
+            yield engine.steps
+
+    assert list(steps("steps=7")) == [7, 4]
+    # A task costs two for the inner step and one for the query set.
+    assert list(steps("steps=null", "gradient_evaluations=400")) == [14, 4]
+    assert list(steps("steps=7", "gradient_evaluations=400", "max_minutes=3")) == [7, 4]
+    assert list(steps("steps=null", "max_minutes=3")) == [None, 4]
+    named = parts.build(composed("engine={_target_: metamtl.engines.Vmap}"))
+    assert named.engine is named.evaluator and isinstance(named.engine, engines.Vmap)
+
+
+def test_compiling_is_no_training_time(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = train.meta_backward
+
+    def compiling(*arguments: Any, engine: Any, **options: Any) -> Any:
+        time.sleep(0.5)
+        engine.compile_seconds += 0.5
+        return original(*arguments, engine=engine, **options)
+
+    monkeypatch.setattr(train, "meta_backward", compiling)
+    began = time.perf_counter()
+    result = train.run(composed("steps=4", "validate.times=2"), tmp_path)
+    total = time.perf_counter() - began
+    assert result["compile_seconds"] >= 2.0
+    assert 0 < result["seconds"] <= total - 2.0
+    assert result["history"][-1]["seconds"] == result["seconds"]
+
+
+def test_compiling_does_not_count_against_the_time_limit(composed: Compose) -> None:
+    engine, began = engines.Auto(), time.perf_counter()
+    progress = Progress(composed("steps=null", "max_minutes=0.01"), Clock(engine))
+    time.sleep(0.7)
+    assert progress.done(1, 1)
+    engine.compile_seconds = time.perf_counter() - began  # all of it was spent on compiling
+    assert not progress.done(1, 1)
+
+
+def test_a_clock_without_compiling_is_the_wall_clock() -> None:
+    engine = engines.Auto()
+    for clock in (Clock(), Clock(None, engines.Vmap()), Clock(engine, engine)):
+        assert clock() == pytest.approx(time.perf_counter(), abs=0.1)
+    engine.compile_seconds = 100.0
+    assert clock() == pytest.approx(time.perf_counter() - 100, abs=0.1)
+    assert clock.compile_seconds == 100
+
+
+def test_a_new_task_names_the_runs_that_are_missing(configs: None, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no multitask.json; pass the folder of a finished"):
+        new_task.run(compose("new_task", [f"multitask={tmp_path}"]), tmp_path / "new")
+    rows = '{"rows": [{"tuned": {"intent": {}}}], "seeds": [0]}'
+    (tmp_path / "multitask.json").write_text(rows, encoding="utf-8")
+    given = [f"multitask={tmp_path}", "rows=single_intent", "seeds=[1]"]
+    with pytest.raises(FileNotFoundError, match=r"no result.json in .*seed1; .*pass seeds=\[0\]"):
+        new_task.run(compose("new_task", given), tmp_path / "new")
+
+
+def test_the_initial_weights_follow_the_seed(composed: Compose) -> None:
+    first, again, other = (parts.build(composed(f"seed={seed}")).model.state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    assert not all(torch.equal(tensor, other[name]) for name, tensor in first.items())
