@@ -1,7 +1,7 @@
 # make install   the library and its experiments, in .venv
 # make demo      one comparison of four methods; ARGS="seeds=[0]" adds overrides
 # make test      everything, against learn2learn and higher as well; ARGS="tests/laws -x" narrows it;
-#                with CI set in the environment, what would be skipped fails
+#                one process for each processor; with CI set, what would be skipped fails
 # make lint      ruff and mypy
 PYTHON ?= python3
 VENV ?= .venv
@@ -53,7 +53,7 @@ demo: install
 	$(BIN)/python -m experiments.compare experiment=glyphs_5way_1shot 'recipes=[mtl,anil,maml,protonet]' steps=200 validate.tasks=20 test.tasks=300 $(ARGS)
 
 test: $(VENV)/.tools $(VENV)/.peers
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .

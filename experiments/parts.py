@@ -128,10 +128,12 @@ def part(name: str, config: Any, call: Callable[[Any], Any] | None = None) -> An
 
 
 def num_steps(cfg: DictConfig, recipe: Recipe) -> int | None:
-    """The largest number of steps that the limits allow; None if only the time is limited.
+    """The largest number of steps that the limits allow; None if a limit on time may end the run before.
 
     A task costs the adapter's gradient evaluations and at least one for its query set.
     """
+    if cfg.max_minutes is not None:
+        return None
     limits = [] if cfg.steps is None else [cfg.steps]
     if cfg.gradient_evaluations:
         of_step = cfg.meta_batch * (1 + recipe.adapter.gradient_evaluations)

@@ -87,9 +87,12 @@ class Autotuner:
         began = time.perf_counter()
         result = call(engine)
         self._synchronize()
-        taken = (time.perf_counter() - began) / (num_tasks(task.data) if self.evaluation else 1)
-        name, least = repr(engine), min(self.seconds.get(repr(engine), taken), taken)
-        self.spent += taken * (num_tasks(task.data) if self.evaluation else 1)
+        elapsed, parts = time.perf_counter() - began, num_tasks(task.data) if self.evaluation else 1
+        self.spent += elapsed
+        taken, name = elapsed / parts, repr(engine)
+        if engine is self.compiled and name not in self.seconds:
+            self.compile_seconds += max(0.0, elapsed - parts * min(self.seconds.values()))
+        least = min(self.seconds.get(name, taken), taken)
         if engine is self.choice and isinstance(engine, Compiled) and taken > 1.0 + 5 * least:
             self._compiled_again(taken)
         self.seconds[name], self.engines[name] = least, engine
@@ -119,16 +122,9 @@ class Autotuner:
                 self.name,
                 self.expected,
             )
-        compiled, before = self.compiled, self.spent
-        yield compiled
-        first = self.spent - before
-        if not self.evaluation:
-            for _ in range(2):
-                yield compiled
-        else:
+        compiled = self.compiled
+        for _ in range(2 if self.evaluation else 3):
             yield compiled
-        rest = self.seconds.get(repr(compiled), 0.0)
-        self.compile_seconds += max(0.0, first - rest) if rest != float("inf") else first
         if compiled.compilations == 0:  # it ran under its fallback
             self.seconds.pop(repr(compiled), None)
             self.compiled = None
