@@ -51,6 +51,10 @@ class GradientLoop(InnerLoop):
 
     def init(self, params: Params, support: Batch | None, task: Any) -> Start:
         adapted = {name: params[name] for name in self.names}
+        if not in_transform() and not all(param.is_leaf for param in adapted.values()):
+            # One may have been computed from another (a head of class means), and the inner gradient is a
+            # partial derivative.
+            adapted = {name: param.view_as(param) for name, param in adapted.items()}
         carry = (adapted, self.adapter.rule.init(adapted))
         if self.num_steps == 0:
             return Start(carry, ())
@@ -128,7 +132,10 @@ class GradientLoop(InnerLoop):
             params = {**context.params, **phi, **counters}
             # Views, because a model that differentiates with respect to its input would otherwise go back
             # through the parameters, too, which the steps before computed from the same input.
-            own = inputs if in_transform() else tree_map(_view, inputs)
+            if isinstance(inputs, Tensor):
+                own = inputs.view_as(inputs)
+            else:
+                own = inputs if in_transform() else tree_map(_view, inputs)
             return self.loss(self._forward(params, own, stages, second_order), y)
 
         return support_loss

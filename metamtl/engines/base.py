@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from ..functional import Params
 from .problem import TaskProblem
@@ -73,6 +73,14 @@ class Engine(ABC):
 def index_task(data: Any, index: int | slice) -> Any:
     """The data of one task, or of those of a slice."""
     return tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, data)
+
+
+def split_tasks(data: Any) -> list[Any]:
+    """The data of each task."""
+    flat, spec = tree_flatten(data)
+    count = num_tasks(data)
+    columns = [leaf.unbind() if isinstance(leaf, Tensor) else (leaf,) * count for leaf in flat]
+    return [tree_unflatten(list(leaves), spec) for leaves in zip(*columns)]
 
 
 def num_tasks(data: Any) -> int:

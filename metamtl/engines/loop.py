@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..functional import Params, trainable
-from .base import Engine, TaskGradients, index_task, num_tasks, stack
+from .base import Engine, TaskGradients, split_tasks, stack
 from .problem import TaskProblem
 
 
@@ -23,17 +23,22 @@ class Loop(Engine):
     def gradients(self, problem: TaskProblem, shared: Params, own: Params, data: Any) -> TaskGradients:
         shared, own = leaves(shared), leaves(own)
         inputs = [*shared.values(), *own.values()]
-        losses, rows, evaluations = [], [], 0
-        for task in range(num_tasks(data)):
+        losses, evaluations = [], 0
+        parts = split_tasks(data)
+        # One block for the gradients of all tasks: single ones, left between the temporaries of a task,
+        # fragment the heap.
+        columns = [param.new_empty((len(parts), *param.shape)) for param in inputs]
+        for task, part in enumerate(parts):
             with torch.enable_grad():
-                objective, loss, passes = problem(shared, own, index_task(data, task))
+                objective, loss, passes = problem(shared, own, part)
             if not objective.requires_grad:
                 raise ValueError(DETACHED.format(task=task))
             grads = torch.autograd.grad(objective, inputs, allow_unused=True, materialize_grads=True)
+            for column, gradient in zip(columns, grads):
+                column[task] = gradient
             losses.append(loss.detach())
-            rows.append(grads)
             evaluations += passes
-        columns = [torch.stack(column) for column in zip(*rows)]
+            del objective, loss, grads, gradient  # a graph must not stay until the next one is built
         of_shared = dict(zip(shared, columns))
         of_adapter = dict(zip(own, columns[len(shared) :]))
         return TaskGradients(torch.stack(losses), of_shared, of_adapter, {}, evaluations)
@@ -41,10 +46,7 @@ class Loop(Engine):
     def outputs(self, problem: TaskProblem, data: Any, *, every: bool = False) -> list[Any]:
         shared = trainable(problem.model)
         with torch.no_grad():
-            tasks = [
-                adapted_outputs(problem, shared, index_task(data, task), every)
-                for task in range(num_tasks(data))
-            ]
+            tasks = [adapted_outputs(problem, shared, part, every) for part in split_tasks(data)]
         return [stack(list(stage)) for stage in zip(*tasks)]
 
 

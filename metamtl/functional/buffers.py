@@ -8,11 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..decomposed import moments
-from .call import Structure, forward
+from .call import SUPPORT_MEAN, SUPPORT_VAR, Structure, forward, structure_of
 from .select import Params
 
 INNER_STEP = "inner_step"
-SUPPORT_MEAN, SUPPORT_VAR = "support_mean", "support_var"
 
 
 def told_by_adapter(model: nn.Module) -> bool:
@@ -41,7 +40,8 @@ def with_support_statistics(
     Raises:
         ValueError: such a module that the pass uses more than once.
     """
-    norms = {m: name for name, m in model.named_modules() if SUPPORT_MEAN in m._buffers}
+    structure = structure_of(model) if structure is None else structure
+    norms = {module: name for name, module in structure.support_norms}
     if not norms or x is None:
         return params
     statistics: Params = {}

@@ -16,6 +16,7 @@ from ..first_look import first_look
 from .differentiate import in_transform
 from .select import Params, canonical_names
 
+SUPPORT_MEAN, SUPPORT_VAR = "support_mean", "support_var"  # buffers that an adapter sets
 _STATE = ("_flat_weights", "_flat_weight_refs")  # what a recurrent layer keeps of its weights
 _REGISTERED = frozenset(vars(nn.Module()))
 
@@ -38,6 +39,7 @@ class Structure(NamedTuple):
         plain: torch's own, to which the module around them may add attributes.
         recurrent: recurrent layers, which hold their weights in a list as well.
         fused: whether a layer has to be decomposed for vmap or second derivatives.
+        support_norms: names and modules of the layers that keep statistics of the support set.
     """
 
     slots: tuple[Slot, ...]
@@ -45,6 +47,7 @@ class Structure(NamedTuple):
     plain: tuple[nn.Module, ...]
     recurrent: tuple[nn.RNNBase, ...]
     fused: bool
+    support_norms: tuple[tuple[str, nn.Module], ...]
 
 
 def structure_of(model: nn.Module) -> Structure:
@@ -54,6 +57,7 @@ def structure_of(model: nn.Module) -> Structure:
     custom: list[nn.Module] = []
     plain: list[nn.Module] = []
     recurrent: list[nn.RNNBase] = []
+    support_norms: list[tuple[str, nn.Module]] = []
     fused = False
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
@@ -61,6 +65,8 @@ def structure_of(model: nn.Module) -> Structure:
             for key, tensor in tensors.items():
                 if tensor is not None:
                     slots.append(Slot(module, key, first.setdefault(id(tensor), prefix + key), is_buffer))
+        if SUPPORT_MEAN in module._buffers:
+            support_norms.append((path, module))
         hooks = module._forward_hooks or module._forward_pre_hooks
         own = type(module).__module__.startswith("torch.nn.")
         (plain if own and not hooks else custom).append(module)
@@ -68,7 +74,7 @@ def structure_of(model: nn.Module) -> Structure:
             fused = True
             if isinstance(module, nn.RNNBase):
                 recurrent.append(module)
-    return Structure(tuple(slots), tuple(custom), tuple(plain), tuple(recurrent), fused)
+    return Structure(tuple(slots), tuple(custom), tuple(plain), tuple(recurrent), fused, tuple(support_norms))
 
 
 def forward(

@@ -28,7 +28,8 @@ def gradient(
 
     Args:
         function: to a scalar.
-        params: tensors by name.
+        params: tensors by name. Where one has been computed from another, pass views: these are partial
+            derivatives.
         differentiable: whether the result can be differentiated again. It cannot where no gradient is
             recorded (`torch.no_grad()`).
 
@@ -47,11 +48,7 @@ def gradient(
         return _by_transform(function, params)
     record = differentiable and torch.is_grad_enabled()
     with torch.enable_grad():
-        # Views, because one parameter may have been computed from another: these are partial derivatives.
-        leaves = [
-            p.view_as(p) if record and p.requires_grad else p.detach().requires_grad_()
-            for p in params.values()
-        ]
+        leaves = [p if record and p.requires_grad else p.detach().requires_grad_() for p in params.values()]
         value = function(dict(zip(names, leaves)))
         if not value.requires_grad:
             return {}

@@ -27,6 +27,12 @@ class Descent(Rule):
         self, params: Params, gradients: Params, opt_state: OptState, lr: Rates, k: Tensor
     ) -> tuple[Params, OptState]:
         return {
-            name: param - lr[name] * gradients[name] if name in gradients else param
+            name: _descend(param, gradients[name], lr[name]) if name in gradients else param
             for name, param in params.items()
         }, ()
+
+
+def _descend(param: Tensor, gradient: Tensor, lr: float | Tensor) -> Tensor:
+    if isinstance(lr, Tensor):
+        return param - lr * gradient
+    return param.add(gradient, alpha=-lr)  # one operation instead of two
