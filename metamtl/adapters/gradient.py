@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..episode import Batch
-from ..functional import INNER_STEP, Params, named_by, structure_of
+from ..functional import Params, named_by, structure_of, trainable
 from ..implicit import Solver
 from ..rules import Descent, Rates, Rule
 from ..split import split
@@ -138,19 +138,19 @@ class Gradient(Adapter):
         if type(self).forward is not Gradient.forward:  # a subclass with a computation of its own
             return super().inner_loop(model, loss, name)
         names = tuple(named_by(model, self.adapts))
-        buffers = [buffer for buffer, _ in model.named_buffers()]
+        structure = structure_of(model)
         parts = None if name is not None else split(model, names)
-        others = [other for other, p in model.named_parameters() if other not in names and p.requires_grad]
+        others = [other for other in trainable(model) if other not in names]
         return GradientLoop(
             adapter=self,
             model=model,
-            structure=structure_of(model),
+            structure=structure,
             loss=loss,
             names=names,
             reads=tuple(other for other in others if parts is None or other in parts.reads),
             task=name,
             parts=parts,
-            counters=tuple(b for b in buffers if b.rpartition(".")[2] == INNER_STEP),
+            counters=structure.counters,
             num_steps=self.steps,
             starts_from_params=parts is None,
             proximal=0.0 if self.minimum is None else self.minimum.proximal,

@@ -21,7 +21,6 @@ from .problem import TaskProblem
 from .stepwise import gradients_by_parts, outputs_by_parts
 from .vmap import Vmap
 
-WHOLE = 2  # inner steps up to which one compiled function is faster to make, and to run, than parts
 KINDS = 64  # kinds of work whose compiled code is kept
 log = logging.getLogger("metamtl")
 
@@ -29,9 +28,10 @@ log = logging.getLogger("metamtl")
 class Compiled(Engine):
     """`Vmap`, compiled by `torch.compile`.
 
-    For K <= 2 inner steps the whole computation is one compiled function. For K > 2, one inner step and its
-    vector-Jacobian product are compiled and called K times: compile time does not grow with K, and of every
-    step only its parameters are stored, so memory is that of `order="recompute"`, whatever the order.
+    For K <= 2 inner steps, and for more of them if a task has few operations, the whole computation is one
+    compiled function. Otherwise, and with `order="recompute"`, one inner step and its vector-Jacobian
+    product are compiled and called K times: compile time does not grow with K, and of every step only its
+    parameters are stored, so memory is that of `order="recompute"`, whatever the order.
 
     torch's guards notice every change of the model, its hooks and attributes, the loss and the adapter, and
     compile again. What cannot be compiled runs under `Vmap`, after a warning that gives the reason: random
@@ -70,7 +70,7 @@ class Compiled(Engine):
         of_adapter = {name: param.detach() for name, param in own.items()}
 
         def run(kind: Kind, problem: TaskProblem, chunk: Any) -> Any:
-            if problem.loop.num_steps > WHOLE:
+            if kind.by_parts:
                 return gradients_by_parts(kind, problem, self.batched, of_model, of_adapter, chunk)
             return kind.part("whole")(problem, self.batched, of_model, of_adapter, chunk)
 
@@ -94,8 +94,8 @@ class Compiled(Engine):
         """The results of all chunks, and the evaluations of one task; None if `Vmap` has to run it."""
         results, evaluations = [], 0
         for skip, chunk in self._chunks(data):
-            by_parts = problem.loop.num_steps > WHOLE
-            key = (what, code_objects(problem), shapes((params, chunk)), by_parts, precision())
+            steps = problem.loop.num_steps
+            key = (what, code_objects(problem), shapes((params, chunk)), steps, precision())
             kind = self._kinds.get(key)
             if kind is None:
                 self._forget_the_oldest()
@@ -149,6 +149,9 @@ class Compiled(Engine):
         """
         count = num_tasks(data)
         size = min(self.chunk_size or count, count)
+        if self.batched and size == count:
+            yield 0, data
+            return
         for first in range(0, count, size):
             begin = min(first, count - size)
             yield first - begin, index_task(data, slice(begin, begin + size) if self.batched else first)
@@ -160,13 +163,16 @@ class Compiled(Engine):
 
 @contextmanager
 def _settings() -> Iterator[None]:
+    config = torch._dynamo.config
+    before = config.skip_nnmodule_hook_guards, config.trace_numpy
     # Without hook guards torch would not notice a hook; with numpy traced, numpy's random numbers would
-    # become torch's without a word.
-    with (
-        plain_kernels(),
-        torch._dynamo.config.patch(skip_nnmodule_hook_guards=False, trace_numpy=False),
-    ):
-        yield
+    # become torch's without a word. Assigned, because `config.patch` takes longer than a small step.
+    config.skip_nnmodule_hook_guards, config.trace_numpy = False, False
+    try:
+        with plain_kernels():
+            yield
+    finally:
+        config.skip_nnmodule_hook_guards, config.trace_numpy = before
 
 
 def _unsupported(problem: TaskProblem) -> str | None:

@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..adapters.inner_loop import InnerLoop
-from ..functional import trainable
+from ..functional import modules_by_path, trainable
 from ..functional.call import attributes_of, changed_attributes
 from ..functional.scan import foreign_state, set_foreign_state
 from . import compiled_parts
 from .loop import leaves
+from .probe import OperationCounter
 from .problem import TaskProblem
 
+WHOLE = 300  # operations of one task up to which all inner steps are compiled as one function
 RECOMPILE_LIMIT = 8  # times that a part is compiled again before its work goes to Vmap
 
 
@@ -29,11 +31,12 @@ class Kind:
     Attributes:
         reason: why the work runs under `Vmap`; None if it is compiled.
         evaluations: backward passes that one task takes.
+        by_parts: whether one inner step is compiled and called K times, rather than all K as one function.
     """
 
     def __init__(self, reason: str | None) -> None:
         self.reason, self.reported = reason, False
-        self.examined, self.calls, self.evaluations = False, 0, 0
+        self.examined, self.calls, self.evaluations, self.by_parts = False, 0, 0, True
         self._leftovers: list[tuple[str, str]] = []
         self._parts: dict[str, Callable[..., Any]] = {}
 
@@ -68,8 +71,10 @@ class Kind:
         before, foreign = torch.get_rng_state(), foreign_state()
         shared, own = leaves(trainable(problem.model)), leaves(trainable(problem.adapter))
         inputs = data[1][0]
-        with torch.enable_grad():
+        with torch.enable_grad(), OperationCounter() as counter:
             self.evaluations = problem(shared, own, data)[2]
+        flat_memory = any(getattr(part, "order", None) == "recompute" for part in problem.adapter.modules())
+        self.by_parts = problem.loop.num_steps > 2 and (counter.operations > WHOLE or flat_memory)
         with torch.no_grad():
             changed = _attributes_set(problem, inputs)
         paths = {module: path for path, module in problem.model.named_modules()}
@@ -111,7 +116,7 @@ def code_objects(problem: TaskProblem) -> tuple[CodeType, ...]:
     Other code means another kind, which is compiled anew; the guards decide about everything else.
     """
     classes: dict[type, None] = {}
-    for module in (*problem.model.modules(), *problem.adapter.modules()):
+    for _, module in (*modules_by_path(problem.model), *modules_by_path(problem.adapter)):
         classes[type(module)] = None
     for other in (problem.loss, getattr(problem.loss, "loss", None), problem.objective):
         classes[type(other)] = None

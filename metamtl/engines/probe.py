@@ -44,7 +44,7 @@ class Probe:
         """Run the first task of `data` forward and backward."""
         shared, own = leaves(trainable(problem.model)), leaves(trainable(problem.adapter))
         before, foreign = torch.get_rng_state(), foreign_state()
-        with torch.enable_grad(), _Counter() as counter:
+        with torch.enable_grad(), OperationCounter() as counter:
             objective, _, _ = problem(shared, own, index_task(data, 0))
             if objective.requires_grad:
                 torch.autograd.grad(objective, [*shared.values(), *own.values()], allow_unused=True)
@@ -64,7 +64,7 @@ class Probe:
         return max(1, int(0.5 * free / max(self.allocated, 1)))
 
 
-class _Counter(TorchDispatchMode):
+class OperationCounter(TorchDispatchMode):
     """Counts operations, and the bytes of their results."""
 
     allocated, operations = 0, 0

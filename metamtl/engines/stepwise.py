@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ..adapters.inner_loop import Carry, Start, StepContext, device_of, step_number
+from ..adapters.inner_loop import Carry, Start, StepContext, device_of
 from ..functional import Params
 from ..functional.scan import carries, last_carry, transpose
 from .base import num_tasks
@@ -100,5 +100,4 @@ def _start(
         carry, features = kind.part("init")(problem, batched, shared, own, support, task)
         start = Start(carry, features)
     context = loop.context(start, shared, own, support)
-    device = device_of(shared)
-    return start.carry, context, tuple(step_number(k, device) for k in range(loop.num_steps + 1))
+    return start.carry, context, torch.arange(loop.num_steps + 1, device=device_of(shared)).unbind()

@@ -4,7 +4,6 @@ from .buffers import (
     INNER_STEP,
     SUPPORT_MEAN,
     SUPPORT_VAR,
-    at_step,
     told_by_adapter,
     with_support_statistics,
     without_support_statistics,
@@ -12,7 +11,16 @@ from .buffers import (
 from .call import Structure, forward, is_name, plain_kernels, structure_of, substituted
 from .differentiate import gradient, in_transform
 from .scan import scan
-from .select import Params, canonical_names, named_by, of_module, trainable, trainable_and_frozen, under
+from .select import (
+    Params,
+    canonical_names,
+    modules_by_path,
+    named_by,
+    of_module,
+    trainable,
+    trainable_and_frozen,
+    under,
+)
 
 __all__ = [
     "INNER_STEP",
@@ -20,12 +28,12 @@ __all__ = [
     "SUPPORT_VAR",
     "Params",
     "Structure",
-    "at_step",
     "canonical_names",
     "forward",
     "gradient",
     "in_transform",
     "is_name",
+    "modules_by_path",
     "named_by",
     "of_module",
     "plain_kernels",

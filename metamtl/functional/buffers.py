@@ -8,25 +8,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..decomposed import moments
-from .call import SUPPORT_MEAN, SUPPORT_VAR, Structure, forward, structure_of
-from .select import Params
-
-INNER_STEP = "inner_step"
+from .call import INNER_STEP, SUPPORT_MEAN, SUPPORT_VAR, Structure, forward, structure_of
+from .select import Params, modules_by_path
 
 
 def told_by_adapter(model: nn.Module) -> bool:
-    """Whether `at_step` or `with_support_statistics` sets a buffer of this model."""
-    return any(name.rpartition(".")[2] in (INNER_STEP, SUPPORT_MEAN) for name, _ in model.named_buffers())
-
-
-def at_step(model: nn.Module, params: Params, k: Tensor) -> Params:
-    """`params` for a pass after `k` inner steps, for modules that keep something for every step.
-
-    Those are the modules with a buffer named `inner_step` (`nets.BatchNorm` under the policy
-    `per_step`); it is set to `k`, an int64 tensor without axes. Other models get `params` unchanged.
-    """
-    counters = [name for name, _ in model.named_buffers() if name.rpartition(".")[2] == INNER_STEP]
-    return {**params, **dict.fromkeys(counters, k)} if counters else params
+    """Whether an adapter sets a buffer of this model."""
+    return any(
+        key in module._buffers for _, module in modules_by_path(model) for key in (INNER_STEP, SUPPORT_MEAN)
+    )
 
 
 def with_support_statistics(

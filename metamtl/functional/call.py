@@ -14,9 +14,10 @@ from ..decomposed import LAYERS, PACKED, TWICE, Decomposed
 from ..episode import Inputs
 from ..first_look import first_look
 from .differentiate import in_transform
-from .select import Params, canonical_names
+from .select import Params, canonical_names, modules_by_path
 
-SUPPORT_MEAN, SUPPORT_VAR = "support_mean", "support_var"  # buffers that an adapter sets
+# Buffers that an adapter sets: the number of the inner step, and the support set's statistics.
+INNER_STEP, SUPPORT_MEAN, SUPPORT_VAR = "inner_step", "support_mean", "support_var"
 _STATE = ("_flat_weights", "_flat_weight_refs")  # what a recurrent layer keeps of its weights
 _REGISTERED = frozenset(vars(nn.Module()))
 
@@ -49,6 +50,11 @@ class Structure(NamedTuple):
     fused: bool
     support_norms: tuple[tuple[str, nn.Module], ...]
 
+    @property
+    def counters(self) -> tuple[str, ...]:
+        """Names of the buffers that hold the number of the inner step."""
+        return tuple(slot.name for slot in self.slots if slot.is_buffer and slot.key == INNER_STEP)
+
 
 def structure_of(model: nn.Module) -> Structure:
     """The structure of `model`. It is computed at every call of an engine, because models change."""
@@ -59,7 +65,7 @@ def structure_of(model: nn.Module) -> Structure:
     recurrent: list[nn.RNNBase] = []
     support_norms: list[tuple[str, nn.Module]] = []
     fused = False
-    for path, module in model.named_modules():
+    for path, module in modules_by_path(model):
         prefix = f"{path}." if path else ""
         for tensors, is_buffer in ((module._parameters, False), (module._buffers, True)):
             for key, tensor in tensors.items():
@@ -74,7 +80,9 @@ def structure_of(model: nn.Module) -> Structure:
             fused = True
             if isinstance(module, nn.RNNBase):
                 recurrent.append(module)
-    return Structure(tuple(slots), tuple(custom), tuple(plain), tuple(recurrent), fused, tuple(support_norms))
+    return Structure(
+        tuple(slots), tuple(custom), tuple(plain), tuple(recurrent), fused, tuple(support_norms)
+    )
 
 
 def forward(

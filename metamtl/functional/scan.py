@@ -86,9 +86,13 @@ def transpose(
         steps: the numbers of the steps, first to last.
         total: a cotangent of `context` to add to.
     """
+    empty = False
     for carry, k in zip(reversed(starts), reversed(steps)):
         cotangent, more = step_vjp(carry, context, k, cotangent)
-        total = more if total is None else tree_map(_add, total, more)
+        if total is None:
+            total, empty = more, not tree_leaves(more)
+        elif not empty:
+            total = tree_map(_add, total, more)
     return cotangent, total
 
 
