@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .functional.differentiate import vjp, vjp_function
-from .functional.scan import RandomState, Tensors
+from .functional.random_state import RandomState
+from .functional.scan import Tensors
 
 Field = Callable[[Tensors, Tensors], Tensors]
 Product = Callable[[Tensors], Tensors]

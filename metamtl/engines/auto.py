@@ -9,8 +9,9 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from ..functional import Params
-from .autotuner import Autotuner, Task
+from .autotuner import Autotuner
 from .base import Engine, TaskGradients
+from .candidates import Task
 from .kinds import shapes
 from .problem import TaskProblem
 

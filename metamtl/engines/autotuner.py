@@ -6,39 +6,19 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
-from .base import Engine, num_tasks
+from .base import Engine, index_task, num_tasks
+from .candidates import Task, candidates, compiled_candidate
 from .compiled import Compiled
 from .loop import Loop
-from .probe import Probe, free_memory
-from .problem import TaskProblem
-from .vmap import Vmap
+from .probe import Probe
 
-FEW = 8  # tasks of a small chunk, whose activations stay where the allocator has them at hand
-# Input numbers of a chunk of an evaluation: more are slower once an activation outgrows what the
-# allocator, or for compiled code the caches, keep at hand.
-PLAIN, COMPILED = 160_000, 32_000
 RECOMPILATIONS = 2  # times that compiled code may be compiled again before it is given up
 
 log = logging.getLogger("metamtl")
-
-
-class Task(NamedTuple):
-    """The work of one call."""
-
-    problem: TaskProblem
-    data: Any
-    evaluation: bool
-
-    def class_names(self) -> tuple[Any, ...]:
-        """The classes of the modules, which tell kinds of work apart, and whether they are training."""
-        modules = (*self.problem.model.modules(), *self.problem.adapter.modules())
-        return tuple((type(module).__qualname__, module.training) for module in modules)
 
 
 class Autotuner:
@@ -55,11 +35,11 @@ class Autotuner:
         self.evaluation, self.total = task.evaluation, steps
         self.device = next((p.device for p in task.problem.model.parameters()), torch.device("cpu"))
         self.name = type(task.problem.model).__name__
-        probe = Probe.of(task.problem, task.data)
+        probe = Probe.of(task.problem, index_task(task.data, 0))
         self.expected = probe.compile_seconds  # what compiling is expected to take
-        self.candidates, self.only = _candidates(task, probe)
+        self.candidates, self.only = candidates(task, probe)
         self.reason = self.only
-        self.compiled = None if self.only else _compiled(task, probe)
+        self.compiled = None if self.only else compiled_candidate(task, probe)
         self.seconds: dict[str, float] = {}
         self.engines: dict[str, Engine] = {}
         self.choice: Engine | None = None
@@ -185,40 +165,6 @@ class Autotuner:
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def _candidates(task: Task, probe: Probe) -> tuple[list[Engine], str]:
-    """The engines to try, and why there is only one."""
-    count = num_tasks(task.data)
-    if task.evaluation:
-        return [Vmap(_chunk(task.data[1], PLAIN))], ""
-    fit = probe.tasks_that_fit(free_memory(probe.device))
-    whole = Vmap(None if fit >= count else fit)
-    if probe.draws:
-        return [whole], "it draws random numbers"
-    chunks: list[Engine] = [Vmap(FEW)] if min(fit, count) > FEW else []
-    return [Loop(), whole, *chunks], ""
-
-
-def _compiled(task: Task, probe: Probe) -> Compiled | None:
-    """What to compile, if compiling can be tried."""
-    if probe.draws:
-        return None
-    if task.evaluation:
-        return (
-            Compiled(_chunk(task.data[0] or task.data[1], COMPILED))
-            if task.problem.loop.num_steps
-            else None
-        )
-    fits = probe.tasks_that_fit(free_memory(probe.device)) >= num_tasks(task.data)
-    return Compiled(None if fits else 1)
-
-
-def _chunk(batch: Any, numbers: int) -> int:
-    """How many tasks have this many input numbers in `batch`; at least one, at most all."""
-    inputs = [leaf for leaf in tree_leaves(batch[0]) if isinstance(leaf, Tensor)]
-    each = sum(leaf[0].numel() for leaf in inputs)
-    return max(1, min(len(inputs[0]), numbers // max(each, 1)))
 
 
 def _out_of_memory(error: BaseException) -> bool:

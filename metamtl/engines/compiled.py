@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..functional import Params, plain_kernels, told_by_adapter, trainable
-from ..functional.scan import foreign_state
+from ..functional.random_state import foreign_state
 from .base import Engine, TaskGradients, concatenate, index_task, num_tasks, stack
 from .kinds import Kind, code_objects, precision, shapes
 from .loop import leaves

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 from ..adapters.inner_loop import Carry, Start, StepContext, run
 from ..episode import Batch
 from ..functional import Params, substituted
-from .convolution import as_products
+from ..functional.convolution import as_products
 from .problem import TaskProblem
 
 

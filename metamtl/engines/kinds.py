@@ -14,14 +14,11 @@ from torch.utils._pytree import tree_leaves
 
 from ..adapters.inner_loop import InnerLoop
 from ..functional import modules_by_path, trainable
-from ..functional.call import attributes_of, changed_attributes
-from ..functional.scan import foreign_state, set_foreign_state
+from ..functional.structure import attributes_of, changed_attributes
 from . import compiled_parts
-from .loop import leaves
-from .probe import OperationCounter
+from .probe import Probe
 from .problem import TaskProblem
 
-WHOLE = 300  # operations of one task up to which all inner steps are compiled as one function
 RECOMPILE_LIMIT = 8  # times that a part is compiled again before its work goes to Vmap
 
 
@@ -68,21 +65,15 @@ class Kind:
     def examine(self, problem: TaskProblem, data: Any) -> None:
         """Run one task without compiling, to see what it needs: wrong input raises its own error here."""
         self.examined = True
-        before, foreign = torch.get_rng_state(), foreign_state()
-        shared, own = leaves(trainable(problem.model)), leaves(trainable(problem.adapter))
-        inputs = data[1][0]
-        with torch.enable_grad(), OperationCounter() as counter:
-            self.evaluations = problem(shared, own, data)[2]
-        flat_memory = any(getattr(part, "order", None) == "recompute" for part in problem.adapter.modules())
-        self.by_parts = problem.loop.num_steps > 2 and (counter.operations > WHOLE or flat_memory)
+        probe = Probe.of(problem, data)
+        self.evaluations, self.by_parts = probe.evaluations, probe.by_parts
+        if probe.draws:
+            self.reason = "it draws random numbers"
+            return
         with torch.no_grad():
-            changed = _attributes_set(problem, inputs)
+            changed = _attributes_set(problem, data[1][0])
         paths = {module: path for path, module in problem.model.named_modules()}
         self._leftovers = [(paths[module], name) for module, name in changed]
-        if not torch.equal(before, torch.get_rng_state()) or foreign_state() != foreign:
-            self.reason = "it draws random numbers"
-            torch.set_rng_state(before)
-            set_foreign_state(foreign)
 
     def with_leftovers(self, problem: TaskProblem) -> TaskProblem:
         """`problem`, with the attributes that its model's forward pass sets."""

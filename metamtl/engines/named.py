@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..episode import Episode
 from ..functional import Params, forward
 from .base import TaskGradients
+from .features import check_bypass, check_features, cut_at, only_pair
 from .loop import leaves
 from .problem import TaskProblem
 
@@ -45,15 +45,15 @@ def named_gradients(
     inputs = [*shared.values(), *own.values()]
     groups = _groups(problems, episodes)
     if features is not None:
-        _check_features(problems, groups, episodes, features)
+        check_features(problems, groups, episodes, features)
     model = next(iter(problems.values())).model
     losses: dict[str, Tensor] = {}
     grads: dict[str, tuple[Tensor | None, ...]] = {}
     evaluations = 0
-    with torch.enable_grad(), _cut(model, features) as cut:
+    with torch.enable_grad(), cut_at(model, features) as pairs:
         for group in groups:
             outputs = _outputs([problems[task] for task in group], group, episodes, shared, features)
-            bottom = [] if features is None else [_single(cut, features)[1]]
+            bottom = [] if features is None else [only_pair(pairs, features)[1]]
             for task in group:
                 problem, episode = problems[task], episodes[task]
                 support, query = episode.support, episode.query
@@ -74,8 +74,8 @@ def named_gradients(
     if unused:
         raise ValueError(f"the objectives of tasks {unused} do not depend on the output of {features!r}.")
     rest = [row[1:] for row in ordered]
-    _check_bypass(rest, list(shared), features)
-    output, _ = _single(cut, features)
+    check_bypass(rest, list(shared), features)
+    output, _ = only_pair(pairs, features)
     collected = _collect(stacked, rest, shared, own, evaluations, aggregated=False)
 
     def to_parameters(directions: Params) -> Params:
@@ -158,78 +158,4 @@ def _check_used(problems: Mapping[str, TaskProblem], grads: Grads, num_shared: i
         raise ValueError(
             f"the tasks {', '.join(map(repr, problems))} share no parameter, so there is nothing to"
             " aggregate; give them a common body, or train them separately."
-        )
-
-
-def _check_features(
-    problems: Mapping[str, TaskProblem],
-    groups: list[list[str]],
-    episodes: Mapping[str, Episode],
-    features: str,
-) -> None:
-    model = next(iter(problems.values())).model
-    if not features or features not in dict(model.named_modules(remove_duplicate=False)):
-        tops = ", ".join(repr(name) for name, _ in model.named_children())
-        raise ValueError(f"at={features!r} names no module of {type(model).__name__}; it has {tops}.")
-    adapting = [task for task, problem in problems.items() if problem.adapts]
-    if adapting:
-        raise ValueError(
-            f"at={features!r}: task {adapting[0]!r} has a support set and adapts parameters of its own, so"
-            " it shares no features; aggregate over parameters (at=None)."
-        )
-    if len(groups) > 1:
-        raise ValueError(
-            f"at={features!r}: task {groups[1][0]!r} has an input of its own, and features of different"
-            " examples cannot be aggregated; give all tasks one and the same query.x, or use at=None."
-        )
-
-
-@contextmanager
-def _cut(model: nn.Module, features: str | None) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Within it, backward passes end at the output of the module `features`.
-
-    Yields the pairs of the output and the leaf that replaces it, one for each time that the module runs.
-    """
-    pairs: list[tuple[Tensor, Tensor]] = []
-    if features is None:
-        yield pairs
-        return
-
-    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-        if not isinstance(output, Tensor):
-            raise ValueError(
-                f"at={features!r} returns a {type(output).__name__}; name a module that returns one tensor."
-            )
-        pairs.append((output, output.detach().requires_grad_()))
-        return pairs[-1][1]
-
-    handle = model.get_submodule(features).register_forward_hook(hook)
-    try:
-        yield pairs
-    finally:
-        handle.remove()
-
-
-def _single(pairs: list[tuple[Tensor, Tensor]], features: str) -> tuple[Tensor, Tensor]:
-    if len(pairs) != 1:
-        raise ValueError(
-            f"at={features!r} ran {len(pairs)} times in one pass of the model; name the last module that"
-            " all the tasks share, which runs once."
-        )
-    if not pairs[0][0].requires_grad:
-        raise ValueError(
-            f"the output of at={features!r} depends on no trainable parameter; nothing to aggregate."
-        )
-    return pairs[0]
-
-
-def _check_bypass(grads: Grads, names: list[str], features: str) -> None:
-    """Reject parameters that all tasks use behind the features: they would not be aggregated."""
-    columns = list(zip(*grads))
-    bypass = [n for n, column in zip(names, columns) if all(g is not None for g in column)]
-    if bypass and len(grads) > 1:
-        raise ValueError(
-            f"all tasks use {', '.join(bypass[:5])} otherwise than through at={features!r}, so their"
-            " gradients would not be aggregated; name the last module that all the tasks share, or use"
-            " at=None."
         )

@@ -12,13 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..functional import trainable
-from ..functional.scan import foreign_state, set_foreign_state
-from .base import index_task
+from ..functional.random_state import foreign_state, set_foreign_state
 from .loop import leaves
 from .problem import TaskProblem
 
-# Seconds that compiling takes: fixed, and for each operation of one inner step and of the query pass.
+# Seconds that compiling takes: fixed, and for each operation of what is compiled.
 FIXED, PER_OPERATION = 5.0, 0.04
+WHOLE = 900  # operations of one task up to which all inner steps are compiled as one function
 
 
 @dataclass(frozen=True)
@@ -28,43 +28,61 @@ class Probe:
     Attributes:
         device: where it ran.
         draws: whether it draws random numbers, from torch's, Python's or numpy's generator.
+        evaluations: the backward passes of the method.
         allocated: the bytes of all results of operations: no less than is ever held at once.
         operations: their number.
         steps: the number of inner steps.
+        flat_memory: whether the adapter asks for memory that does not grow with the steps.
     """
 
     device: torch.device
     draws: bool
+    evaluations: int
     allocated: int
     operations: int
     steps: int
+    flat_memory: bool
 
     @classmethod
     def of(cls, problem: TaskProblem, data: Any) -> Probe:
-        """Run the first task of `data` forward and backward."""
+        """Run a task forward and backward; `data` is its data. Wrong input raises its own error here."""
         shared, own = leaves(trainable(problem.model)), leaves(trainable(problem.adapter))
         before, foreign = torch.get_rng_state(), foreign_state()
-        with torch.enable_grad(), OperationCounter() as counter:
-            objective, _, _ = problem(shared, own, index_task(data, 0))
+        with torch.enable_grad(), _Counter() as counter:
+            objective, _, evaluations = problem(shared, own, data)
             if objective.requires_grad:
                 torch.autograd.grad(objective, [*shared.values(), *own.values()], allow_unused=True)
         draws = not torch.equal(before, torch.get_rng_state()) or foreign_state() != foreign
         torch.set_rng_state(before)
         set_foreign_state(foreign)
         device = next((p.device for p in problem.model.parameters()), torch.device("cpu"))
-        return cls(device, draws, counter.allocated, counter.operations, problem.loop.num_steps)
+        flat_memory = any(getattr(part, "order", None) == "recompute" for part in problem.adapter.modules())
+        return cls(
+            device,
+            draws,
+            evaluations,
+            counter.allocated,
+            counter.operations,
+            problem.loop.num_steps,
+            flat_memory,
+        )
+
+    @property
+    def by_parts(self) -> bool:
+        """Whether one inner step is compiled and called K times, rather than all K as one function."""
+        return self.steps > 2 and (self.operations > WHOLE or self.flat_memory)
 
     @property
     def compile_seconds(self) -> float:
         """What compiling this work is expected to take."""
-        return FIXED + PER_OPERATION * self.operations / max(1, self.steps)
+        return FIXED + PER_OPERATION * self.operations / (self.steps if self.by_parts else 1)
 
     def tasks_that_fit(self, free: float) -> int:
         """How many tasks half of `free` bytes hold."""
         return max(1, int(0.5 * free / max(self.allocated, 1)))
 
 
-class OperationCounter(TorchDispatchMode):
+class _Counter(TorchDispatchMode):
     """Counts operations, and the bytes of their results."""
 
     allocated, operations = 0, 0

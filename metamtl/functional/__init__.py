@@ -1,14 +1,12 @@
 """Calling modules with substituted parameters, differentiation, and the K-step loop."""
 
+from .attention import plain_kernels
 from .buffers import (
-    INNER_STEP,
-    SUPPORT_MEAN,
-    SUPPORT_VAR,
     told_by_adapter,
     with_support_statistics,
     without_support_statistics,
 )
-from .call import Structure, forward, is_name, plain_kernels, structure_of, substituted
+from .call import forward, is_name, substituted
 from .differentiate import gradient, in_transform
 from .scan import scan
 from .select import (
@@ -21,6 +19,7 @@ from .select import (
     trainable_and_frozen,
     under,
 )
+from .structure import INNER_STEP, SUPPORT_MEAN, SUPPORT_VAR, Structure, structure_of
 
 __all__ = [
     "INNER_STEP",

@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..decomposed import moments
-from .call import INNER_STEP, SUPPORT_MEAN, SUPPORT_VAR, Structure, forward, structure_of
+from .call import forward
 from .select import Params, modules_by_path
+from .structure import INNER_STEP, SUPPORT_MEAN, SUPPORT_VAR, Structure, structure_of
 
 
 def told_by_adapter(model: nn.Module) -> bool:

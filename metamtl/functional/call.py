@@ -8,81 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..decomposed import LAYERS, PACKED, TWICE, Decomposed
+from ..decomposed import PACKED, TWICE, Decomposed
 from ..episode import Inputs
 from ..first_look import first_look
 from .differentiate import in_transform
-from .select import Params, canonical_names, modules_by_path
-
-# Buffers that an adapter sets: the number of the inner step, and the support set's statistics.
-INNER_STEP, SUPPORT_MEAN, SUPPORT_VAR = "inner_step", "support_mean", "support_var"
-_STATE = ("_flat_weights", "_flat_weight_refs")  # what a recurrent layer keeps of its weights
-_REGISTERED = frozenset(vars(nn.Module()))
-
-
-class Slot(NamedTuple):
-    """One place in a module that holds a parameter or buffer, and the tensor's first name in the model."""
-
-    module: nn.Module
-    key: str
-    name: str
-    is_buffer: bool
-
-
-class Structure(NamedTuple):
-    """Where a model holds its tensors, as it is now: layers under two names and tied weights included.
-
-    Attributes:
-        slots: every place; tied tensors have one name.
-        custom: modules whose forward pass may set attributes: all but torch's own without hooks.
-        plain: torch's own, to which the module around them may add attributes.
-        recurrent: recurrent layers, which hold their weights in a list as well.
-        fused: whether a layer has to be decomposed for vmap or second derivatives.
-        support_norms: names and modules of the layers that keep statistics of the support set.
-    """
-
-    slots: tuple[Slot, ...]
-    custom: tuple[nn.Module, ...]
-    plain: tuple[nn.Module, ...]
-    recurrent: tuple[nn.RNNBase, ...]
-    fused: bool
-    support_norms: tuple[tuple[str, nn.Module], ...]
-
-    @property
-    def counters(self) -> tuple[str, ...]:
-        """Names of the buffers that hold the number of the inner step."""
-        return tuple(slot.name for slot in self.slots if slot.is_buffer and slot.key == INNER_STEP)
-
-
-def structure_of(model: nn.Module) -> Structure:
-    """The structure of `model`. It is computed at every call of an engine, because models change."""
-    first: dict[int, str] = {}
-    slots: list[Slot] = []
-    custom: list[nn.Module] = []
-    plain: list[nn.Module] = []
-    recurrent: list[nn.RNNBase] = []
-    support_norms: list[tuple[str, nn.Module]] = []
-    fused = False
-    for path, module in modules_by_path(model):
-        prefix = f"{path}." if path else ""
-        for tensors, is_buffer in ((module._parameters, False), (module._buffers, True)):
-            for key, tensor in tensors.items():
-                if tensor is not None:
-                    slots.append(Slot(module, key, first.setdefault(id(tensor), prefix + key), is_buffer))
-        if SUPPORT_MEAN in module._buffers:
-            support_norms.append((path, module))
-        hooks = module._forward_hooks or module._forward_pre_hooks
-        own = type(module).__module__.startswith("torch.nn.")
-        (plain if own and not hooks else custom).append(module)
-        if isinstance(module, LAYERS):
-            fused = True
-            if isinstance(module, nn.RNNBase):
-                recurrent.append(module)
-    return Structure(
-        tuple(slots), tuple(custom), tuple(plain), tuple(recurrent), fused, tuple(support_norms)
-    )
+from .select import Params, canonical_names
+from .structure import RECURRENT_STATE, Structure, attributes, holder, restore_attributes, structure_of
 
 
 def forward(
@@ -205,13 +137,13 @@ class _Before(NamedTuple):
 def _substitute(model: nn.Module, structure: Structure, params: Params) -> _Before:
     values = _values(model, structure, params)
     before = _Before(
-        [_holder(slot)[slot.key] for slot in structure.slots],
-        [_attributes(module) for module in structure.custom],
+        [holder(slot)[slot.key] for slot in structure.slots],
+        [attributes(module) for module in structure.custom],
         [len(vars(module)) for module in structure.plain],
-        [[getattr(module, name, None) for name in _STATE] for module in structure.recurrent],
+        [[getattr(module, name, None) for name in RECURRENT_STATE] for module in structure.recurrent],
     )
     for slot, value in zip(structure.slots, values):
-        _holder(slot)[slot.key] = value
+        holder(slot)[slot.key] = value
     for layer in structure.recurrent:
         _hold_flat_weights(layer)
     return before
@@ -220,15 +152,15 @@ def _substitute(model: nn.Module, structure: Structure, params: Params) -> _Befo
 def _put_back(structure: Structure, before: _Before) -> None:
     # A tensor that a forward pass registers in place of its own (spectral norm does) is restored too.
     for slot, original in zip(structure.slots, before.tensors):
-        _holder(slot)[slot.key] = original
+        holder(slot)[slot.key] = original
     for module, (own, contents) in zip(structure.custom, before.attributes):
-        _restore(module, own, contents)
+        restore_attributes(module, own, contents)
     for module, number in zip(structure.plain, before.numbers):
         while len(vars(module)) > number:  # an added attribute is the last
             vars(module).popitem()
     for layer, kept in zip(structure.recurrent, before.flat_weights):
         vars(layer).pop("flatten_parameters", None)
-        for name, state in zip(_STATE, kept):
+        for name, state in zip(RECURRENT_STATE, kept):
             if state is not None:
                 vars(layer)[name] = state
 
@@ -243,13 +175,13 @@ def _call_compiled(
     leftovers: tuple[tuple[nn.Module, str], ...],
 ) -> Any:
     """The same in a form that torch.compile traces."""
-    before = [_holder(slot)[slot.key] for slot in structure.slots]
+    before = [holder(slot)[slot.key] for slot in structure.slots]
     for slot in structure.slots:
         value = params.get(slot.name)
         if value is None:
-            value = _holder(slot)[slot.key]
+            value = holder(slot)[slot.key]
             value = value.clone() if slot.is_buffer and value is not None else value
-        _holder(slot)[slot.key] = value
+        holder(slot)[slot.key] = value
     flat = [module._flat_weights for module in structure.recurrent]
     for layer in structure.recurrent:
         layer._flat_weights = [getattr(layer, name) for name in layer._flat_weights_names]
@@ -263,7 +195,7 @@ def _call_compiled(
     else:
         output = _apply(model, stages, args, kwargs)
     for slot, original in zip(structure.slots, before):
-        _holder(slot)[slot.key] = original
+        holder(slot)[slot.key] = original
     for layer, weights in zip(structure.recurrent, flat):
         layer._flat_weights = weights
     for (module, key), (existed, original) in zip(leftovers, attributes):
@@ -272,10 +204,6 @@ def _call_compiled(
         else:
             delattr(module, key)
     return output
-
-
-def _holder(slot: Slot) -> dict[str, Tensor | None]:
-    return slot.module._buffers if slot.is_buffer else slot.module._parameters  # type: ignore[return-value]
 
 
 def _values(model: nn.Module, structure: Structure, params: Params) -> list[Tensor | None]:
@@ -321,56 +249,6 @@ def _with_first_names(model: nn.Module, params: Params, taken: set[str]) -> Para
     return result
 
 
-def _attributes(module: nn.Module) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
-    """The attributes of a module, and copies of the lists, dicts and sets among them."""
-    own = dict(vars(module))
-    contents = [
-        (value, value.copy())
-        for name, value in own.items()
-        if type(value) in (list, dict, set) and name not in _REGISTERED
-    ]
-    return own, contents
-
-
-def _restore(module: nn.Module, own: dict[str, Any], contents: list[tuple[Any, Any]]) -> None:
-    now = vars(module)
-    if len(now) != len(own) or any(now.get(name, own) is not value for name, value in own.items()):
-        now.clear()
-        now.update(own)
-    for value, copy in contents:
-        if value is not copy and not _same(value, copy):
-            value.clear()
-            value.extend(copy) if isinstance(value, list) else value.update(copy)
-
-
-def _same(value: Any, copy: Any) -> bool:
-    """Whether a list, dict or set still has the same objects in it."""
-    if len(value) != len(copy):
-        return False
-    if isinstance(value, dict):
-        return all(key in value and value[key] is entry for key, entry in copy.items())
-    if isinstance(value, set):
-        return bool(value == copy)
-    return all(a is b for a, b in zip(value, copy))
-
-
-def attributes_of(structure: Structure) -> list[Any]:
-    """Copies of the attributes of all modules, for `changed_attributes`."""
-    return [_attributes(module) for module in (*structure.custom, *structure.plain)]
-
-
-def changed_attributes(structure: Structure, before: list[Any]) -> tuple[tuple[nn.Module, str], ...]:
-    """The attributes, `(module, name)`, that differ from `before`, or whose contents do."""
-    changed, ignored = [], {*_REGISTERED, *_STATE, "flatten_parameters"}
-    for module, (own, contents) in zip((*structure.custom, *structure.plain), before):
-        written = {id(value) for value, copy in contents if not _same(value, copy)}
-        for name in {**own, **vars(module)}:
-            value = vars(module).get(name, own)
-            if name not in ignored and (value is not own.get(name, own) or id(value) in written):
-                changed.append((module, name))
-    return tuple(changed)
-
-
 def _hold_flat_weights(module: nn.RNNBase) -> None:
     """A recurrent layer reads its weights from a list: put those that it holds now into it."""
     module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
@@ -395,22 +273,6 @@ def _no_autocast_cache() -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_cache_enabled(cached)
-
-
-@contextmanager
-def plain_kernels() -> Iterator[None]:
-    """Within it, attention runs in operations that vmap batches and that have a second derivative.
-
-    The fused kernels lack one or the other, and are faster, so this is entered only if vmap or second
-    order needs it.
-    """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def is_name(task: Any) -> bool:

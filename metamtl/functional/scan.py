@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import random
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from .differentiate import vjp
+from .random_state import RandomState, foreign_state
 
 Carry = Any  # what a step changes: tensors in any nesting of tuples and dicts
 Context = Any  # what steps only read: tensors, None and constants in any nesting
@@ -137,8 +134,7 @@ class _Checkpointed(torch.autograd.Function):
                 " does not, so checkpointing cannot repeat it; draw from torch, or use order='exact'."
             )
         # What no step has changed would be an input that is returned, which autograd cannot save.
-        state = tuple(end.clone() if end is start else end for start, end in zip(inputs, state))
-        return *state, *stored
+        return *(end.clone() if end is start else end for start, end in zip(inputs, state)), *stored
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
@@ -151,8 +147,7 @@ class _Checkpointed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         course, split, stop = ctx.course, ctx.split, len(ctx.needs_input_grad) - 2
-        step = course.step
-        tensors = ctx.saved_tensors
+        step, tensors = course.step, ctx.saved_tensors
         first, constants, stored = tensors[:split], tensors[split:stop], tensors[stop:]
         needed = [i for i, need in enumerate(ctx.needs_input_grad[2 + split :]) if need]
 
@@ -203,95 +198,3 @@ def opened(tree: Any) -> tuple[Tensors, Callable[[Sequence[Tensor]], Any]]:
         return tree_unflatten(values, spec)
 
     return tuple(leaves[i] for i in positions), put
-
-
-class RandomState:
-    """The state of the global random generators, of autocast and of the attention kernels in use.
-
-    A backward pass mostly runs outside of the contexts of its forward pass.
-
-    Args:
-        cuda: the device whose generator is meant beside the CPU's.
-        foreign: of `foreign_state`; None if nothing is drawn from those generators.
-    """
-
-    def __init__(self, cuda: torch.device | None, foreign: ForeignState | None) -> None:
-        self.device, self.foreign = cuda, foreign
-        self.cpu_state = torch.get_rng_state()
-        self.cuda_state = None if cuda is None else torch.cuda.get_rng_state(cuda)
-        kinds = ("cpu",) if cuda is None else ("cpu", "cuda")
-        self.autocast = [(k, torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in kinds]
-        self.kernels = attention_kernels()
-
-    def again(self) -> RandomState:
-        """The same kind of state, as it is now."""
-        return RandomState(self.device, None if self.foreign is None else foreign_state())
-
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        """Draw the same numbers in the same precision within; the generators are unchanged afterwards."""
-        after = self.again()
-        self._set()
-        try:
-            with ExitStack() as contexts:
-                for kind, enabled, dtype in self.autocast:
-                    if enabled or torch.is_autocast_enabled(kind):
-                        contexts.enter_context(torch.autocast(kind, dtype, enabled))
-                if self.kernels != attention_kernels():
-                    contexts.enter_context(_attention(*self.kernels))
-                yield
-        finally:
-            after._set()
-
-    def _set(self) -> None:
-        torch.set_rng_state(self.cpu_state)
-        if self.device is not None and self.cuda_state is not None:
-            torch.cuda.set_rng_state(self.cuda_state, self.device)
-        if self.foreign is not None:
-            set_foreign_state(self.foreign)
-
-
-def attention_kernels() -> tuple[bool, tuple[SDPBackend, ...]]:
-    """Whether attention layers may take their fast path, and the kernels that attention may use."""
-    enabled = tuple(backend for backend, is_enabled in _KERNELS.items() if is_enabled())
-    return torch.backends.mha.get_fastpath_enabled(), enabled
-
-
-_KERNELS = {
-    SDPBackend.MATH: torch.backends.cuda.math_sdp_enabled,
-    SDPBackend.FLASH_ATTENTION: torch.backends.cuda.flash_sdp_enabled,
-    SDPBackend.EFFICIENT_ATTENTION: torch.backends.cuda.mem_efficient_sdp_enabled,
-    SDPBackend.CUDNN_ATTENTION: torch.backends.cuda.cudnn_sdp_enabled,
-}
-
-
-@contextmanager
-def _attention(fastpath: bool, kernels: tuple[SDPBackend, ...]) -> Iterator[None]:
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(fastpath)
-    try:
-        with sdpa_kernel(list(kernels)):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-ForeignState = tuple[Any, ...]
-
-
-def foreign_state() -> ForeignState:
-    """The state of Python's global generator and, if numpy is imported, of numpy's; comparable."""
-    numpy = getattr(sys.modules.get("numpy"), "random", None)
-    if numpy is None:
-        return (random.getstate(), None)
-    name, keys, *rest = numpy.get_state()
-    return random.getstate(), (name, keys.tobytes(), *rest)
-
-
-def set_foreign_state(state: ForeignState) -> None:
-    """Set the generators of `foreign_state`."""
-    random.setstate(state[0])
-    if state[1] is not None:
-        numpy = sys.modules["numpy"]
-        name, keys, *rest = state[1]
-        numpy.random.set_state((name, numpy.frombuffer(keys, dtype=numpy.uint32), *rest))

@@ -108,7 +108,7 @@ def test_random_work_gives_the_same_numbers_for_a_seed_from_the_first_step():
 
 
 def test_memory_bounds_the_tasks_at_a_time(monkeypatch):
-    monkeypatch.setattr("metamtl.engines.autotuner.free_memory", lambda device: 40_000.0)
+    monkeypatch.setattr("metamtl.engines.candidates.free_memory", lambda device: 40_000.0)
     model, auto = nets.mlp(1, 8, 1).double(), engines.Auto()
     expected = _step(model, engines.Loop())
     for _ in range(7):

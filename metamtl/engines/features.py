@@ -1,0 +1,86 @@
+"""Backward passes that end at the output of a module, the features that tasks share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..episode import Episode
+from .problem import TaskProblem
+
+
+def check_features(
+    problems: Mapping[str, TaskProblem],
+    groups: list[list[str]],
+    episodes: Mapping[str, Episode],
+    features: str,
+) -> None:
+    model = next(iter(problems.values())).model
+    if not features or features not in dict(model.named_modules(remove_duplicate=False)):
+        tops = ", ".join(repr(name) for name, _ in model.named_children())
+        raise ValueError(f"at={features!r} names no module of {type(model).__name__}; it has {tops}.")
+    adapting = [task for task, problem in problems.items() if problem.adapts]
+    if adapting:
+        raise ValueError(
+            f"at={features!r}: task {adapting[0]!r} has a support set and adapts parameters of its own, so"
+            " it shares no features; aggregate over parameters (at=None)."
+        )
+    if len(groups) > 1:
+        raise ValueError(
+            f"at={features!r}: task {groups[1][0]!r} has an input of its own, and features of different"
+            " examples cannot be aggregated; give all tasks one and the same query.x, or use at=None."
+        )
+
+
+@contextmanager
+def cut_at(model: nn.Module, features: str | None) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Within it, backward passes end at the output of the module `features`.
+
+    Yields the pairs of the output and the leaf that replaces it, one for each time that the module runs.
+    """
+    pairs: list[tuple[Tensor, Tensor]] = []
+    if features is None:
+        yield pairs
+        return
+
+    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"at={features!r} returns a {type(output).__name__}; name a module that returns one tensor."
+            )
+        pairs.append((output, output.detach().requires_grad_()))
+        return pairs[-1][1]
+
+    handle = model.get_submodule(features).register_forward_hook(hook)
+    try:
+        yield pairs
+    finally:
+        handle.remove()
+
+
+def only_pair(pairs: list[tuple[Tensor, Tensor]], features: str) -> tuple[Tensor, Tensor]:
+    if len(pairs) != 1:
+        raise ValueError(
+            f"at={features!r} ran {len(pairs)} times in one pass of the model; name the last module that"
+            " all the tasks share, which runs once."
+        )
+    if not pairs[0][0].requires_grad:
+        raise ValueError(
+            f"the output of at={features!r} depends on no trainable parameter; nothing to aggregate."
+        )
+    return pairs[0]
+
+
+def check_bypass(grads: Sequence[Sequence[Tensor | None]], names: list[str], features: str) -> None:
+    """Reject parameters that all tasks use behind the features: they would not be aggregated."""
+    columns = list(zip(*grads))
+    bypass = [n for n, column in zip(names, columns) if all(g is not None for g in column)]
+    if bypass and len(grads) > 1:
+        raise ValueError(
+            f"all tasks use {', '.join(bypass[:5])} otherwise than through at={features!r}, so their"
+            " gradients would not be aggregated; name the last module that all the tasks share, or use"
+            " at=None."
+        )

@@ -1,0 +1,50 @@
+"""Which kernels attention layers may use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+@contextmanager
+def plain_kernels() -> Iterator[None]:
+    """Within it, attention runs in operations that vmap batches and that have a second derivative.
+
+    The fused kernels lack one or the other, and are faster, so this is entered only if vmap or second
+    order needs it.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def attention_kernels() -> tuple[bool, tuple[SDPBackend, ...]]:
+    """Whether attention layers may take their fast path, and the kernels that attention may use."""
+    enabled = tuple(backend for backend, is_enabled in _KERNELS.items() if is_enabled())
+    return torch.backends.mha.get_fastpath_enabled(), enabled
+
+
+_KERNELS = {
+    SDPBackend.MATH: torch.backends.cuda.math_sdp_enabled,
+    SDPBackend.FLASH_ATTENTION: torch.backends.cuda.flash_sdp_enabled,
+    SDPBackend.EFFICIENT_ATTENTION: torch.backends.cuda.mem_efficient_sdp_enabled,
+    SDPBackend.CUDNN_ATTENTION: torch.backends.cuda.cudnn_sdp_enabled,
+}
+
+
+@contextmanager
+def allowed_kernels(fastpath: bool, kernels: tuple[SDPBackend, ...]) -> Iterator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(fastpath)
+    try:
+        with sdpa_kernel(list(kernels)):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

@@ -1,0 +1,80 @@
+"""The state that operations read beside their arguments: random generators, autocast, attention kernels."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from .attention import allowed_kernels, attention_kernels
+
+
+class RandomState:
+    """The state of the global random generators, of autocast and of the attention kernels in use.
+
+    A backward pass mostly runs outside of the contexts of its forward pass.
+
+    Args:
+        cuda: the device whose generator is meant beside the CPU's.
+        foreign: of `foreign_state`; None if nothing is drawn from those generators.
+    """
+
+    def __init__(self, cuda: torch.device | None, foreign: ForeignState | None) -> None:
+        self.device, self.foreign = cuda, foreign
+        self.cpu_state = torch.get_rng_state()
+        self.cuda_state = None if cuda is None else torch.cuda.get_rng_state(cuda)
+        kinds = ("cpu",) if cuda is None else ("cpu", "cuda")
+        self.autocast = [(k, torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in kinds]
+        self.kernels = attention_kernels()
+
+    def again(self) -> RandomState:
+        """The same kind of state, as it is now."""
+        return RandomState(self.device, None if self.foreign is None else foreign_state())
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Draw the same numbers in the same precision within; the generators are unchanged afterwards."""
+        after = self.again()
+        self._set()
+        try:
+            with ExitStack() as contexts:
+                for kind, enabled, dtype in self.autocast:
+                    if enabled or torch.is_autocast_enabled(kind):
+                        contexts.enter_context(torch.autocast(kind, dtype, enabled))
+                if self.kernels != attention_kernels():
+                    contexts.enter_context(allowed_kernels(*self.kernels))
+                yield
+        finally:
+            after._set()
+
+    def _set(self) -> None:
+        torch.set_rng_state(self.cpu_state)
+        if self.device is not None and self.cuda_state is not None:
+            torch.cuda.set_rng_state(self.cuda_state, self.device)
+        if self.foreign is not None:
+            set_foreign_state(self.foreign)
+
+
+ForeignState = tuple[Any, ...]
+
+
+def foreign_state() -> ForeignState:
+    """The state of Python's global generator and, if numpy is imported, of numpy's; comparable."""
+    numpy = getattr(sys.modules.get("numpy"), "random", None)
+    if numpy is None:
+        return (random.getstate(), None)
+    name, keys, *rest = numpy.get_state()
+    return random.getstate(), (name, keys.tobytes(), *rest)
+
+
+def set_foreign_state(state: ForeignState) -> None:
+    """Set the generators of `foreign_state`."""
+    random.setstate(state[0])
+    if state[1] is not None:
+        numpy = sys.modules["numpy"]
+        name, keys, *rest = state[1]
+        numpy.random.set_state((name, numpy.frombuffer(keys, dtype=numpy.uint32), *rest))

@@ -1,0 +1,132 @@
+"""Where a model holds its tensors, and what its modules have besides."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from ..decomposed import LAYERS
+from .select import modules_by_path
+
+# Buffers that an adapter sets: the number of the inner step, and the support set's statistics.
+INNER_STEP, SUPPORT_MEAN, SUPPORT_VAR = "inner_step", "support_mean", "support_var"
+RECURRENT_STATE = ("_flat_weights", "_flat_weight_refs")  # what a recurrent layer keeps of its weights
+_REGISTERED = frozenset(vars(nn.Module()))
+
+
+class Slot(NamedTuple):
+    """One place in a module that holds a parameter or buffer, and the tensor's first name in the model."""
+
+    module: nn.Module
+    key: str
+    name: str
+    is_buffer: bool
+
+
+class Structure(NamedTuple):
+    """Where a model holds its tensors, as it is now: layers under two names and tied weights included.
+
+    Attributes:
+        slots: every place; tied tensors have one name.
+        custom: modules whose forward pass may set attributes: all but torch's own without hooks.
+        plain: torch's own, to which the module around them may add attributes.
+        recurrent: recurrent layers, which hold their weights in a list as well.
+        fused: whether a layer has to be decomposed for vmap or second derivatives.
+        support_norms: names and modules of the layers that keep statistics of the support set.
+    """
+
+    slots: tuple[Slot, ...]
+    custom: tuple[nn.Module, ...]
+    plain: tuple[nn.Module, ...]
+    recurrent: tuple[nn.RNNBase, ...]
+    fused: bool
+    support_norms: tuple[tuple[str, nn.Module], ...]
+
+    @property
+    def counters(self) -> tuple[str, ...]:
+        """Names of the buffers that hold the number of the inner step."""
+        return tuple(slot.name for slot in self.slots if slot.is_buffer and slot.key == INNER_STEP)
+
+
+def structure_of(model: nn.Module) -> Structure:
+    """The structure of `model`. It is computed at every call of an engine, because models change."""
+    first: dict[int, str] = {}
+    slots: list[Slot] = []
+    custom: list[nn.Module] = []
+    plain: list[nn.Module] = []
+    recurrent: list[nn.RNNBase] = []
+    support_norms: list[tuple[str, nn.Module]] = []
+    fused = False
+    for path, module in modules_by_path(model):
+        prefix = f"{path}." if path else ""
+        for tensors, is_buffer in ((module._parameters, False), (module._buffers, True)):
+            for key, tensor in tensors.items():
+                if tensor is not None:
+                    slots.append(Slot(module, key, first.setdefault(id(tensor), prefix + key), is_buffer))
+        if SUPPORT_MEAN in module._buffers:
+            support_norms.append((path, module))
+        hooks = module._forward_hooks or module._forward_pre_hooks
+        own = type(module).__module__.startswith("torch.nn.")
+        (plain if own and not hooks else custom).append(module)
+        if isinstance(module, LAYERS):
+            fused = True
+            if isinstance(module, nn.RNNBase):
+                recurrent.append(module)
+    return Structure(
+        tuple(slots), tuple(custom), tuple(plain), tuple(recurrent), fused, tuple(support_norms)
+    )
+
+
+def holder(slot: Slot) -> dict[str, Tensor | None]:
+    return slot.module._buffers if slot.is_buffer else slot.module._parameters  # type: ignore[return-value]
+
+
+def attributes(module: nn.Module) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
+    """The attributes of a module, and copies of the lists, dicts and sets among them."""
+    own = dict(vars(module))
+    contents = [
+        (value, value.copy())
+        for name, value in own.items()
+        if type(value) in (list, dict, set) and name not in _REGISTERED
+    ]
+    return own, contents
+
+
+def restore_attributes(module: nn.Module, own: dict[str, Any], contents: list[tuple[Any, Any]]) -> None:
+    now = vars(module)
+    if len(now) != len(own) or any(now.get(name, own) is not value for name, value in own.items()):
+        now.clear()
+        now.update(own)
+    for value, copy in contents:
+        if value is not copy and not _same(value, copy):
+            value.clear()
+            value.extend(copy) if isinstance(value, list) else value.update(copy)
+
+
+def _same(value: Any, copy: Any) -> bool:
+    """Whether a list, dict or set still has the same objects in it."""
+    if len(value) != len(copy):
+        return False
+    if isinstance(value, dict):
+        return all(key in value and value[key] is entry for key, entry in copy.items())
+    if isinstance(value, set):
+        return bool(value == copy)
+    return all(a is b for a, b in zip(value, copy))
+
+
+def attributes_of(structure: Structure) -> list[Any]:
+    """Copies of the attributes of all modules, for `changed_attributes`."""
+    return [attributes(module) for module in (*structure.custom, *structure.plain)]
+
+
+def changed_attributes(structure: Structure, before: list[Any]) -> tuple[tuple[nn.Module, str], ...]:
+    """The attributes, `(module, name)`, that differ from `before`, or whose contents do."""
+    changed, ignored = [], {*_REGISTERED, *RECURRENT_STATE, "flatten_parameters"}
+    for module, (own, contents) in zip((*structure.custom, *structure.plain), before):
+        written = {id(value) for value, copy in contents if not _same(value, copy)}
+        for name in {**own, **vars(module)}:
+            value = vars(module).get(name, own)
+            if name not in ignored and (value is not own.get(name, own) or id(value) in written):
+                changed.append((module, name))
+    return tuple(changed)
