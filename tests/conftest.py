@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +18,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def young_heap() -> None:
+    """What is there when a module begins is not gone through again.
+
+    `torch.compile` collects garbage whenever it traces, and so do tests of what is kept alive: a second
+    each time, once all of the suite's packages are imported.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -41,10 +54,16 @@ def real_data() -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def glyph_dir(own_cache: Path) -> Path:
-    """A data folder with the letters of `Glyphs`, drawn once for all the tests."""
+def glyph_dir(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with the letters of `Glyphs`, drawn once for all the tests, in whatever process."""
+    from filelock import FileLock
+
     from metamtl.tasks.glyphs import load
 
+    base = tmp_path_factory.getbasetemp()
+    drawn = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "drawn"
+    with FileLock(f"{drawn}.lock"):
+        load(drawn)
     folder = own_cache / "metamtl"  # where those find them, too, that name no folder
-    load(folder)
+    shutil.copytree(drawn, folder, dirs_exist_ok=True)
     return folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -355,17 +355,8 @@ def test_reported_losses_are_the_query_losses(case: Case, engine: engines.Engine
     assert outcome.tasks is None and outcome.loss == pytest.approx(measured.mean, rel=1e-12)
 
 
-@pytest.fixture(scope="module")
-def frozen() -> Iterator[None]:
-    """What other modules left is looked at no more, neither collected nor counted."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.fixture
-def histories(frozen: None) -> Callable[[], int]:
+def histories() -> Callable[[], int]:
     """Counts the tensors with a history that were made since the test began and are alive."""
     gc.collect()
     gc.freeze()

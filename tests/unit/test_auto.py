@@ -6,6 +6,7 @@ import gc
 import logging
 import pickle
 import weakref
+from collections.abc import Iterator
 from copy import deepcopy
 
 import pytest
@@ -23,6 +24,13 @@ FAMILY = tasks.Sinusoid(shots=6, queries=6, dtype=torch.float64)
 def compiling_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow a loaded machine makes the trials."""
     monkeypatch.setattr("metamtl.engines.probe.FIXED", float("inf"))
+
+
+@pytest.fixture
+def without_generated_code() -> Iterator[None]:
+    """Torch traces and guards as always; `test_generated_code.py` looks at what a real compiler keeps."""
+    with torch.compiler.set_stance("default", force_backend="eager"):
+        yield
 
 
 def _step(model: nn.Module, engine: engines.Engine, recipe=None, seed: int = 0) -> torch.Tensor:
@@ -158,12 +166,13 @@ def test_a_module_that_no_batch_can_run_is_run_by_loop_with_one_warning() -> Non
 
 
 @pytest.mark.parametrize("engine", [engines.Auto(), engines.Compiled()], ids=repr)
-@pytest.mark.usefixtures("compiling_does_not_pay")
+@pytest.mark.usefixtures("compiling_does_not_pay", "without_generated_code")
 def test_a_model_goes_with_all_that_was_remembered_of_it(engine: engines.Engine) -> None:
     model, episodes = nets.mlp(1, 3, 1).double(), FAMILY.sample(2, torch.Generator())
+    recipe = recipes.maml(1, 0.01)
     for _ in range(3):
-        _step(model, engine)
-    evaluate(model, recipes.maml(2, 0.01), episodes, F.mse_loss, engine=engine)
+        _step(model, engine, recipe)
+    evaluate(model, recipe, episodes, F.mse_loss, engine=engine)
     # What is remembered is no part of a copy.
     for copy in (deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(_step(copy, engines.Vmap()), _step(model, engines.Vmap()))

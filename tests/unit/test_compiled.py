@@ -44,14 +44,18 @@ def without_generated_code() -> Iterator[None]:
         yield
 
 
+GENERATED = ["maml", "anil", "one step"]  # with the real compiler, for all tasks at once
+TRACED = [name for name in RECIPES if name not in GENERATED]
+
+
 @pytest.mark.parametrize(
-    ("name", "chunk_size"), [*((name, None) for name in RECIPES), ("maml", 1), ("anil", 1), ("one step", 1)]
+    ("name", "chunk_size"), [*((name, None) for name in TRACED), *((name, 1) for name in GENERATED)]
 )
 def test_traced_code_gives_the_numbers_of_vmap(name, chunk_size, without_generated_code):
     _same_numbers(name, chunk_size)
 
 
-@pytest.mark.parametrize("name", ["maml", "anil", "one step"])
+@pytest.mark.parametrize("name", GENERATED)
 def test_generated_code_gives_the_numbers_of_vmap(name):
     _same_numbers(name, None)
 
@@ -76,12 +80,11 @@ def test_learned_rates_get_their_gradient(without_generated_code):
     recipe = Recipe(adapters.Gradient(3, adapters.LearnedRates(model, 0.01, steps=3)))
     episode = FAMILY.sample(4, torch.Generator().manual_seed(0))
     found = []
-    for engine in (engines.Vmap(), engines.Compiled(), engines.Compiled(3)):
+    for engine in (engines.Vmap(), engines.Compiled(3)):  # the second chunk begins early
         recipe.adapter.zero_grad()
         meta_backward(model, recipe, episode, F.mse_loss, engine=engine)
         found.append(torch.cat([param.grad.flatten() for param in recipe.adapter.parameters()]))
-    assert found[0].any()
-    assert all(torch.allclose(other, found[0], rtol=1e-10, atol=1e-14) for other in found[1:])
+    assert found[0].any() and torch.allclose(found[1], found[0], rtol=1e-10, atol=1e-14)
 
 
 def test_one_compilation_serves_a_shape_and_another_shape_is_counted_and_logged(
@@ -121,11 +124,11 @@ def test_where_compiling_fails_vmap_runs_with_one_warning():
         torch._inductor.config.patch(no_compiler),
         pytest.warns(UserWarning, match=r"not compiled \(.*\) and runs under Vmap"),
     ):
-        _, found = _rows(model, recipes.maml(2, 0.01), episode, engine)
+        _, found = _rows(model, recipes.maml(1, 0.01), episode, engine)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        _rows(model, recipes.maml(2, 0.01), episode, engine)
-    _, expected = _rows(model, recipes.maml(2, 0.01), episode, engines.Vmap())
+        _rows(model, recipes.maml(1, 0.01), episode, engine)
+    _, expected = _rows(model, recipes.maml(1, 0.01), episode, engines.Vmap())
     assert torch.allclose(found, expected, rtol=1e-12)
     assert engine.compilations == 0
 

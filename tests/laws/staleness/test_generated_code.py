@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -65,6 +67,10 @@ def test_compiled(build: Any, check_change: Any) -> None:
     case, engine = build(Net(), loss=Weighted()), engines.Compiled()
     for mutation in CHANGES.values():
         check_change(case, engine, mutation)
+    model = weakref.ref(case.model)
+    del case
+    gc.collect()
+    assert model() is None  # though the engine is there
 
 
 def test_auto(build: Any, check_change: Any, settled: Any) -> None:
