@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,17 +17,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def young_heap() -> None:
-    """What is there when a module begins is not gone through again.
-
-    `torch.compile` collects garbage whenever it traces, and so do tests of what is kept alive: a second
-    each time, once all of the suite's packages are imported.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -355,8 +355,17 @@ def test_reported_losses_are_the_query_losses(case: Case, engine: engines.Engine
     assert outcome.tasks is None and outcome.loss == pytest.approx(measured.mean, rel=1e-12)
 
 
+@pytest.fixture(scope="module")
+def frozen() -> Iterator[None]:
+    """What other modules left is looked at no more, neither collected nor counted."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture
-def histories() -> Callable[[], int]:
+def histories(frozen: None) -> Callable[[], int]:
     """Counts the tensors with a history that were made since the test began and are alive."""
     gc.collect()
     gc.freeze()

@@ -150,5 +150,5 @@ def test_import_metamtl_brings_no_heavy_package() -> None:
 
 def test_import_metamtl_takes_less_than_a_third_of_a_second_beyond_torch() -> None:
     timed = "import time, torch; t = time.process_time(); import metamtl; print(time.process_time() - t)"
-    # The least of several: what else the machine does can only add. The first one may write .pyc files.
-    assert min(float(python(timed)) for _ in range(4)) < 0.3
+    # One of several: what else the machine does can only add. The first one may write .pyc files.
+    assert any(float(python(timed)) < 0.3 for _ in range(4))
