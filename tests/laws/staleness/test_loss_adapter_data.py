@@ -268,23 +268,22 @@ ROWS: dict[str, tuple[Any, Any]] = {
 SAME = {"keys of x in another order"}  # rows whose gradient does not change
 
 
-# A recompilation takes two seconds, so engines that compile run those rows that differ most. `Auto` hands
-# the call on to `Compiled`; it runs one row for each object of a call.
+# A recompilation takes two seconds, so engines that compile run those rows that differ most.
 AUTO = [
+    "number in a closure",
     "attribute of a loss",
+    "attribute behind a bound method",
+    "class weights",
+    "another tensor in a lambda",
     "a table with its ids in another order",
+    "attribute of a user's adapter",
     "learning rate, another recipe",
+    "order of differentiation",
     "another objective",
     "number in x",
 ]
 COMPILED = [
     *AUTO,
-    "number in a closure",
-    "attribute behind a bound method",
-    "class weights",
-    "another tensor in a lambda",
-    "attribute of a user's adapter",
-    "order of differentiation",
     "buffer of a loss module",
     "another lambda of the same code",
     "attribute of a user's rule",

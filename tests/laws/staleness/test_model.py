@@ -213,27 +213,26 @@ ROWS: dict[str, tuple[Any, Any]] = {
     "helper function": (net, (lambda case: SCRIPT, "helper", other_helper)),
     "code of a helper function": (net, lambda case: recoded(helper, other_helper)),
 }
-# A recompilation takes two seconds, so engines that compile run those rows that differ most. `Auto` hands
-# the call on to `Compiled`; it runs one row for each kind of thing that is read.
+# A recompilation takes two seconds, so engines that compile run those rows that differ most.
 AUTO = [
     "float",
-    "tensor replaced",
-    "parameter replaced",
-    "module appended to a Sequential",
-    "weights tied",
-    "forward hook added",
-    "method of the class",
-    "global",
-]
-COMPILED = [
-    *AUTO,
     "element of a list",
     "dataclass",
     "function",
+    "tensor replaced",
+    "parameter replaced",
     "train and eval",
+    "module appended to a Sequential",
+    "weights tied",
+    "forward hook added",
     "closure of a hook",
     "method of the instance",
+    "method of the class",
+    "global",
     "code of a helper function",
+]
+COMPILED = [
+    *AUTO,
     "None",
     "element of a dict",
     "set",
