@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.func import grad, vjp, vmap
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..adapters.inner_loop import Carry, Start, StepContext, run
 from ..episode import Batch
@@ -139,6 +140,48 @@ def end(
 
     args = (carry, support, query)
     return vmap(one_task, in_dims=_axes(args))(*args) if batched else one_task(*args)  # type: ignore[no-any-return]
+
+
+class StandIns(NamedTuple):
+    """The arguments of `parts` that change from step to step.
+
+    Attributes:
+        steps: carry and number of the step, for each order.
+        end: carry and number of steps.
+        backs: carry, number of the step and cotangent of the carry after it, for each order.
+    """
+
+    steps: tuple[tuple[Carry, Tensor], ...]
+    end: tuple[Carry, Tensor]
+    backs: tuple[tuple[Carry, Tensor, Carry], ...]
+
+
+def parts(
+    problem: TaskProblem,
+    batched: bool,
+    context: StepContext,
+    shared: Params,
+    support: Any,
+    query: Any,
+    orders: tuple[bool, ...],
+    inputs: StandIns,
+) -> list[list[Tensor]]:
+    """`step` of each order, `end`, and `step_vjp` of each order: the code that `StepLoop` calls in a loop.
+
+    The results are contiguous copies: the last operations of a part are those that make its outputs, and
+    they have the strides of the inputs that they become.
+    """
+    results: list[list[Tensor]] = []
+    for first_order, (carry, k) in zip(orders, inputs.steps):
+        results.append(_copies(step(problem, batched, carry, context, k, first_order)))
+    results.append(_copies(end(problem, batched, inputs.end[0], shared, inputs.end[1], support, query)))
+    for first_order, (carry, k, cotangent) in zip(orders, inputs.backs):
+        results.append(_copies(step_vjp(problem, batched, carry, context, k, first_order, cotangent)))
+    return results
+
+
+def _copies(result: Any) -> list[Tensor]:
+    return [leaf.clone(memory_format=torch.contiguous_format) for leaf in tree_leaves(result)]
 
 
 def output(problem: TaskProblem, batched: bool, carry: Carry, shared: Params, k: Tensor, query: Any) -> Any:

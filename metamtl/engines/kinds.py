@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from types import CodeType, FunctionType
 from typing import Any
@@ -18,7 +17,9 @@ from ..functional.structure import attributes_of, changed_attributes
 from . import compiled_parts
 from .probe import Probe
 from .problem import TaskProblem
+from .step_loop import StepLoop
 
+BACKEND = "inductor"  # of torch.compile
 RECOMPILE_LIMIT = 8  # times that a part is compiled again before its work goes to Vmap
 
 
@@ -36,31 +37,20 @@ class Kind:
         self.examined, self.calls, self.evaluations, self.by_parts = False, 0, 0, True
         self._leftovers: list[tuple[str, str]] = []
         self._parts: dict[str, Callable[..., Any]] = {}
+        self._loops: dict[tuple[bool, ...], StepLoop] = {}
 
     def part(self, name: str) -> Callable[..., Any]:
         """The compiled function `name` of `compiled_parts`. Its guards are torch's."""
         if name not in self._parts:
-            # A cache of its own, or all the models of a process would share one limit.
-            self._parts[name] = torch.compile(  # type: ignore[call-overload]
-                getattr(compiled_parts, name),
-                fullgraph=True,
-                dynamic=False,
-                isolate_recompiles=True,
-                recompile_limit=RECOMPILE_LIMIT,
-            )
+            self._parts[name] = torch.compile(getattr(compiled_parts, name), backend=BACKEND, **_options())
         return self._parts[name]
 
-    def checked_guards(self, loop: InnerLoop) -> AbstractContextManager[Any]:
-        """A context for steps after one whose guards have just been checked, with the same result.
-
-        Only once everything is compiled, for steps that all take the same branch, and under torch's default
-        stance, which a user may have changed.
-        """
-        same = len({loop.first_order(k) for k in range(loop.num_steps)}) == 1
-        eval_frame = torch._dynamo.eval_frame
-        if not self.calls or not same or eval_frame._stance != eval_frame.DynamoStance():
-            return nullcontext()
-        return torch.compiler.set_stance(skip_guard_eval_unsafe=True)
+    def step_loop(self, loop: InnerLoop) -> StepLoop:
+        """The compiled inner steps."""
+        orders = tuple(sorted({loop.first_order(k) for k in range(loop.num_steps)}))
+        if orders not in self._loops:
+            self._loops[orders] = StepLoop(BACKEND, _options(), orders)
+        return self._loops[orders]
 
     def examine(self, problem: TaskProblem, data: Any) -> None:
         """Run one task without compiling, to see what it needs: wrong input raises its own error here."""
@@ -82,6 +72,16 @@ class Kind:
         modules = dict(problem.model.named_modules())
         pairs = tuple((modules[path], name) for path, name in self._leftovers if path in modules)
         return replace(problem, leftovers=pairs, loop=problem.loop.with_leftovers(pairs))
+
+
+def _options() -> dict[str, Any]:
+    # A cache of its own, or all the models of a process would share one limit.
+    return {
+        "fullgraph": True,
+        "dynamic": False,
+        "isolate_recompiles": True,
+        "recompile_limit": RECOMPILE_LIMIT,
+    }
 
 
 def _attributes_set(problem: TaskProblem, x: Any) -> tuple[tuple[nn.Module, str], ...]:

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 
 from ..adapters.inner_loop import Carry, Start, StepContext, device_of
 from ..functional import Params
-from ..functional.scan import carries, last_carry, transpose
+from ..functional.scan import carries, last_carry
 from .base import num_tasks
 from .kinds import Kind
 from .problem import TaskProblem
@@ -26,31 +26,10 @@ def gradients_by_parts(
     """
     loop, (support, query, task) = problem.loop, data
     start, context, ks = _start(kind, problem, batched, shared, own, data)
-    step, step_vjp = kind.part("step"), kind.part("step_vjp")
-    numbers = range(loop.num_steps)
-
-    def forward(carry: Carry, context: StepContext, k: int) -> Carry:
-        return step(problem, batched, carry, context, ks[k], loop.first_order(k))
-
-    def back(carry: Carry, context: StepContext, k: int, cotangent: Carry) -> Any:
-        of_carry, *of_context = step_vjp(
-            problem, batched, carry, context, ks[k], loop.first_order(k), cotangent
-        )
-        return of_carry, of_context
-
-    # Nothing can change between the steps of one call, so the guards of the first step hold for all.
-    first, last = numbers[:1], numbers[-1:]
-    stored = [start, *carries(forward, start, context, first)]
-    with kind.checked_guards(loop):
-        stored += carries(forward, stored[-1], context, numbers[1:])
-    of_shared, cotangent, losses = kind.part("end")(
-        problem, batched, stored.pop(), shared, ks[-1], support, query
+    of_shared, losses, cotangent, of_context = kind.step_loop(loop)(
+        problem, batched, start, context, shared, (support, query), ks
     )
-    cotangent, total = transpose(back, stored[-1:], context, last, cotangent)
-    with kind.checked_guards(loop):
-        cotangent, total = transpose(back, stored[:-1], context, numbers[:-1], cotangent, total)
-    assert total is not None
-    of_params, of_own, of_features = total
+    of_params, of_own, of_features = of_context
     rows = {name: row + of_params[name] if name in of_params else row for name, row in of_shared.items()}
     if loop.starts_from_params:
         rows = {
@@ -75,9 +54,7 @@ def outputs_by_parts(
         return step(problem, batched, carry, context, ks[k])
 
     if not every:
-        carry = last_carry(forward, carry, context, steps[:1])
-        with kind.checked_guards(problem.loop):
-            carry = last_carry(forward, carry, context, steps[1:])
+        carry = last_carry(forward, carry, context, steps)
         return [output(problem, batched, carry, shared, ks[-1], data[1][0])]
     stages = [carry, *carries(forward, carry, context, steps)]
     return [output(problem, batched, stage, shared, k, data[1][0]) for stage, k in zip(stages, ks)]

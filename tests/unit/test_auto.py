@@ -8,6 +8,7 @@ import pickle
 import weakref
 from collections.abc import Iterator
 from copy import deepcopy
+from unittest import mock
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def compiling_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def without_generated_code() -> Iterator[None]:
     """Torch traces and guards as always; `test_generated_code.py` looks at what a real compiler keeps."""
-    with torch.compiler.set_stance("default", force_backend="eager"):
+    with mock.patch("metamtl.engines.kinds.BACKEND", "eager"):
         yield
 
 
@@ -57,7 +58,7 @@ def test_it_compiles_if_the_steps_that_remain_pay_for_it(monkeypatch, caplog):
     monkeypatch.setattr("metamtl.engines.probe.PER_OPERATION", 0.0)
     model, auto = nets.mlp(1, 8, 1).double(), engines.Auto(steps=10**6)
     expected = _step(model, engines.Loop())
-    with torch.compiler.set_stance("default", force_backend="eager"), caplog.at_level(logging.WARNING):
+    with mock.patch("metamtl.engines.kinds.BACKEND", "eager"), caplog.at_level(logging.WARNING):
         for _ in range(12):
             assert torch.allclose(_step(model, auto), expected, rtol=1e-10, atol=1e-14)
     (choice,) = auto.choices
@@ -82,7 +83,7 @@ def test_code_that_is_compiled_again_and_again_is_given_up(monkeypatch):
     monkeypatch.setattr("metamtl.engines.probe.PER_OPERATION", 0.0)
     model, auto = nets.mlp(1, 8, 1).double(), engines.Auto(steps=10**6)
     for _ in range(12):
-        with torch.compiler.set_stance("default", force_backend="eager"):
+        with mock.patch("metamtl.engines.kinds.BACKEND", "eager"):
             _step(model, auto)
     (tuner,) = auto._tuners.values()
     tuner.choice = tuner.engines["Compiled(chunk_size=None)"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -110,7 +111,7 @@ def test_compiled_code_is_of_one_precision(
     steps: int, backend: str, modes: tuple[bool, ...], device: torch.device
 ) -> None:
     """Code is generated for half precision alone, and only traced to go back and forth."""
-    with torch.compiler.set_stance("default", force_backend=backend):
+    with mock.patch("metamtl.engines.kinds.BACKEND", backend):
         _one_precision(steps, modes, device)
 
 
