@@ -16,8 +16,9 @@ from ..functional.random_state import foreign_state, set_foreign_state
 from .loop import leaves
 from .problem import TaskProblem
 
-# Seconds that compiling takes: fixed, and for each operation of what is compiled.
-FIXED, PER_OPERATION = 5.0, 0.04
+# Seconds that compiling takes on two slow processors: fixed, and for each operation of what is compiled.
+# Convolutions take up to twice as long.
+FIXED, PER_OPERATION = 10.0, 0.05
 WHOLE = 900  # operations of one task up to which all inner steps are compiled as one function
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metamtl import nets
-from metamtl.functional import at_step, forward, is_name, named_by, told_by_adapter, trainable, under
+from metamtl.functional import forward, is_name, named_by, structure_of, told_by_adapter, trainable, under
 
 
 class Sum(nn.Module):
@@ -60,12 +60,10 @@ def test_buffers_may_be_given_too() -> None:
 
 
 def test_the_inner_step_is_told_to_those_who_ask() -> None:
-    model, k = nets.mlp(1, 4, 1), torch.tensor(2)
-    params = dict(model.named_parameters())
-    assert at_step(model, params, k) is params and not told_by_adapter(model)
+    model = nets.mlp(1, 4, 1)
+    assert structure_of(model).counters == () and not told_by_adapter(model)
     model.body.register_buffer("inner_step", torch.tensor(0))
-    told = at_step(model, params, k)
-    assert told["body.inner_step"] is k and "body.inner_step" not in params and told_by_adapter(model)
+    assert structure_of(model).counters == ("body.inner_step",) and told_by_adapter(model)
     assert told_by_adapter(nets.SupportBatchNorm(2)) and not told_by_adapter(nets.FrozenBatchNorm(2))
 
 
