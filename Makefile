@@ -50,7 +50,7 @@ $(VENV)/.peers: $(VENV)/.installed
 	@touch $@
 
 demo: install
-	$(BIN)/python -m experiments.compare experiment=glyphs_5way_1shot 'recipes=[mtl,anil,maml,protonet]' steps=200 validate.tasks=20 test.tasks=300 $(ARGS)
+	$(BIN)/python -m experiments.compare experiment=glyphs_5way_1shot 'recipes=[mtl,anil,maml,protonet]' steps=100 validate.tasks=20 select.tasks=50 test.tasks=100 $(ARGS)
 
 test: $(VENV)/.tools $(VENV)/.peers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
