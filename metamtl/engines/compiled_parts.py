@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -17,8 +18,12 @@ from ..functional.convolution import as_products
 from .problem import TaskProblem
 
 
-def _axes(tree: Any) -> Any:
-    return tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, tree)
+def _each(batched: bool, function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)` for every task along the tensors' task axis; if not batched, for the one task."""
+    if not batched:
+        return function(*args)
+    axes = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, args)
+    return vmap(function, in_dims=axes)(*args)
 
 
 def whole(
@@ -38,7 +43,7 @@ def whole(
         (rows, adapter_rows), loss = grad(objective, argnums=(0, 1), has_aux=True)(shared, own, data)
         return rows, adapter_rows, loss
 
-    return vmap(one_task, in_dims=(_axes(data),))(data) if batched else one_task(data)
+    return _each(batched, one_task, data)  # type: ignore[no-any-return]
 
 
 def init(
@@ -50,9 +55,7 @@ def init(
         start = _start(problem, shared, own, support, task)
         return start.carry, start.features
 
-    if not batched:
-        return one_task(support, task)
-    return vmap(one_task, in_dims=(_axes(support), _axes(task)))(support, task)  # type: ignore[no-any-return]
+    return _each(batched, one_task, support, task)  # type: ignore[no-any-return]
 
 
 def init_vjp(
@@ -73,10 +76,7 @@ def init_vjp(
 
         return vjp(start, shared, own)[1](cotangent)  # type: ignore[no-any-return]
 
-    if not batched:
-        return one_task(support, task, cotangent)
-    axes = (_axes(support), _axes(task), _axes(cotangent))
-    return vmap(one_task, in_dims=axes)(support, task, cotangent)  # type: ignore[no-any-return]
+    return _each(batched, one_task, support, task, cotangent)  # type: ignore[no-any-return]
 
 
 def step(
@@ -88,8 +88,7 @@ def step(
         of_task = StepContext(context.params, context.learned, features, fixed)
         return problem.loop.step(carry, of_task, k, first_order=first_order)
 
-    args = (carry, context.features, context.fixed)
-    return vmap(one_task, in_dims=_axes(args))(*args) if batched else one_task(*args)
+    return _each(batched, one_task, carry, context.features, context.fixed)
 
 
 def evaluation_step(
@@ -121,7 +120,7 @@ def step_vjp(
         return vjp(of, carry, context.params, context.learned, features)[1](cotangent)
 
     args = (carry, context.features, context.fixed, cotangent)
-    return vmap(one_task, in_dims=_axes(args))(*args) if batched else one_task(*args)  # type: ignore[no-any-return]
+    return _each(batched, one_task, *args)  # type: ignore[no-any-return]
 
 
 def end(
@@ -138,8 +137,7 @@ def end(
         (of_shared, of_carry), loss = grad(objective, argnums=(0, 1), has_aux=True)(shared, carry)
         return of_shared, of_carry, loss
 
-    args = (carry, support, query)
-    return vmap(one_task, in_dims=_axes(args))(*args) if batched else one_task(*args)  # type: ignore[no-any-return]
+    return _each(batched, one_task, carry, support, query)  # type: ignore[no-any-return]
 
 
 class StandIns(NamedTuple):
@@ -168,8 +166,7 @@ def parts(
 ) -> list[list[Tensor]]:
     """`step` of each order, `end`, and `step_vjp` of each order: the code that `StepLoop` calls in a loop.
 
-    The results are contiguous copies: the last operations of a part are those that make its outputs, and
-    they have the strides of the inputs that they become.
+    The results are contiguous copies, so that a part ends with them, and they can be its next inputs.
     """
     results: list[list[Tensor]] = []
     for first_order, (carry, k) in zip(orders, inputs.steps):
@@ -190,9 +187,7 @@ def output(problem: TaskProblem, batched: bool, carry: Carry, shared: Params, k:
     def one_task(carry: Carry, x: Any) -> Any:
         return problem.output(problem.loop.finish(carry, {**problem.frozen, **shared}, k), x)
 
-    return (
-        vmap(one_task, in_dims=_axes((carry, query)))(carry, query) if batched else one_task(carry, query)
-    )
+    return _each(batched, one_task, carry, query)
 
 
 def _start(problem: TaskProblem, shared: Params, own: Params, support: Any, task: Any) -> Start:
