@@ -1,4 +1,4 @@
-"""Checks of a model's first forward pass: unused parameters, missing derivatives, checkpoints."""
+"""Checks of a model's first forward pass: unused parameters, missing derivatives."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -37,13 +36,11 @@ class Pass(NamedTuple):
 
 
 _SEEN: WeakKeyDictionary[nn.Module, set[Pass]] = WeakKeyDictionary()
-_CHECKPOINTED: WeakSet[nn.Module] = WeakSet()
 
 
 def first_look(
     model: nn.Module,
     params: dict[str, Tensor],
-    transformed: bool,
     *,
     twice: bool,
     whole: bool,
@@ -54,7 +51,6 @@ def first_look(
     Yields a function to call with the output of the pass.
 
     Args:
-        transformed: whether a transform of torch.func is active, which rejects checkpoints itself.
         twice, whole: as in `Pass`.
         stages: submodules to run instead of the whole model.
 
@@ -65,11 +61,7 @@ def first_look(
         RuntimeError: a parameter that the pass has written in place.
         NotImplementedError: a `torch.autograd.Function` marked `once_differentiable`, where a second
             derivative is needed: `torch.autograd.grad` would silently take its gradient for a constant.
-            Or `torch.utils.checkpoint` with adapted parameters: in the backward pass it would silently use
-            the model's own.
     """
-    if model in _CHECKPOINTED and not transformed:
-        _refuse_checkpoint(model, params)
     kind = Pass(twice, whole, model.training, tuple(map(id, stages or ())))
     if kind in _SEEN.get(model, ()):
         return None
@@ -84,17 +76,6 @@ def is_compiled(module: nn.Module) -> bool:
     return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
 
 
-def _refuse_checkpoint(model: nn.Module, params: dict[str, Tensor]) -> None:
-    """Reject other values than the model's own, which a checkpoint would use in the backward pass."""
-    pairs = [(params[name], own) for name, own in model.named_parameters() if name in params]
-    if any(param.untyped_storage()._cdata != own.untyped_storage()._cdata for param, own in pairs):
-        raise NotImplementedError(
-            f"{type(model).__name__} uses torch.utils.checkpoint, which runs a part of the model again in"
-            " the backward pass, when it no longer holds the parameters of the task; the gradient would be"
-            " wrong. Switch it off where tasks are adapted; order='recompute' saves memory instead."
-        )
-
-
 class _Look(TorchFunctionMode):
     def __init__(self, model: nn.Module, params: dict[str, Tensor], kind: Pass) -> None:
         super().__init__()
@@ -103,7 +84,6 @@ class _Look(TorchFunctionMode):
         passed = [name for name in trainable if name in params] if kind.whole else []
         self.versions = [(name, params[name], params[name]._version) for name in passed]
         self.unused = {id(params[name]): name for name in passed}
-        self.hooks = _saving_hooks()
 
     def __enter__(self) -> Callable[[Any], None]:  # type: ignore[override]
         super().__enter__()
@@ -115,15 +95,10 @@ class _Look(TorchFunctionMode):
             # Only inside a transform is a Function that the pass applies among the arguments.
             if isinstance(leaf, type) and issubclass(leaf, Function):
                 self._refuse_once(leaf)
-        hooks = _saving_hooks()
-        if hooks is not self.hooks and getattr(hooks, "__module__", "") == "torch.utils.checkpoint":
-            _CHECKPOINTED.add(self.model)
         return func(*args, **(kwargs or {}))
 
     def check_output(self, output: Any) -> None:
         """Reject an output whose graph does not have the derivatives that are needed."""
-        if self.model in _CHECKPOINTED:
-            _refuse_checkpoint(self.model, self.params)
         todo = [leaf.grad_fn for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         visited = set()
         while self.kind.twice and todo:
@@ -166,10 +141,3 @@ class _Look(TorchFunctionMode):
                 stacklevel=2,
             )
         seen.add(self.kind)
-
-
-def _saving_hooks() -> Any:
-    """The function that packs the tensors that autograd saves now, or None."""
-    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # private to torch
-    hooks = None if top is None else top(False)
-    return None if hooks is None else hooks[0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .functional import canonical_names, told_by_adapter, under
+from .functional import canonical_names, has_adapter_buffers, under
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def split(model: nn.Module, adapted: Iterable[str]) -> Split | None:
     >>> parts.stem == (model[0], model[1]), sorted(parts.reads)
     (True, ['2.bias', '2.weight'])
     """
-    if told_by_adapter(model) or _hooked(model):
+    if has_adapter_buffers(model) or _hooked(model):
         return None
     canonical = canonical_names(model)
     stem: list[str] = []

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from ..functional import Params
 from .autotuner import Autotuner
 from .base import Engine, TaskGradients
-from .candidates import Task
+from .candidates import Work
 from .kinds import shapes
 from .problem import TaskProblem
 
@@ -73,29 +73,29 @@ class Auto(Engine):
         ]
 
     def gradients(self, problem: TaskProblem, shared: Params, own: Params, data: Any) -> TaskGradients:
-        task = Task(problem, data, evaluation=False)
+        work = Work(problem, data, evaluation=False)
         return self._run(  # type: ignore[no-any-return]
-            task,
+            work,
             shapes((shared, own, data)),
             lambda engine: engine.gradients(problem, shared, own, data),
         )
 
     def outputs(self, problem: TaskProblem, data: Any, *, every: bool = False) -> list[Any]:
-        task = Task(problem, data, evaluation=True)
+        work = Work(problem, data, evaluation=True)
         one = [leaf[0] for leaf in tree_leaves(data) if isinstance(leaf, torch.Tensor)]
         return self._run(  # type: ignore[no-any-return]
-            task, (shapes(one), every), lambda engine: engine.outputs(problem, data, every=every)
+            work, (shapes(one), every), lambda engine: engine.outputs(problem, data, every=every)
         )
 
-    def _run(self, task: Task, signature: Any, call: Callable[[Engine], Any]) -> Any:
-        key = (task.evaluation, task.class_names(), task.problem.loop.num_steps, signature)
+    def _run(self, work: Work, signature: Any, call: Callable[[Engine], Any]) -> Any:
+        key = (work.evaluation, work.class_names(), work.problem.loop.num_steps, signature)
         if key not in self._tuners:
             if len(self._tuners) >= TUNERS:
                 del self._tuners[next(iter(self._tuners))]
-            self._tuners[key] = Autotuner(task, None if task.evaluation else self.steps)
+            self._tuners[key] = Autotuner(work, None if work.evaluation else self.steps)
         tuner = self._tuners[key]
         before = tuner.compile_seconds
         try:
-            return tuner.run(task, call)
+            return tuner.run(work, call)
         finally:
             self.compile_seconds += tuner.compile_seconds - before

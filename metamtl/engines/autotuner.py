@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .base import Engine, index_task, num_tasks
-from .candidates import Task, candidates, compiled_candidate
+from .candidates import Work, candidates, compiled_candidate
 from .compiled import Compiled
 from .loop import Loop
 from .probe import Probe
@@ -31,15 +31,15 @@ class Autotuner:
         compile_seconds: the time spent compiling.
     """
 
-    def __init__(self, task: Task, steps: int | None) -> None:
-        self.evaluation, self.total = task.evaluation, steps
-        self.device = next((p.device for p in task.problem.model.parameters()), torch.device("cpu"))
-        self.name = type(task.problem.model).__name__
-        probe = Probe.of(task.problem, index_task(task.data, 0))
+    def __init__(self, work: Work, steps: int | None) -> None:
+        self.evaluation, self.total = work.evaluation, steps
+        self.device = next((p.device for p in work.problem.model.parameters()), torch.device("cpu"))
+        self.name = type(work.problem.model).__name__
+        probe = Probe.of(work.problem, index_task(work.data, 0))
         self.expected = probe.compile_seconds  # what compiling is expected to take
-        self.candidates, self.only = candidates(task, probe)
+        self.candidates, self.only = candidates(work, probe)
         self.reason = self.only
-        self.compiled = None if self.only else compiled_candidate(task, probe)
+        self.compiled = None if self.only else compiled_candidate(work, probe)
         self.seconds: dict[str, float] = {}
         self.engines: dict[str, Engine] = {}
         self.choice: Engine | None = None
@@ -47,27 +47,27 @@ class Autotuner:
         self.compile_seconds, self.steps, self.spent, self.recompilations = 0.0, 0, 0.0, 0
         self.turns = self._turns()
 
-    def run(self, task: Task, call: Callable[[Engine], Any]) -> Any:
+    def run(self, work: Work, call: Callable[[Engine], Any]) -> Any:
         """The result of one step, by the engine whose turn it is."""
         self.steps += 1
         engine = next(self.turns)
         try:
-            return self._timed(engine, task, call)
+            return self._timed(engine, work, call)
         except (MemoryError, RuntimeError) as error:
             if isinstance(engine, Loop):
                 raise
-            result = self._timed(Loop(), task, call)  # if the input is at fault, this raises its own error
+            result = self._timed(Loop(), work, call)  # if the input is at fault, this raises its own error
             self.seconds[repr(engine)] = float("inf")
             if not _out_of_memory(error):
                 self._batches_fail(error)
             return result
 
-    def _timed(self, engine: Engine, task: Task, call: Callable[[Engine], Any]) -> Any:
+    def _timed(self, engine: Engine, work: Work, call: Callable[[Engine], Any]) -> Any:
         self._synchronize()
         began = time.perf_counter()
         result = call(engine)
         self._synchronize()
-        elapsed, parts = time.perf_counter() - began, num_tasks(task.data) if self.evaluation else 1
+        elapsed, parts = time.perf_counter() - began, num_tasks(work.data) if self.evaluation else 1
         self.spent += elapsed
         taken, name = elapsed / parts, repr(engine)
         if engine is self.compiled and name not in self.seconds:

@@ -20,8 +20,8 @@ FEW = 8  # tasks of a small chunk, whose activations stay where the allocator ha
 PLAIN, COMPILED = 160_000, 32_000
 
 
-class Task(NamedTuple):
-    """The work of one call."""
+class Work(NamedTuple):
+    """What one call of `Auto` computes."""
 
     problem: TaskProblem
     data: Any
@@ -33,11 +33,11 @@ class Task(NamedTuple):
         return tuple((type(module).__qualname__, module.training) for module in modules)
 
 
-def candidates(task: Task, probe: Probe) -> tuple[list[Engine], str]:
+def candidates(work: Work, probe: Probe) -> tuple[list[Engine], str]:
     """The engines to try, and why there is only one."""
-    count = num_tasks(task.data)
-    if task.evaluation:
-        return [Vmap(_chunk(task.data[1], PLAIN))], ""
+    count = num_tasks(work.data)
+    if work.evaluation:
+        return [Vmap(_chunk(work.data[1], PLAIN))], ""
     fit = probe.tasks_that_fit(free_memory(probe.device))
     whole = Vmap(None if fit >= count else fit)
     if probe.draws:
@@ -46,22 +46,22 @@ def candidates(task: Task, probe: Probe) -> tuple[list[Engine], str]:
     return [Loop(), whole, *chunks], ""
 
 
-def compiled_candidate(task: Task, probe: Probe) -> Compiled | None:
-    """What to compile, if compiling can be tried."""
+def compiled_candidate(work: Work, probe: Probe) -> Compiled | None:
+    """The `Compiled` engine to try; None for work that cannot be compiled."""
     if probe.draws:
         return None
-    if task.evaluation:
+    if work.evaluation:
         return (
-            Compiled(_chunk(task.data[0] or task.data[1], COMPILED))
-            if task.problem.loop.num_steps
+            Compiled(_chunk(work.data[0] or work.data[1], COMPILED))
+            if work.problem.loop.num_steps
             else None
         )
-    fits = probe.tasks_that_fit(free_memory(probe.device)) >= num_tasks(task.data)
+    fits = probe.tasks_that_fit(free_memory(probe.device)) >= num_tasks(work.data)
     return Compiled(None if fits else 1)
 
 
 def _chunk(batch: Any, numbers: int) -> int:
-    """How many tasks have this many input numbers in `batch`; at least one, at most all."""
+    """The chunk size at which a chunk's inputs are at most `numbers` values: from one task to all."""
     inputs = [leaf for leaf in tree_leaves(batch[0]) if isinstance(leaf, Tensor)]
     each = sum(leaf[0].numel() for leaf in inputs)
     return max(1, min(len(inputs[0]), numbers // max(each, 1)))

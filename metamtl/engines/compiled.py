@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..functional import Params, plain_kernels, told_by_adapter, trainable
+from ..functional import Params, has_adapter_buffers, plain_kernels, trainable
 from ..functional.random_state import foreign_state
 from .base import Engine, TaskGradients, concatenate, index_task, num_tasks, stack
 from .kinds import Kind, code_objects, precision, shapes
@@ -85,7 +85,7 @@ class Compiled(Engine):
         of_adapter = {name: param.detach() for name, param in trainable(problem.adapter).items()}
 
         def run(kind: Kind, problem: TaskProblem, chunk: Any) -> Any:
-            return outputs_by_parts(kind, problem, self.batched, of_model, of_adapter, chunk, every)
+            return outputs_by_parts(kind, problem, self.batched, of_model, of_adapter, chunk, every), 0
 
         result = self._run("outputs", problem, (of_model, of_adapter), data, run)
         return self.fallback.outputs(problem, data, every=every) if result is None else result[0]
@@ -108,8 +108,8 @@ class Compiled(Engine):
             if result is None:
                 self._report(kind)
                 return None
-            results.append(index_task(result, slice(skip, None)) if skip else result)
-            evaluations = kind.evaluations
+            tensors, evaluations = result
+            results.append(index_task(tensors, slice(skip, None)) if skip else tensors)
         return (concatenate(results) if self.batched else stack(results)), evaluations
 
     def _attempt(self, kind: Kind, problem: TaskProblem, chunk: Any, run: Any) -> Any:
@@ -177,7 +177,7 @@ def _settings() -> Iterator[None]:
 
 def _unsupported(problem: TaskProblem) -> str | None:
     """Why this work cannot be compiled, if that is known beforehand."""
-    if told_by_adapter(problem.model):
+    if has_adapter_buffers(problem.model):
         return "a module of the model reads the number of the inner step or the support set's statistics"
     if any(getattr(part, "order", None) == "implicit" for part in problem.adapter.modules()):
         return "order='implicit' has no compiled form"

@@ -28,22 +28,24 @@ def _each(batched: bool, function: Callable[..., Any], *args: Any) -> Any:
 
 def whole(
     problem: TaskProblem, batched: bool, shared: Params, own: Params, data: Any
-) -> tuple[Params, Params, Tensor]:
-    """The gradients of all tasks, with respect to `shared` and `own`, and the query losses."""
+) -> tuple[tuple[Params, Params, Tensor], int]:
+    """The gradients with respect to `shared` and `own`, the query losses, and the evaluations of a task."""
+    evaluations = 0
 
     def objective(shared: Params, own: Params, data: Any) -> tuple[Tensor, Tensor]:
+        nonlocal evaluations
         support, query, task = data
         support = None if support is None else Batch(*support)
         with _substituted_adapter(problem, own):
             adapted = run(problem.loop, {**problem.frozen, **shared}, own, support, task)
-        value, loss, _ = problem.result(shared, adapted, support, query)
+        value, loss, evaluations = problem.result(shared, adapted, support, query)
         return value, loss
 
     def one_task(data: Any) -> tuple[Params, Params, Tensor]:
         (rows, adapter_rows), loss = grad(objective, argnums=(0, 1), has_aux=True)(shared, own, data)
         return rows, adapter_rows, loss
 
-    return _each(batched, one_task, data)  # type: ignore[no-any-return]
+    return _each(batched, one_task, data), evaluations
 
 
 def init(
@@ -125,33 +127,35 @@ def step_vjp(
 
 def end(
     problem: TaskProblem, batched: bool, carry: Carry, shared: Params, k: Tensor, support: Any, query: Any
-) -> tuple[Params, Carry, Tensor]:
-    """The gradients of the objective with respect to `shared` and the last carry, and the query losses."""
+) -> tuple[tuple[Params, Carry, Tensor], int]:
+    """The objective's gradients with respect to `shared` and the last carry; else as `whole`."""
+    evaluations = 0
 
     def one_task(carry: Carry, support: Any, query: Any) -> tuple[Params, Carry, Tensor]:
         def objective(shared: Params, carry: Carry) -> tuple[Tensor, Tensor]:
+            nonlocal evaluations
             adapted = problem.loop.finish(carry, {**problem.frozen, **shared}, k)
-            value, loss, _ = problem.result(shared, adapted, support, query)
+            value, loss, evaluations = problem.result(shared, adapted, support, query)
             return value, loss
 
         (of_shared, of_carry), loss = grad(objective, argnums=(0, 1), has_aux=True)(shared, carry)
         return of_shared, of_carry, loss
 
-    return _each(batched, one_task, carry, support, query)  # type: ignore[no-any-return]
+    return _each(batched, one_task, carry, support, query), evaluations
 
 
 class StandIns(NamedTuple):
-    """The arguments of `parts` that change from step to step.
+    """The arguments of `parts` that differ between inner steps.
 
     Attributes:
-        steps: carry and number of the step, for each order.
+        steps: carry and index of the step, for each of `first_orders`.
         end: carry and number of steps.
-        backs: carry, number of the step and cotangent of the carry after it, for each order.
+        vjps: carry, index of the step and cotangent of its result, for each of `first_orders`.
     """
 
     steps: tuple[tuple[Carry, Tensor], ...]
     end: tuple[Carry, Tensor]
-    backs: tuple[tuple[Carry, Tensor, Carry], ...]
+    vjps: tuple[tuple[Carry, Tensor, Carry], ...]
 
 
 def parts(
@@ -161,20 +165,24 @@ def parts(
     shared: Params,
     support: Any,
     query: Any,
-    orders: tuple[bool, ...],
+    first_orders: tuple[bool, ...],
     inputs: StandIns,
-) -> list[list[Tensor]]:
-    """`step` of each order, `end`, and `step_vjp` of each order: the code that `StepLoop` calls in a loop.
+) -> tuple[list[list[Tensor]], int]:
+    """`step` for each of `first_orders`, `end`, and `step_vjp` for each: what `StepLoop` runs in a loop.
 
-    The results are contiguous copies, so that a part ends with them, and they can be its next inputs.
+    Each part ends with contiguous copies of its results, so that the next call can take them as inputs.
+
+    Returns:
+        The tensors of each part; the backward passes that one task takes.
     """
     results: list[list[Tensor]] = []
-    for first_order, (carry, k) in zip(orders, inputs.steps):
+    for first_order, (carry, k) in zip(first_orders, inputs.steps):
         results.append(_copies(step(problem, batched, carry, context, k, first_order)))
-    results.append(_copies(end(problem, batched, inputs.end[0], shared, inputs.end[1], support, query)))
-    for first_order, (carry, k, cotangent) in zip(orders, inputs.backs):
+    ended, evaluations = end(problem, batched, inputs.end[0], shared, inputs.end[1], support, query)
+    results.append(_copies(ended))
+    for first_order, (carry, k, cotangent) in zip(first_orders, inputs.vjps):
         results.append(_copies(step_vjp(problem, batched, carry, context, k, first_order, cotangent)))
-    return results
+    return results, evaluations
 
 
 def _copies(result: Any) -> list[Tensor]:

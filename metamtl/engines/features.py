@@ -18,6 +18,7 @@ def check_features(
     episodes: Mapping[str, Episode],
     features: str,
 ) -> None:
+    """Reject gradients at `features` where it names no module, or the tasks do not share one input."""
     model = next(iter(problems.values())).model
     if not features or features not in dict(model.named_modules(remove_duplicate=False)):
         tops = ", ".join(repr(name) for name, _ in model.named_children())
@@ -62,6 +63,7 @@ def cut_at(model: nn.Module, features: str | None) -> Iterator[list[tuple[Tensor
 
 
 def only_pair(pairs: list[tuple[Tensor, Tensor]], features: str) -> tuple[Tensor, Tensor]:
+    """The pair of a module that ran once, and whose output has a gradient."""
     if len(pairs) != 1:
         raise ValueError(
             f"at={features!r} ran {len(pairs)} times in one pass of the model; name the last module that"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..adapters.inner_loop import InnerLoop
-from ..functional import modules_by_path, trainable
+from ..functional import trainable
 from ..functional.structure import attributes_of, changed_attributes
 from . import compiled_parts
 from .probe import Probe
@@ -28,13 +28,13 @@ class Kind:
 
     Attributes:
         reason: why the work runs under `Vmap`; None if it is compiled.
-        evaluations: backward passes that one task takes.
-        by_parts: whether one inner step is compiled and called K times, rather than all K as one function.
+        by_parts: True if a single inner step is compiled and called K times; False if all K steps are one
+            function.
     """
 
     def __init__(self, reason: str | None) -> None:
         self.reason, self.reported = reason, False
-        self.examined, self.calls, self.evaluations, self.by_parts = False, 0, 0, True
+        self.examined, self.calls, self.by_parts = False, 0, True
         self._leftovers: list[tuple[str, str]] = []
         self._parts: dict[str, Callable[..., Any]] = {}
         self._loops: dict[tuple[bool, ...], StepLoop] = {}
@@ -47,16 +47,16 @@ class Kind:
 
     def step_loop(self, loop: InnerLoop) -> StepLoop:
         """The compiled inner steps."""
-        orders = tuple(sorted({loop.first_order(k) for k in range(loop.num_steps)}))
-        if orders not in self._loops:
-            self._loops[orders] = StepLoop(BACKEND, _options(), orders)
-        return self._loops[orders]
+        first_orders = tuple(sorted({loop.first_order(k) for k in range(loop.num_steps)}))
+        if first_orders not in self._loops:
+            self._loops[first_orders] = StepLoop(BACKEND, _options(), first_orders)
+        return self._loops[first_orders]
 
     def examine(self, problem: TaskProblem, data: Any) -> None:
         """Run one task without compiling, to see what it needs: wrong input raises its own error here."""
         self.examined = True
         probe = Probe.of(problem, data)
-        self.evaluations, self.by_parts = probe.evaluations, probe.by_parts
+        self.by_parts = probe.by_parts
         if probe.draws:
             self.reason = "it draws random numbers"
             return
@@ -107,7 +107,7 @@ def code_objects(problem: TaskProblem) -> tuple[CodeType, ...]:
     Other code means another kind, which is compiled anew; the guards decide about everything else.
     """
     classes: dict[type, None] = {}
-    for _, module in (*modules_by_path(problem.model), *modules_by_path(problem.adapter)):
+    for module in (*problem.model.modules(), *problem.adapter.modules()):
         classes[type(module)] = None
     for other in (problem.loss, getattr(problem.loss, "loss", None), problem.objective):
         classes[type(other)] = None

@@ -35,7 +35,7 @@ class Loop(Engine):
                 raise ValueError(DETACHED.format(task=task))
             grads = torch.autograd.grad(objective, inputs, allow_unused=True, materialize_grads=True)
             for column, gradient in zip(columns, grads):
-                column[task] = gradient
+                column[task] = gradient.to_dense()  # that of a sparse embedding
             losses.append(loss.detach())
             evaluations += passes
             del objective, loss, grads, gradient  # a graph must not stay until the next one is built

@@ -135,7 +135,8 @@ def _gradients(objective: Tensor, inputs: list[Tensor], keep: bool) -> tuple[Ten
     if not objective.requires_grad:
         return (None,) * len(inputs)
     try:
-        return torch.autograd.grad(objective, inputs, allow_unused=True, retain_graph=keep)
+        grads = torch.autograd.grad(objective, inputs, allow_unused=True, retain_graph=keep)
+        return tuple(None if g is None else g.to_dense() for g in grads)  # those of sparse embeddings
     except RuntimeError as error:
         if "donated buffers" not in str(error):
             raise

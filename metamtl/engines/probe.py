@@ -29,7 +29,6 @@ class Probe:
     Attributes:
         device: where it ran.
         draws: whether it draws random numbers, from torch's, Python's or numpy's generator.
-        evaluations: the backward passes of the method.
         allocated: the bytes of all results of operations: no less than is ever held at once.
         operations: their number.
         steps: the number of inner steps.
@@ -38,7 +37,6 @@ class Probe:
 
     device: torch.device
     draws: bool
-    evaluations: int
     allocated: int
     operations: int
     steps: int
@@ -50,7 +48,7 @@ class Probe:
         shared, own = leaves(trainable(problem.model)), leaves(trainable(problem.adapter))
         before, foreign = torch.get_rng_state(), foreign_state()
         with torch.enable_grad(), _Counter() as counter:
-            objective, _, evaluations = problem(shared, own, data)
+            objective, _, _ = problem(shared, own, data)
             if objective.requires_grad:
                 torch.autograd.grad(objective, [*shared.values(), *own.values()], allow_unused=True)
         draws = not torch.equal(before, torch.get_rng_state()) or foreign_state() != foreign
@@ -61,7 +59,6 @@ class Probe:
         return cls(
             device,
             draws,
-            evaluations,
             counter.allocated,
             counter.operations,
             problem.loop.num_steps,
@@ -70,7 +67,7 @@ class Probe:
 
     @property
     def by_parts(self) -> bool:
-        """Whether one inner step is compiled and called K times, rather than all K as one function."""
+        """True if a single inner step is compiled and called K times; False if all K are one function."""
         return self.steps > 2 and (self.operations > WHOLE or self.flat_memory)
 
     @property

@@ -1,15 +1,15 @@
-"""All inner steps and the way back through them, in one call whose guards are checked once."""
+"""All inner steps and the backward pass through them, in one call whose guards are checked once."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from ..adapters.inner_loop import Carry, StepContext
 from ..functional import Params
@@ -22,34 +22,45 @@ Function = Callable[..., Sequence[Tensor]]
 
 
 class Part(NamedTuple):
-    """The compiled code of one part, and what selects its inputs from those of the whole graph."""
+    """The compiled code of one part, and the positions of its inputs among those of the whole graph."""
 
     function: Function
-    select: Callable[[list[Tensor]], tuple[Tensor, ...]]
+    positions: list[int]
+
+
+class Run(NamedTuple):
+    """One call of a `StepLoop`: what its backend needs.
+
+    Attributes:
+        sizes: the number of results of each part.
+        loop: runs all inner steps, given the compiled parts and the inputs of the whole graph.
+        results: receives what `loop` returns.
+    """
+
+    sizes: list[int]
+    loop: Callable[[Sequence[Part], Sequence[Tensor]], Any]
+    results: list[Any]
 
 
 class StepLoop:
-    """`compiled_parts.parts` under torch.compile, which runs its parts K times.
+    """Compiled inner steps whose guards are checked once for all K steps.
 
-    torch.compile traces one inner step, its vector-Jacobian product and the end into one graph, and guards
-    everything that they read. This is its backend: it compiles each part of the graph by itself, and a
-    call of the graph runs the loop over them. The inputs that change from step to step are stand-ins, which
-    no part ever reads.
+    torch.compile traces `compiled_parts.parts`, one inner step, its vector-Jacobian product and the end, as
+    one graph, and guards everything that they read. The backend compiles each part of the graph on its own;
+    calling the graph runs the parts in a loop. Inputs that differ between steps are represented by
+    stand-ins: tensors of the same shapes whose values are never read.
 
     Args:
-        backend: what compiles the parts, a backend of torch.compile.
+        backend: the backend of torch.compile for each part.
         options: of torch.compile.
-        orders: whether the steps are of first order; both, where some are.
+        first_orders: the values that `InnerLoop.first_order` takes over the steps.
     """
 
-    def __init__(self, backend: str, options: dict[str, Any], orders: tuple[bool, ...]) -> None:
-        self.backend, self.orders = backend, orders
+    def __init__(self, backend: str, options: dict[str, Any], first_orders: tuple[bool, ...]) -> None:
+        self.backend, self.first_orders = backend, first_orders
         self.call = torch.compile(compiled_parts.parts, backend=self._compile, **options)
-        self.stand_ins: StandIns | None = None
-        self.leaves: list[list[Tensor]] = []  # of the stand-ins of each part
-        self._run: Callable[[Sequence[Part], Sequence[Tensor]], Any] | None = None
-        self._result: Any = None
-        self._sizes: list[int] = []
+        self.stand_ins: dict[Any, StandIns] = {}  # by the structure and shapes of the carry
+        self.current = threading.local()  # its attribute `run` is a `Run`
 
     def __call__(
         self,
@@ -59,88 +70,89 @@ class StepLoop:
         context: StepContext,
         shared: Params,
         batches: tuple[Any, Any],
-        numbers: Sequence[Tensor],
-    ) -> tuple[Params, Tensor, Carry, tuple[Params, Params, Any]]:
-        """The gradient of the objective and the query losses; then the cotangents, by `transpose`.
+        ks: Sequence[Tensor],
+    ) -> tuple[Params, Tensor, Carry, tuple[Params, Params, Any], int]:
+        """Run all inner steps, the objective, and the backward pass through the steps.
 
         Returns:
-            The part of the gradient that does not go through the steps; the losses; the cotangents of the
-            first carry, and of the context's parameters and features.
+            The gradient of the objective with respect to `shared` except through the steps; the query
+            losses; the cotangents of `carry`, and of the context's parameters and features; the backward
+            passes that one task takes.
         """
-        carry = tree_map(torch.Tensor.contiguous, carry)
-        flat = tree_leaves(carry)
-        _, spec_of_back = tree_flatten((carry, context.params, context.learned, context.features))
-        if self.stand_ins is None:
-            self.stand_ins = _stand_ins(carry, numbers[0], len(self.orders))
-            parts = (*self.stand_ins.steps, self.stand_ins.end, *self.stand_ins.backs)
-            self.leaves = [tree_leaves(part) for part in parts]
-        stand_ins, steps = self.stand_ins, range(problem.loop.num_steps)
-        which = [self.orders.index(problem.loop.first_order(k)) for k in steps]
+        flat, spec = tree_flatten(tree_map(torch.Tensor.contiguous, carry))
+        _, spec_of_vjp = tree_flatten((carry, context.params, context.learned, context.features))
+        stand_ins = self._stand_ins(flat, spec, ks[0])
+        leaves = [tree_leaves(part) for part in (*stand_ins.steps, stand_ins.end, *stand_ins.vjps)]
+        steps, end = range(problem.loop.num_steps), len(self.first_orders)
+        variant = [self.first_orders.index(problem.loop.first_order(k)) for k in steps]
 
-        def run(compiled: Sequence[Part], inputs: Sequence[Tensor]) -> Any:
+        def loop(compiled: Sequence[Part], inputs: Sequence[Tensor]) -> Any:
             values = list(inputs)
             position = {id(tensor): place for place, tensor in enumerate(values)}
-            # None: no part reads it.
-            changing = [[position.get(id(leaf)) for leaf in leaves] for leaves in self.leaves]
+            # None: the part does not read it.
+            places = [[position.get(id(leaf)) for leaf in of_part] for of_part in leaves]
 
             def call(part: int, tensors: Sequence[Tensor]) -> list[Tensor]:
-                for place, tensor in zip(changing[part], tensors):
+                for place, tensor in zip(places[part], tensors, strict=True):
                     if place is not None:
                         values[place] = tensor
-                function, select = compiled[part]
-                return list(function(*select(values)))
+                function, positions = compiled[part]
+                return list(function(*[values[place] for place in positions]))
 
             def forward(carry: list[Tensor], context: Any, k: int) -> list[Tensor]:
-                return call(which[k], [*carry, numbers[k]])
+                return call(variant[k], [*carry, ks[k]])
 
-            def back(carry: list[Tensor], context: Any, k: int, cotangent: list[Tensor]) -> Any:
-                found = call(len(self.orders) + 1 + which[k], [*carry, numbers[k], *cotangent])
+            def vjp(carry: list[Tensor], context: Any, k: int, cotangent: list[Tensor]) -> Any:
+                found = call(end + 1 + variant[k], [*carry, ks[k], *cotangent])
                 return found[: len(flat)], found[len(flat) :]
 
             stored = [flat, *carries(forward, flat, None, steps)]
-            ended = call(len(self.orders), [*stored.pop(), numbers[len(steps)]])
-            return ended, *transpose(back, stored, None, steps, ended[len(shared) : -1])
+            ended = call(end, [*stored.pop(), ks[-1]])
+            return ended, *transpose(vjp, stored, None, steps, ended[len(shared) : -1])
 
-        self._run, self._result, orders = run, None, self.orders
-        ends = len(shared) + len(flat) + 1
-        self._sizes = [len(flat)] * len(orders) + [ends] + [spec_of_back.num_leaves] * len(orders)
+        sizes = [len(flat)] * end + [len(shared) + len(flat) + 1] + [spec_of_vjp.num_leaves] * end
+        run = self.current.run = Run(sizes, loop, [])
         try:
-            self.call(problem, batched, context, shared, *batches, orders, stand_ins)
-            if self._result is None:
-                raise RuntimeError("torch.compiler.set_stance replaces the code of the inner steps")
-            ended, cotangent, total = self._result
+            _, evaluations = self.call(
+                problem, batched, context, shared, *batches, self.first_orders, stand_ins
+            )
         finally:
-            self._run = self._result = None
-        of_carry, *of_context = tree_unflatten([*cotangent, *total], spec_of_back)
-        return dict(zip(shared, ended)), ended[-1], of_carry, tuple(of_context)
+            del self.current.run
+        if not run.results:
+            raise RuntimeError("torch.compiler.set_stance replaces the code of the inner steps")
+        ((ended, cotangent, total),) = run.results
+        of_carry, *of_context = tree_unflatten([*cotangent, *total], spec_of_vjp)
+        return dict(zip(shared, ended)), ended[-1], of_carry, tuple(of_context), evaluations
+
+    def _stand_ins(self, flat: list[Tensor], spec: TreeSpec, k: Tensor) -> StandIns:
+        """New tensors, whose memory is never touched; the same ones for a carry of the same structure."""
+        key = spec, tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in flat)
+        if key not in self.stand_ins:
+
+            def new() -> tuple[Carry, Tensor]:
+                return tree_unflatten([torch.empty_like(leaf) for leaf in flat], spec), torch.empty_like(k)
+
+            steps, vjps = ([new() for _ in self.first_orders] for _ in range(2))
+            self.stand_ins[key] = StandIns(tuple(steps), new(), tuple((*vjp, new()[0]) for vjp in vjps))
+        return self.stand_ins[key]
 
     def _compile(self, graph: GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
-        """The backend: what torch.compile calls in place of `graph`."""
-        compiled = _split(graph, self._sizes, examples, torch._dynamo.lookup_backend(self.backend))
-        count = len(_outputs(graph))
+        """The backend: the function that torch.compile calls for `graph`."""
+        sizes = self.current.run.sizes
+        compiled = _split(graph, sizes, examples, torch._dynamo.lookup_backend(self.backend))
 
-        def called(*inputs: Tensor) -> tuple[None, ...]:
-            assert self._run is not None
-            self._result = self._run(compiled, inputs)
-            return (None,) * count
+        def run_loop(*inputs: Tensor) -> tuple[None, ...]:
+            run = self.current.run
+            run.results.append(run.loop(compiled, inputs))
+            return (None,) * sum(sizes)  # the results have been taken already
 
-        return called
-
-
-def _stand_ins(carry: Carry, number: Tensor, variants: int) -> StandIns:
-    """New tensors of these shapes, whose memory is never touched."""
-
-    def new() -> tuple[Carry, Tensor]:
-        return tree_map(torch.empty_like, carry), torch.empty_like(number)
-
-    backs = tuple((*new(), tree_map(torch.empty_like, carry)) for _ in range(variants))
-    return StandIns(tuple(new() for _ in range(variants)), new(), backs)
+        return run_loop
 
 
 def _split(
     graph: GraphModule, sizes: Sequence[int], examples: list[Tensor], compiler: Callable[..., Any]
 ) -> list[Part]:
-    """The parts of a graph, compiled; `sizes` are the numbers of their outputs, with which each ends."""
+    """The compiled parts of a graph; `sizes` are their numbers of outputs, which are the last of each."""
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
     body = [node for node in graph.graph.nodes if node.op not in ("placeholder", "output")]
     order, left = {node: place for place, node in enumerate(body)}, _outputs(graph)
@@ -165,12 +177,8 @@ def _split(
             copies[node] = new.node_copy(node, copies.__getitem__)
         new.output(tuple(copies[node] for node in outputs))
         function = compiler(GraphModule(graph, new), [examples[place] for place in places])
-        found.append(Part(function, itemgetter(*places) if len(places) > 1 else _only(places)))
+        found.append(Part(function, places))
     return found
-
-
-def _only(places: list[int]) -> Callable[[list[Tensor]], tuple[Tensor, ...]]:
-    return lambda values: tuple(values[place] for place in places)
 
 
 def _outputs(graph: GraphModule) -> list[Node]:

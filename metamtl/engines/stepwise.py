@@ -18,15 +18,15 @@ from .problem import TaskProblem
 
 def gradients_by_parts(
     kind: Kind, problem: TaskProblem, batched: bool, shared: Params, own: Params, data: Any
-) -> tuple[Params, Params, Tensor]:
-    """The gradients with respect to `shared` and `own`, and the query losses.
+) -> tuple[tuple[Params, Params, Tensor], int]:
+    """The gradients with respect to `shared` and `own`, the query losses, and the evaluations of a task.
 
     `c_{k+1} = step_k(c_k)` forward, `v_k = J_k^T v_{k+1}` back, where J_k is the Jacobian of step k. Of
     every step only the carry is stored.
     """
     loop, (support, query, task) = problem.loop, data
     start, context, ks = _start(kind, problem, batched, shared, own, data)
-    of_shared, losses, cotangent, of_context = kind.step_loop(loop)(
+    of_shared, losses, cotangent, of_context, evaluations = kind.step_loop(loop)(
         problem, batched, start, context, shared, (support, query), ks
     )
     of_params, of_own, of_features = of_context
@@ -35,12 +35,13 @@ def gradients_by_parts(
         rows = {
             name: row + cotangent[0][name] if name in cotangent[0] else row for name, row in rows.items()
         }
-        return rows, of_own, losses
+        return (rows, of_own, losses), evaluations
     more, of_own_start = kind.part("init_vjp")(
         problem, batched, shared, own, support, task, (cotangent, of_features)
     )
     rows = {name: row + more[name] for name, row in rows.items()}
-    return rows, tree_map(torch.add, of_own_start, of_own) if of_own else of_own_start, losses
+    of_own = tree_map(torch.add, of_own_start, of_own) if of_own else of_own_start
+    return (rows, of_own, losses), evaluations
 
 
 def outputs_by_parts(

@@ -11,7 +11,7 @@ from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
 from ..first_look import is_compiled
-from ..functional import Params, modules_by_path, plain_kernels, trainable
+from ..functional import Params, plain_kernels, trainable
 from .base import Engine, TaskGradients, num_tasks
 from .loop import DETACHED, adapted_outputs
 from .problem import TaskProblem
@@ -35,7 +35,7 @@ class Vmap(Engine):
         return f"Vmap(chunk_size={self.chunk_size})"
 
     def check(self, model: nn.Module) -> None:
-        compiled = [name for name, module in modules_by_path(model) if is_compiled(module)]
+        compiled = [name for name, module in model.named_modules() if is_compiled(module)]
         if compiled:
             raise ValueError(
                 f"{type(model).__name__} has a compiled module ({compiled[0] or 'itself'!r}), which"

@@ -2,7 +2,7 @@
 
 from .attention import plain_kernels
 from .buffers import (
-    told_by_adapter,
+    has_adapter_buffers,
     with_support_statistics,
     without_support_statistics,
 )
@@ -12,7 +12,6 @@ from .scan import scan
 from .select import (
     Params,
     canonical_names,
-    modules_by_path,
     named_by,
     of_module,
     trainable,
@@ -32,14 +31,13 @@ __all__ = [
     "gradient",
     "in_transform",
     "is_name",
-    "modules_by_path",
     "named_by",
     "of_module",
     "plain_kernels",
     "scan",
     "structure_of",
     "substituted",
-    "told_by_adapter",
+    "has_adapter_buffers",
     "trainable",
     "trainable_and_frozen",
     "under",

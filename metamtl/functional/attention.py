@@ -1,4 +1,4 @@
-"""Which kernels attention layers may use."""
+"""Restricting the kernels of attention layers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def plain_kernels() -> Iterator[None]:
 
 
 def attention_kernels() -> tuple[bool, tuple[SDPBackend, ...]]:
-    """Whether attention layers may take their fast path, and the kernels that attention may use."""
+    """Whether the fast path of attention layers is enabled, and the enabled attention kernels."""
     enabled = tuple(backend for backend, is_enabled in _KERNELS.items() if is_enabled())
     return torch.backends.mha.get_fastpath_enabled(), enabled
 

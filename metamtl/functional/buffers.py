@@ -9,15 +9,13 @@ from torch import Tensor, nn
 
 from ..decomposed import moments
 from .call import forward
-from .select import Params, modules_by_path
+from .select import Params
 from .structure import INNER_STEP, SUPPORT_MEAN, SUPPORT_VAR, Structure, structure_of
 
 
-def told_by_adapter(model: nn.Module) -> bool:
-    """Whether an adapter sets a buffer of this model."""
-    return any(
-        key in module._buffers for _, module in modules_by_path(model) for key in (INNER_STEP, SUPPORT_MEAN)
-    )
+def has_adapter_buffers(model: nn.Module) -> bool:
+    """Whether the model has buffers that an adapter sets."""
+    return any(key in module._buffers for module in model.modules() for key in (INNER_STEP, SUPPORT_MEAN))
 
 
 def with_support_statistics(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from ..decomposed import PACKED, TWICE, Decomposed
 from ..episode import Inputs
 from ..first_look import first_look
 from .differentiate import in_transform
+from .recomputation import SubstitutedRecomputation, uses_checkpoints
 from .select import Params, canonical_names
 from .structure import RECURRENT_STATE, Structure, attributes, holder, restore_attributes, structure_of
 
@@ -58,8 +59,18 @@ def forward(
         return _call_compiled(model, structure, params, args, kwargs, stages, leftovers)
     transformed = in_transform()
     whole = not (is_name(task) or stages)  # a named task uses its own head only
+    look = first_look(model, params, twice=second_order, whole=whole, stages=stages)
+    checkpoints = not transformed and (look is not None or uses_checkpoints(model))
+
+    @contextmanager
+    def same_pass() -> Iterator[None]:
+        decomposition = _decomposition(structure, transformed, second_order) or nullcontext()
+        with decomposition, substituted(model, structure, params):
+            yield
+
     contexts: tuple[AbstractContextManager[Any] | None, ...] = (
-        first_look(model, params, transformed, twice=second_order, whole=whole, stages=stages),
+        look,
+        SubstitutedRecomputation(model, same_pass) if checkpoints else None,
         _no_autocast_cache()
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
         else None,

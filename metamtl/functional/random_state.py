@@ -31,14 +31,14 @@ class RandomState:
         self.autocast = [(k, torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in kinds]
         self.kernels = attention_kernels()
 
-    def again(self) -> RandomState:
-        """The same kind of state, as it is now."""
+    def current(self) -> RandomState:
+        """The current state of the same generators and settings."""
         return RandomState(self.device, None if self.foreign is None else foreign_state())
 
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Draw the same numbers in the same precision within; the generators are unchanged afterwards."""
-        after = self.again()
+        after = self.current()
         self._set()
         try:
             with ExitStack() as contexts:

@@ -167,7 +167,7 @@ class _Checkpointed(torch.autograd.Function):
                 state: Tensors, learned: Tensors, k: int, states: list[Any] = random_states
             ) -> Any:
                 state = step(state, whole(learned), k)
-                states.append(states[0].again())
+                states.append(states[0].current())
                 return state
 
             with course.states[index].restored():

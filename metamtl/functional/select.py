@@ -16,37 +16,9 @@ def trainable(model: nn.Module) -> Params:
 
 def trainable_and_frozen(model: nn.Module) -> tuple[Params, Params]:
     """The parameters that require a gradient, and those that do not."""
-    trained: Params = {}
-    frozen: Params = {}
-    seen: set[Tensor] = set()
-    for path, module in modules_by_path(model):
-        for key, param in module._parameters.items():
-            if param is not None and param not in seen:
-                seen.add(param)
-                name = f"{path}.{key}" if path else key
-                if param.requires_grad:
-                    trained[name] = param
-                else:
-                    frozen[name] = param.detach()
-    return trained, frozen
-
-
-def modules_by_path(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """`list(model.named_modules())` in a third of the time; several walks are a part of every step."""
-    found: list[tuple[str, nn.Module]] = []
-    seen: set[nn.Module] = set()
-
-    def visit(module: nn.Module, path: str) -> None:
-        if module in seen:
-            return
-        seen.add(module)
-        found.append((path, module))
-        for name, child in module._modules.items():
-            if child is not None:
-                visit(child, f"{path}.{name}" if path else name)
-
-    visit(model, "")
-    return found
+    named = list(model.named_parameters())
+    trained: Params = {name: param for name, param in named if param.requires_grad}
+    return trained, {name: param.detach() for name, param in named if not param.requires_grad}
 
 
 def canonical_names(model: nn.Module) -> dict[str, str]:

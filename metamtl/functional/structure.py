@@ -1,4 +1,4 @@
-"""Where a model holds its tensors, and what its modules have besides."""
+"""The places where a model stores its tensors, and the other attributes of its modules."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ..decomposed import LAYERS
-from .select import modules_by_path
 
 # Buffers that an adapter sets: the number of the inner step, and the support set's statistics.
 INNER_STEP, SUPPORT_MEAN, SUPPORT_VAR = "inner_step", "support_mean", "support_var"
@@ -25,7 +24,7 @@ class Slot(NamedTuple):
 
 
 class Structure(NamedTuple):
-    """Where a model holds its tensors, as it is now: layers under two names and tied weights included.
+    """The places where a model stores its tensors, with layers under two names and tied weights.
 
     Attributes:
         slots: every place; tied tensors have one name.
@@ -58,7 +57,7 @@ def structure_of(model: nn.Module) -> Structure:
     recurrent: list[nn.RNNBase] = []
     support_norms: list[tuple[str, nn.Module]] = []
     fused = False
-    for path, module in modules_by_path(model):
+    for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
         for tensors, is_buffer in ((module._parameters, False), (module._buffers, True)):
             for key, tensor in tensors.items():
@@ -105,7 +104,7 @@ def restore_attributes(module: nn.Module, own: dict[str, Any], contents: list[tu
 
 
 def _same(value: Any, copy: Any) -> bool:
-    """Whether a list, dict or set still has the same objects in it."""
+    """Whether a list, dict or set still contains the same objects as its copy."""
     if len(value) != len(copy):
         return False
     if isinstance(value, dict):

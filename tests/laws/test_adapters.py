@@ -357,7 +357,7 @@ def test_reported_losses_are_the_query_losses(case: Case, engine: engines.Engine
 
 @pytest.fixture(scope="module")
 def frozen() -> Iterator[None]:
-    """What other modules left is looked at no more, neither collected nor counted."""
+    """Objects of earlier test modules are neither collected nor counted."""
     gc.collect()
     gc.freeze()
     yield

@@ -79,6 +79,29 @@ class Checkpointed(Net):
         return self.head(hidden)
 
 
+class Words(nn.Module):
+    """Tokens by an embedding, whose gradient may be sparse, and a head."""
+
+    def __init__(self, sparse: bool) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.body, self.head = nn.Embedding(5, 3, sparse=sparse), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, task: Any = None) -> Tensor:
+        return self.head(torch.tanh(self.body(x)).mean(-2))
+
+
+class Nested(Net):
+    """A checkpoint inside of another, behind the first layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        def inner(x: Tensor) -> Tensor:
+            return torch.tanh(checkpoint(self.body, x, use_reentrant=False))
+
+        return self.head(checkpoint(inner, x, use_reentrant=False))
+
+
 class Derivative(Net):
     """A physics-informed net: the output, and its derivative with respect to the input."""
 
@@ -195,14 +218,38 @@ def test_named_tasks_take_them_too(name: str) -> None:
     assert_close(*results)
 
 
-@pytest.mark.parametrize("make", [recipes.maml, recipes.fomaml])
-def test_checkpoints_of_an_adapted_model_are_an_error(make: Any) -> None:
-    """In the backward pass they would use the model's own parameters."""
-    model = Checkpointed().double()
-    for _ in range(2):
-        with pytest.raises(NotImplementedError, match=r"Checkpointed uses torch\.utils\.checkpoint"):
-            meta_backward(model, make(2, 0.2), episode(), F.mse_loss, engine=LOOP)
-    assert all(param.grad is None for param in model.parameters())
+@pytest.mark.parametrize("engine", [LOOP, engines.Auto()], ids=["loop", "auto"])
+@pytest.mark.parametrize("order", ["exact", "recompute", "first", "implicit"])
+@pytest.mark.filterwarnings("ignore:tasks cannot run as a batch")
+def test_checkpoints_of_an_adapted_model(order: Any, engine: engines.Engine) -> None:
+    """They run again with the parameters of their inner step, which the model has no more by then."""
+    found = []
+    for model in (Net().double(), Checkpointed().double(), Nested().double()):
+        for _ in range(2):
+            model.zero_grad()
+            recipe = recipes.maml(3, 0.2, order=order)
+            meta_backward(model, recipe, episode(), F.mse_loss, engine=engine)
+        found.append(grads(model))
+    for other in found[1:]:
+        assert_close(other, found[0])
+
+
+@pytest.mark.parametrize(
+    "recipe", [recipes.joint(), recipes.fomaml(2, 0.2), recipes.maml(2, 0.2)], ids=repr
+)
+@pytest.mark.parametrize("named", [False, True])
+def test_sparse_gradients(recipe: Any, named: bool) -> None:
+    rng, found = torch.Generator().manual_seed(0), []
+    x = torch.randint(5, (2, 4, 3), generator=rng)
+    y = torch.randn(2, 4, 2, generator=rng, dtype=torch.float64)
+    for model in (Words(sparse=True).double(), Words(sparse=False).double()):
+        if named:
+            tasks = {name: Episode(Batch(x[i], y[i]), Batch(x[i], y[i])) for i, name in enumerate("ab")}
+            meta_backward(model, recipe, tasks, dict.fromkeys("ab", F.mse_loss))
+        else:
+            meta_backward(model, recipe, Episode(Batch(x, y), Batch(x, y)), F.mse_loss, engine=LOOP)
+        found.append(grads(model))
+    assert_close(*found)
 
 
 def test_checkpoints_of_a_shared_model(plain: Any) -> None:

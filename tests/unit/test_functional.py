@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from metamtl import nets
-from metamtl.functional import forward, is_name, named_by, structure_of, told_by_adapter, trainable, under
+from metamtl.functional import (
+    forward,
+    has_adapter_buffers,
+    is_name,
+    named_by,
+    structure_of,
+    trainable,
+    under,
+)
 
 
 class Sum(nn.Module):
@@ -61,10 +69,12 @@ def test_buffers_may_be_given_too() -> None:
 
 def test_the_inner_step_is_told_to_those_who_ask() -> None:
     model = nets.mlp(1, 4, 1)
-    assert structure_of(model).counters == () and not told_by_adapter(model)
+    assert structure_of(model).counters == () and not has_adapter_buffers(model)
     model.body.register_buffer("inner_step", torch.tensor(0))
-    assert structure_of(model).counters == ("body.inner_step",) and told_by_adapter(model)
-    assert told_by_adapter(nets.SupportBatchNorm(2)) and not told_by_adapter(nets.FrozenBatchNorm(2))
+    assert structure_of(model).counters == ("body.inner_step",) and has_adapter_buffers(model)
+    assert has_adapter_buffers(nets.SupportBatchNorm(2)) and not has_adapter_buffers(
+        nets.FrozenBatchNorm(2)
+    )
 
 
 def test_a_prefix_takes_whole_names() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from torch.utils.checkpoint import checkpoint
 
 from metamtl import Batch, Episode, Recipe, engines, evaluate, meta_backward, recipes
 from metamtl.functional import forward, plain_kernels
@@ -133,32 +131,6 @@ def test_no_silent_first_order_gradient(engine: Any) -> None:
     for order in ("exact", "recompute", "exact"):  # after a first-order run, and every time
         with pytest.raises(NotImplementedError, match=words):
             gradient(model, recipes.maml(2, 0.1, order=order), episode, engine)
-
-
-class Checkpointed(nn.Module):
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.function, self.body, self.head = function, nn.Linear(4, 5), nn.Linear(5, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.function(lambda x: self.body(x).tanh(), x))
-
-
-@pytest.mark.parametrize("order", ["exact", "recompute", "first"])
-def test_a_checkpoint_does_not_compute_again_with_other_parameters(order: str) -> None:
-    """It does where the parameters are the model's own, as in joint training."""
-    again = Checkpointed(partial(checkpoint, use_reentrant=False)).double()
-    plain, episode = Checkpointed(lambda function, x: function(x)).double(), vectors()
-    plain.load_state_dict(again.state_dict())
-    joint = recipes.joint()
-    found = gradient(again, joint, episode, engines.Loop())
-    assert distance(found, gradient(plain, joint, episode, engines.Loop())) <= 1e-12
-    for model in (again, Checkpointed(again.function).double()):  # seen before, or not
-        words = r"Checkpointed uses torch.utils.checkpoint.*order='recompute'"
-        for _ in range(2):
-            with pytest.raises(NotImplementedError, match=words):
-                gradient(model, recipes.maml(2, 0.1, order=order), episode, engines.Loop())
-            assert all(param.grad is None or not param.grad.any() for param in model.parameters())
 
 
 def test_unused_parameters_are_named_once() -> None:

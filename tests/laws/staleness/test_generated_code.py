@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metamtl import engines, recipes
+from metamtl import Recipe, engines, recipes, rules
+from metamtl.adapters import Gradient
+from metamtl.objectives import episode_loss, query_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 
@@ -83,11 +85,19 @@ def test_auto(build: Any, check_change: Any, settled: Any) -> None:
 
 def test_inner_steps_by_parts(build: Any, check_change: Any, guards_only: None) -> None:
     """One call of compiled code runs all the steps; its guards see what any of its parts reads."""
-    case, engine = build(Net(), recipes.maml(3, 0.3), Weighted()), engines.Compiled()
-    for name in ("string", "hook", "loss", "method"):
-        check_change(case, engine, CHANGES[name])
-    (*_, kind) = engine._kinds.values()
-    assert kind.by_parts and kind.reason is None
+
+    def recipe(objective: Any = query_loss, **options: Any) -> Recipe:
+        return Recipe(Gradient(3, 0.3, rule=rules.SGD(**options)), objective=objective)
+
+    case, engine = build(Net(), recipe(), Weighted()), engines.Compiled()
+    changes = {
+        **{name: CHANGES[name] for name in ("string", "hook", "loss", "method")},
+        "the rule gets a state": (lambda case: case, "recipe", recipe(momentum=0.9)),
+        "objective": (lambda case: case, "recipe", recipe(episode_loss)),
+    }
+    for mutation in changes.values():
+        check_change(case, engine, mutation)
+    assert all(kind.by_parts and kind.reason is None for kind in engine._kinds.values())
 
 
 @pytest.mark.parametrize("change", [None, *CHANGES])

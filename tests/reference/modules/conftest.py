@@ -146,12 +146,7 @@ WRITES, MARKED = "writes a buffer in place, another value for each task", "is ma
 IN_PLACE = Refusal(("Vmap",), RuntimeError, "writes in place.*engine=Loop", WRITES)
 ONCE = Refusal(SECOND, UNSLOPED, "marked once_differentiable.*order='first'", MARKED)
 NO_RULE = Refusal(("Vmap",), RuntimeError, "vmap.*engine=Loop", "has an operation without a rule for vmap")
-AGAIN = Refusal(
-    ("Loop", "Vmap"),
-    RuntimeError,
-    "uses torch.utils.checkpoint.*order='recompute'|saved tensor hooks.*engine=Loop",
-    "runs again in the backward pass, without the parameters of the task",
-)
+HOOKED = Refusal(("Vmap",), RuntimeError, "saved tensor hooks.*engine=Loop", "has hooks on saved tensors")
 UNKNOWN = Refusal(SECOND, UNSLOPED, "derivative.*not implemented", "torch has no second derivative")
 
 
@@ -326,7 +321,7 @@ ROWS = {
     "a buffer written from the input": Row(lambda: Counting(keep=True), refusal=IN_PLACE),
     "features stored as an attribute": Row(Remembers),
     "forward and backward hooks": Row(hooked, refusal=NO_RULE),
-    "torch.utils.checkpoint": Row(checkpointed, forward=two_layers, refusal=AGAIN),
+    "torch.utils.checkpoint": Row(checkpointed, forward=two_layers, refusal=HOOKED),
     "Function without a rule for vmap": Row(
         lambda: Of(lambda m, x: m.head(Square.apply(m.layer(x))), layer=nn.Linear(4, 6), head=head(6)),
         forward=square,
