@@ -59,7 +59,6 @@ class StepLoop:
     def __init__(self, backend: str, options: dict[str, Any], first_orders: tuple[bool, ...]) -> None:
         self.backend, self.first_orders = backend, first_orders
         self.call = torch.compile(compiled_parts.parts, backend=self._compile, **options)
-        self.stand_ins: dict[Any, StandIns] = {}  # by the structure and shapes of the carry
         self.current = threading.local()  # its attribute `run` is a `Run`
 
     def __call__(
@@ -125,16 +124,13 @@ class StepLoop:
         return dict(zip(shared, ended)), ended[-1], of_carry, tuple(of_context), evaluations
 
     def _stand_ins(self, flat: list[Tensor], spec: TreeSpec, k: Tensor) -> StandIns:
-        """New tensors, whose memory is never touched; the same ones for a carry of the same structure."""
-        key = spec, tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in flat)
-        if key not in self.stand_ins:
+        """Other tensors of the same shapes, which share their memory."""
 
-            def new() -> tuple[Carry, Tensor]:
-                return tree_unflatten([torch.empty_like(leaf) for leaf in flat], spec), torch.empty_like(k)
+        def new() -> tuple[Carry, Tensor]:
+            return tree_unflatten([leaf.detach() for leaf in flat], spec), k.detach()
 
-            steps, vjps = ([new() for _ in self.first_orders] for _ in range(2))
-            self.stand_ins[key] = StandIns(tuple(steps), new(), tuple((*vjp, new()[0]) for vjp in vjps))
-        return self.stand_ins[key]
+        steps, vjps = ([new() for _ in self.first_orders] for _ in range(2))
+        return StandIns(tuple(steps), new(), tuple((*vjp, new()[0]) for vjp in vjps))
 
     def _compile(self, graph: GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
         """The backend: the function that torch.compile calls for `graph`."""
