@@ -61,24 +61,18 @@ def init(
 
 
 def init_vjp(
-    problem: TaskProblem,
-    batched: bool,
-    shared: Params,
-    own: Params,
-    support: Any,
-    task: Any,
-    cotangent: Any,
+    problem: TaskProblem, batched: bool, shared: Params, own: Params, support: Any, task: Any, grads: Any
 ) -> tuple[Params, Params]:
     """The vector-Jacobian product of `init`, with respect to `shared` and `own`, of every task."""
 
-    def one_task(support: Any, task: Any, cotangent: Any) -> tuple[Params, Params]:
+    def one_task(support: Any, task: Any, grads: Any) -> tuple[Params, Params]:
         def start(shared: Params, own: Params) -> tuple[Carry, Any]:
             result = _start(problem, shared, own, support, task)
             return result.carry, result.features
 
-        return vjp(start, shared, own)[1](cotangent)  # type: ignore[no-any-return]
+        return vjp(start, shared, own)[1](grads)  # type: ignore[no-any-return]
 
-    return _each(batched, one_task, support, task, cotangent)  # type: ignore[no-any-return]
+    return _each(batched, one_task, support, task, grads)  # type: ignore[no-any-return]
 
 
 def step(
@@ -97,9 +91,7 @@ def evaluation_step(
     problem: TaskProblem, batched: bool, carry: Carry, context: StepContext, k: Tensor
 ) -> Carry:
     """`step` of first order. Tasks' own convolutions run as matrix products, which are faster here."""
-    if not batched:
-        return step(problem, batched, carry, context, k, True)
-    with as_products():
+    with as_products() if batched else nullcontext():
         return step(problem, batched, carry, context, k, True)
 
 

@@ -235,7 +235,9 @@ def test_checkpoints_of_an_adapted_model(order: Any, engine: engines.Engine) -> 
 
 
 @pytest.mark.parametrize(
-    "recipe", [recipes.joint(), recipes.fomaml(2, 0.2), recipes.maml(2, 0.2)], ids=repr
+    "recipe",
+    [recipes.joint(), recipes.fomaml(2, 0.2), recipes.maml(2, 0.2)],
+    ids=["joint", "fomaml", "maml"],
 )
 @pytest.mark.parametrize("named", [False, True])
 def test_sparse_gradients(recipe: Any, named: bool) -> None:
