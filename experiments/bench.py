@@ -26,9 +26,20 @@ from torch.utils.flop_counter import flop_registry
 
 from metamtl import engines, evaluate
 
-from .contenders import CONTENDERS, ENGINES, PEERS, WORK, Gradient, Work, images, ours, sinusoid, unrolled
-from .report import environment, write_json
+from .tables.report import environment, write_json
 from .train import CONF
+from .utils.contenders import (
+    CONTENDERS,
+    ENGINES,
+    PEERS,
+    WORK,
+    Gradient,
+    Work,
+    images,
+    ours,
+    sinusoid,
+    unrolled,
+)
 
 TRIALS = 12  # steps after which Auto has made its choice
 UNCACHED = {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}

@@ -19,10 +19,11 @@ from omegaconf import DictConfig
 
 from metamtl import Estimate
 
-from . import options, parts, train
-from .figure import draw
-from .measure import trivial
-from .report import environment, markdown, write_json, write_text
+from . import train
+from .tables.figure import draw
+from .tables.report import environment, markdown, write_json, write_text
+from .utils import options, parts
+from .utils.measure import trivial
 
 OWN = ("recipes=", "seeds=", "recipe=", "seed=")
 

@@ -25,7 +25,7 @@ from torchjd.autojac import jac_to_grad, mtl_backward
 
 from metamtl import Batch, Episode, aggregators, meta_backward, nets, recipes
 
-from .report import environment, write_json
+from .tables.report import environment, write_json
 from .train import CONF
 
 Step = Callable[[], object]

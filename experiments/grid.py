@@ -20,11 +20,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from . import options, parts, train
-from .grid_table import Key, markdown, summary
-from .measure import higher
-from .report import write_json, write_text
-from .runs import Run, combinations, label, once, quality
+from . import train
+from .tables.grid import Key, markdown, summary
+from .tables.report import write_json, write_text
+from .utils import options, parts
+from .utils.measure import higher
+from .utils.runs import Run, combinations, label, once, quality
 
 OWN = ("adapts", "inner_steps", "aggregators", "against", "tune", "seeds", "measures", "gain")
 

@@ -21,11 +21,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from metamtl import Estimate, delta_m
 
-from . import options, parts, train
-from .measure import higher
-from .multitask_table import markdown
-from .report import environment, sign, write_json, write_text
-from .runs import Run, combinations, label, once, quality
+from . import train
+from .tables.multitask import markdown
+from .tables.report import environment, sign, write_json, write_text
+from .utils import options, parts
+from .utils.measure import higher
+from .utils.runs import Run, combinations, label, once, quality
 
 OWN = ("methods.", "run=", "seeds=", "tune=", "tune_seeds=", "seed=")
 SINGLE = "single_tasks"  # as teachers: what each task's own run of the same seed has learned

@@ -20,10 +20,11 @@ from omegaconf import DictConfig
 
 from metamtl import Estimate, Recipe, engines, nets
 
-from . import options, parts, train
-from .measure import choose, measure
-from .multitask_table import folder_of
-from .report import environment, signed, write_json, write_text
+from . import train
+from .tables.multitask import folder_of
+from .tables.report import environment, signed, write_json, write_text
+from .utils import options, parts
+from .utils.measure import choose, measure
 
 
 def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:

@@ -21,9 +21,9 @@ from torchjd.linalg import QuadprogProjector
 
 from metamtl import aggregators
 
-from . import options
-from .report import environment, write_json
+from .tables.report import environment, write_json
 from .train import CONF
+from .utils import options
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -21,10 +21,10 @@ from torch.utils.tensorboard import SummaryWriter
 from metamtl import Recipe, meta_backward
 from metamtl.nets import batchnorm_statistics
 
-from . import parts
-from .measure import Choice, choose, measure
-from .progress import Clock, Progress
-from .report import environment, write_json
+from .tables.report import environment, write_json
+from .utils import parts
+from .utils.measure import Choice, choose, measure
+from .utils.progress import Clock, Progress
 
 CONF = str(Path(__file__).parent / "conf")
 TRAIN, VALIDATION, SELECT, SEEN, TEST = range(5)  # streams of random numbers

@@ -7,22 +7,22 @@ An adapter says which parameters a task uses, an aggregator what the tasks' grad
 from . import (
     adapters,
     aggregators,
-    distillation,
+    datasets,
     engines,
+    losses,
+    metrics,
     nets,
     objectives,
-    penalties,
     recipes,
     rules,
-    self_supervision,
     tasks,
 )
+from .backward import Outcome, meta_backward
 from .episode import Batch, Episode, Inputs
 from .estimate import Estimate, delta_m
 from .evaluation import adaptation_curve, evaluate
-from .outer import Outcome, meta_backward
+from .metrics import Metric
 from .recipes import Recipe
-from .task import Metric, Task
 
 __version__ = "0.1.0"
 
@@ -34,20 +34,19 @@ __all__ = [
     "Metric",
     "Outcome",
     "Recipe",
-    "Task",
     "adaptation_curve",
     "adapters",
     "aggregators",
+    "datasets",
     "delta_m",
-    "distillation",
     "engines",
     "evaluate",
+    "losses",
     "meta_backward",
+    "metrics",
     "nets",
     "objectives",
-    "penalties",
     "recipes",
     "rules",
-    "self_supervision",
     "tasks",
 ]

@@ -10,20 +10,9 @@ from typing import Any, NamedTuple, SupportsIndex
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .functional.inputs import Inputs
+
 Tree = Any  # a tensor, or tensors in any nesting of tuples, lists and mappings
-
-
-class Inputs(NamedTuple):
-    """Positional and keyword arguments of a model together, as the `x` of a `Batch`.
-
-    >>> import torch
-    >>> x = Inputs(args=(torch.zeros(4, 8),), kwargs={"mask": torch.ones(4, 8)})
-    >>> Batch(x, torch.zeros(4)).x.kwargs["mask"].shape
-    torch.Size([4, 8])
-    """
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
 
 
 class Batch(NamedTuple):

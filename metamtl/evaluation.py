@@ -8,16 +8,16 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from .checks import check_call
 from .engines import Auto, Engine, TaskProblem
 from .episode import Episode
 from .estimate import Estimate
 from .functional import trainable
-from .losses import checked_loss
+from .losses import Loss
+from .metrics import Metric
+from .metrics.scoring import check_metrics, score_named, score_tasks
 from .objectives import query_loss
 from .recipes import Recipe
-from .scoring import check_metrics, score_named, score_tasks
-from .task import Loss, Metric
+from .validation import check_call, checked_loss
 
 Metrics = Mapping[str, Metric]
 DEFAULT = Auto()  # one for all calls, because it remembers what is fast

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..episode import Batch
 from ..functional import Params, with_support_statistics, without_support_statistics
-from ..task import Loss
+from ..losses import Loss
 from .inner_loop import Carry, InnerLoop, Start, StepContext
 
 

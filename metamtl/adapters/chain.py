@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..episode import Batch
 from ..functional import Params
-from ..task import Loss
+from ..losses import Loss
 from .base import Adapter
 from .inner_loop import Carry, InnerLoop, Leftovers, Start, StepContext
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from ..episode import Batch
 from ..functional import Params, named_by, structure_of, trainable
-from ..implicit import Solver
+from ..functional.implicit import Solver
+from ..functional.split import split
+from ..losses import Loss
 from ..rules import Descent, Rates, Rule
-from ..split import split
-from ..task import Loss
 from .base import Adapter, initial_params
 from .gradient_loop import GradientLoop
 from .inner_loop import InnerLoop

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_map
 from ..episode import Batch
 from ..functional import Params, Structure, forward, gradient, plain_kernels, structure_of, substituted
 from ..functional.differentiate import detached, in_transform
-from ..split import Split
-from ..task import Loss
+from ..functional.split import Split
+from ..losses import Loss
 from .base import require_support
 from .inner_loop import Carry, InnerLoop, Leftovers, Start, StepContext, device_of, run, stages, step_number
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..episode import Batch
 from ..functional import Params, canonical_names, named_by
-from ..task import Loss
+from ..losses import Loss
 from .base import Adapter, initial_params
 
 

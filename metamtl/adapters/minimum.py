@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..functional import Params, gradient
 from ..functional.differentiate import detached
+from ..functional.implicit import Solver, implicit
 from ..functional.scan import Tensors, opened
-from ..implicit import Solver, implicit
 from ..rules import Rule
 from .inner_loop import device_of, run, step_number
 from .rates import LearnedRates

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..episode import Batch
 from ..functional import Params, canonical_names, forward, of_module
-from ..task import Loss
+from ..losses import Loss
 from .base import Adapter, initial_params, require_support
 
 

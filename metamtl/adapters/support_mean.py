@@ -9,7 +9,7 @@ from torch import nn
 
 from ..episode import Batch
 from ..functional import Params
-from ..task import Loss
+from ..losses import Loss
 from .base import Adapter, initial_params, require_support
 
 

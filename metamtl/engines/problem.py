@@ -22,8 +22,8 @@ from ..functional import (
     trainable_and_frozen,
     with_support_statistics,
 )
+from ..losses import Loss
 from ..objectives import Adaptation, Objective
-from ..task import Loss
 
 
 @dataclass(frozen=True)

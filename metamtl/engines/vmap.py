@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
-from ..first_look import is_compiled
 from ..functional import Params, plain_kernels, trainable
+from ..functional.preflight import is_compiled
 from .base import Engine, TaskGradients, num_tasks
 from .loop import DETACHED, adapted_outputs
 from .problem import TaskProblem

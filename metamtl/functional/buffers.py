@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..decomposed import moments
 from .call import forward
+from .decompositions import moments
 from .select import Params
 from .structure import INNER_STEP, SUPPORT_MEAN, SUPPORT_VAR, Structure, structure_of
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..decomposed import PACKED, TWICE, Decomposed
-from ..episode import Inputs
-from ..first_look import first_look
+from .decompositions import PACKED, TWICE, Decomposed
 from .differentiate import in_transform
+from .inputs import Inputs
+from .preflight import first_look
 from .recomputation import SubstitutedRecomputation, uses_checkpoints
 from .select import Params, canonical_names
 from .structure import RECURRENT_STATE, Structure, attributes, holder, restore_attributes, structure_of

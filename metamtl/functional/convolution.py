@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..decomposed import Decomposed
+from .decompositions import Decomposed
 
 
 def as_products() -> Decomposed:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..decomposed import LAYERS
+from .decompositions import LAYERS
 
 # Buffers that an adapter sets: the number of the inner step, and the support set's statistics.
 INNER_STEP, SUPPORT_MEAN, SUPPORT_VAR = "inner_step", "support_mean", "support_var"

@@ -11,7 +11,7 @@ from torch import nn
 from ..adapters.base import Adapter, require_support
 from ..episode import Batch
 from ..functional import Params
-from ..task import Loss
+from ..losses import Loss
 from ._plain import begin, peer, refuse_transforms
 
 Inner = Callable[[nn.Module, Any, Batch, Loss], object]

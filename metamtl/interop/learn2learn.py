@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..adapters.base import Adapter, require_support
 from ..episode import Batch, Episode
 from ..functional import Params, is_name
-from ..task import Loss
+from ..losses import Loss
 from ._plain import begin, peer, refuse_transforms
 
 

@@ -1,21 +1,9 @@
 """Nets with a `.body` that makes features and a `.head` that answers from them, and ways of sharing."""
 
-from .behind import Behind
-from .branching import Branching
-from .cascade import Cascade
 from .conv4 import Conv4, conv4
-from .cooperative import Cooperative
-from .cross_stitch import CrossStitch
-from .dselect_k import DSelectK, smooth_step
 from .fine_tune import fine_tune
-from .hierarchical import Hierarchical
 from .lenet import Decoder, LeNet, lenet, lenet_heads
-from .mixture import Constant
 from .mlp import MLP, mlp, tower
-from .mmoe import MMoE
-from .mtan import MTAN
-from .named import NamedTasks
-from .named_heads import NamedHeads, named_heads
 from .norm import (
     BatchNorm,
     FrozenBatchNorm,
@@ -26,11 +14,27 @@ from .norm import (
     with_batchnorm,
 )
 from .pixels import Pixels, pixels
-from .ple import PLE
 from .resnet12 import ResNet12, resnet12
-from .reversal import reverse_gradient
-from .shared_private import SharedPrivate
-from .soft_sharing import SoftSharing
+from .sharing import (
+    MTAN,
+    PLE,
+    Behind,
+    Branching,
+    Cascade,
+    Constant,
+    Cooperative,
+    CrossStitch,
+    DSelectK,
+    Hierarchical,
+    MMoE,
+    NamedHeads,
+    NamedTasks,
+    SharedPrivate,
+    SoftSharing,
+    named_heads,
+    reverse_gradient,
+    smooth_step,
+)
 from .text import TextClassifier, TextEncoder, TextLayers, text_classifier, text_heads, text_hierarchical
 from .vit import ViT, vit
 from .vqa import VQA, vqa

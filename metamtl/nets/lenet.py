@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from .named_heads import NamedHeads
+from .sharing.named_heads import NamedHeads
 
 FEATURES = 50
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..decomposed import moments, normalise
 from ..functional import INNER_STEP, SUPPORT_MEAN, SUPPORT_VAR
+from ..functional.decompositions import moments, normalise
 
 Policy = Literal["transductive", "support", "frozen", "per_step"]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from .hierarchical import Hierarchical
-from .named_heads import NamedHeads
+from .sharing.hierarchical import Hierarchical
+from .sharing.named_heads import NamedHeads
 
 
 class TextLayers(nn.Module):

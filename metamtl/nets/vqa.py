@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .named import NamedTasks
+from .sharing.named import NamedTasks
 from .text import Sentence, TextEncoder
 
 

@@ -1,5 +1,6 @@
 """Where episodes come from. A source has `.split("train" | "validation" | "test")`; a split samples."""
 
+from ..datasets.vocabulary import Vocabulary
 from .adult import Adult
 from .clinc150 import Clinc150
 from .easy_vqa import EasyVQA
@@ -15,7 +16,6 @@ from .parkinsons import Parkinsons, Patients
 from .sinusoid import Sinusoid
 from .text_trio import TextTrio
 from .tox21 import Tox21
-from .vocabulary import Vocabulary
 
 __all__ = [
     "Adult",

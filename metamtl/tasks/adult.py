@@ -4,29 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..task import binary_accuracy, masked
-from .glyphs import check_split
+from ..datasets import adult
+from ..datasets.files import check_split
+from ..datasets.prepared import Arrays, Dir
+from ..datasets.preprocess import chosen, parted, standardised, targets
+from ..losses import masked
+from ..metrics import binary_accuracy, roc_auc
 from .labelled import Labelled
-from .prepared import Arrays, Dir, official, read_arrays, text, write_arrays
-from .preprocess import chosen, parted, standardised, targets
-from .scores import roc_auc
 
-FILE = "adult.npz"
 TASKS = ("income", "never_married")
-COLUMNS = (  # of adult.data
-    *("age", "workclass", "fnlwgt", "education", "education-num", "marital-status", "occupation"),
-    *("relationship", "race", "sex", "capital-gain", "capital-loss", "hours-per-week", "native-country"),
-    "income-per-year",
-)
-NUMERIC = ("age", "fnlwgt", "education-num", "capital-gain", "capital-loss", "hours-per-week")
-CATEGORICAL = tuple(column for column in COLUMNS if column not in NUMERIC)
 # Not in the input: the answers, what gives one of them away, a second copy, and the census's own weight.
 LEFT_OUT = ("income-per-year", "marital-status", "relationship", "education", "fnlwgt")
 
@@ -91,8 +83,7 @@ class Adult:
 
     @cached_property
     def _arrays(self) -> Arrays:
-        needed = ["numeric", "numeric_names", "categorical", "categorical_names"]
-        return read_arrays("adult", FILE, [*needed, *(f"levels_{c}" for c in CATEGORICAL)], self.data_dir)
+        return adult.load(self.data_dir)
 
     @cached_property
     def _parts(self) -> dict[str, np.ndarray]:
@@ -132,22 +123,3 @@ class Adult:
 
     def _level(self, column: str, level: str) -> int:
         return self._arrays[f"levels_{column}"].tolist().index(level)
-
-
-def prepare(source: Path, folder: Path) -> Path:
-    """`adult.npz` from the official `adult.data`: 15 columns with commas, no header; `?` is missing."""
-    (path,) = official(source, "adult.data")
-    rows = [[cell.strip() for cell in line.split(",")] for line in text(path).splitlines() if line.strip()]
-    if wrong := [number for number, row in enumerate(rows, 1) if len(row) != len(COLUMNS)]:
-        raise ValueError(f"{path}: rows {wrong[:5]} have not {len(COLUMNS)} columns; get the file anew.")
-    table = {name: np.array(cells) for name, cells in zip(COLUMNS, zip(*rows))}
-    levels = {name: np.unique(table[name], return_inverse=True) for name in CATEGORICAL}
-    arrays = {
-        "numeric_names": np.array(NUMERIC),
-        "numeric": np.stack([table[name].astype(np.int32) for name in NUMERIC], 1),
-        "categorical_names": np.array(CATEGORICAL),
-        "categorical": np.stack([codes.astype(np.uint8) for _, codes in levels.values()], 1),
-        **{f"levels_{name}": found for name, (found, _) in levels.items()},
-    }
-    write_arrays(folder / FILE, arrays)
-    return folder / FILE

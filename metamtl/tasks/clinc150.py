@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..datasets import clinc150
+from ..datasets.files import check_split, split_file
+from ..datasets.prepared import Dir
+from ..datasets.vocabulary import Vocabulary, tokenize
 from ..episode import Batch, Episode
-from ..task import Loss, Metric
+from ..losses import Loss
+from ..metrics import Metric
 from .few_shot import FewShot
-from .files import data_folder, split_file
-from .glyphs import check_split
-from .prepared import Dir, official, read_lines, text, write_lines
-from .vocabulary import Vocabulary, tokenize
-
-FILES = ("train", "val", "test", "oos_train", "oos_val", "oos_test")
-IN_SCOPE = FILES[:3]
 
 
 class Clinc150:
@@ -96,9 +92,7 @@ class Clinc150:
 
     @cached_property
     def _domain_names(self) -> dict[str, list[str]]:
-        path = data_folder("clinc150", self.data_dir) / "domains.json"
-        read_lines("clinc150", "train.jsonl", (), self.data_dir)  # missing data is told in one way
-        return json.loads(path.read_text(encoding="utf-8"))
+        return clinc150.load_domains(self.data_dir)
 
     @cached_property
     def _intents(self) -> dict[str, list[int]]:
@@ -107,10 +101,7 @@ class Clinc150:
 
     @cached_property
     def _entries(self) -> list[dict[str, Any]]:
-        read = (
-            read_lines("clinc150", f"{name}.jsonl", ("text", "intent"), self.data_dir) for name in IN_SCOPE
-        )
-        return [entry for entries in read for entry in entries]
+        return clinc150.load(self.data_dir)
 
     @cached_property
     def _sentences(self) -> list[list[str]]:
@@ -175,17 +166,3 @@ class Domains:
         """The sentences of rows `[T, n, 1]`."""
         at = rows[..., 0]
         return {name: part[at.to(part.device)][:, :, :longest] for name, part in self._x.items()}
-
-
-def prepare(source: Path, folder: Path) -> Path:
-    """Six files of JSON lines and `domains.json` from the official `data_full.json` and `domains.json`."""
-    full, domains = official(source, "data_full.json", "domains.json")
-    content = json.loads(text(full))
-    for name in FILES:
-        write_lines(
-            folder / f"{name}.jsonl", ({"text": said, "intent": intent} for said, intent in content[name])
-        )
-    (folder / "domains.json").write_text(
-        json.dumps(json.loads(text(domains)), indent=1) + "\n", encoding="utf-8"
-    )
-    return folder

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..task import Loss, accuracy
-from .glyphs import check_split
+from ..datasets import easy_vqa
+from ..datasets.files import check_split
+from ..datasets.prepared import Arrays, Dir
+from ..datasets.preprocess import chosen, classes, parted
+from ..datasets.vocabulary import Vocabulary, tokenize
+from ..losses import Loss
+from ..metrics import accuracy
 from .labelled import Labelled
-from .prepared import Arrays, Dir, official, read_arrays, text, write_arrays
-from .preprocess import chosen, classes, parted
-from .vocabulary import Vocabulary, tokenize
 
-FILE = "easy_vqa.npz"
-PARTS = ("images", "question", "question_image", "question_answer")
-NEEDED = ("answers", "questions", *(f"{half}_{part}" for half in ("train", "test") for part in PARTS))
 TASKS = ("answer", "shape", "colour")
 SHAPES = ("circle", "rectangle", "triangle")
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
@@ -73,7 +69,9 @@ class EasyVQA:
         """The questions of `"train"`, `"validation"` or `"test"`."""
         check_split(name)
         half = "test" if name == "test" else "train"
-        question, image, answer = (self._arrays[f"{half}_{part}"].astype(np.int64) for part in PARTS[1:])
+        question, image, answer = (
+            self._arrays[f"{half}_{part}"].astype(np.int64) for part in easy_vqa.PARTS[1:]
+        )
         settled = settle(self._said[question], image, self._arrays["answers"][answer])
         at = np.arange(len(question)) if name == "test" else self._parts[name]
         labels = {"answer": classes(answer[at])}
@@ -95,7 +93,7 @@ class EasyVQA:
 
     @cached_property
     def _arrays(self) -> Arrays:
-        return read_arrays("easy_vqa", FILE, NEEDED, self.data_dir)
+        return easy_vqa.load(self.data_dir)
 
     @property
     def _said(self) -> np.ndarray:
@@ -163,35 +161,3 @@ def settle(questions: np.ndarray, image: np.ndarray, answers: np.ndarray) -> dic
             for name in true.intersection(names):
                 found[task][picture] = names.index(name)
     return found
-
-
-def prepare(source: Path, folder: Path) -> Path:
-    """`easy_vqa.npz` from the official folders `train/` and `test/` and from `answers.txt`.
-
-    Raises:
-        ImportError: Pillow is missing.
-    """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("easy-VQA is prepared with Pillow: pip install 'metamtl[glyphs]'.") from error
-    (listed,) = official(source, "answers.txt")
-    answers = text(listed).split()
-    asked: dict[str, list[Any]] = {
-        half: json.loads(text(listed.parent / half / "questions.json")) for half in ("train", "test")
-    }
-    questions = sorted({said for half in asked.values() for said, _, _ in half})
-    number = {said: i for i, said in enumerate(questions)}
-    arrays: Arrays = {"answers": np.array(answers), "questions": np.array(questions)}
-    for half, entries in asked.items():
-        folder_of = listed.parent / half / "images"
-        pictures = []
-        for i in range(len(list(folder_of.glob("*.png")))):
-            with Image.open(folder_of / f"{i}.png") as picture:
-                pictures.append(np.asarray(picture.convert("RGB")))
-        arrays[f"{half}_images"] = np.stack(pictures)
-        arrays[f"{half}_question"] = np.array([number[said] for said, _, _ in entries], np.int16)
-        arrays[f"{half}_question_image"] = np.array([image for _, _, image in entries], np.int16)
-        arrays[f"{half}_question_answer"] = np.array([answers.index(a) for _, a, _ in entries], np.int8)
-    write_arrays(folder / FILE, arrays)
-    return folder / FILE

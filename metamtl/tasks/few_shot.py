@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..episode import Batch, Episode
-from ..task import Metric, accuracy
+from ..metrics import Metric, accuracy
 from .arrays import as_tensor, class_ids, image_scale, widened
 from .items import read_items
 

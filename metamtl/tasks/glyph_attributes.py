@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..datasets.glyph_drawing import CASES, FAMILIES, SLANTS, WEIGHTS
 from ..episode import Batch, Episode
-from ..task import Loss, Metric, accuracy
-from .glyph_drawing import CASES, FAMILIES, SLANTS, WEIGHTS
+from ..losses import Loss
+from ..metrics import Metric, accuracy
 from .glyphs import SPLITS, Glyphs, check_split
 
 TASKS = ("script", "case", "weight", "slant", "family")

@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..episode import Batch, Episode
-from ..task import Loss, Metric, labelled
+from ..functional.labels import labelled
+from ..losses import Loss
+from ..metrics import Metric
 from .arrays import as_tensor, widened
 
 Maker = Callable[[Tensor], Tensor]  # from positions [n] to what stands there
@@ -39,7 +41,8 @@ class Labelled:
         TypeError: labels or inputs that are no numbers.
 
     >>> from torch.nn import functional as F
-    >>> from metamtl.task import accuracy, masked, mse
+    >>> from metamtl.losses import masked
+    >>> from metamtl.metrics import accuracy, mse
     >>> own = Labelled(
     ...     torch.randn(100, 8),
     ...     {"kind": torch.randint(3, (100,)), "size": torch.randn(100, 1)},

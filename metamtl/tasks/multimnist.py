@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..task import Loss, Metric, accuracy, image_mse, mse
-from . import mnist
-from .glyphs import SPLITS, check_split
+from ..datasets import mnist
+from ..datasets.files import SPLITS, check_split
+from ..datasets.prepared import Arrays, Dir
+from ..datasets.preprocess import chosen
+from ..losses import Loss, image_mse
+from ..metrics import Metric, accuracy, mse
 from .labelled import Labelled
-from .prepared import Arrays, Dir
-from .preprocess import chosen
 
 SIZE, CANVAS, SHIFT = 28, 36, 4
 HELD = 6  # the last sixth of the training digits, 10,000 of 60,000, is for validation

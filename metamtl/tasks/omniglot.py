@@ -10,11 +10,12 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..task import Loss, Metric
+from ..datasets.files import data_folder, split_file
+from ..datasets.omniglot import DRAWERS, Arrays, load
+from ..losses import Loss
+from ..metrics import Metric
 from .few_shot import FewShot, Rotations
-from .files import data_folder, split_file
 from .grouped import Grouped
-from .omniglot_files import DRAWERS, Arrays, load
 
 Protocol = Literal["maml", "vinyals", "alphabets"]
 Split = Literal["train", "validation", "test"]

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ..datasets import parkinsons
+from ..datasets.files import check_split
+from ..datasets.prepared import Arrays, Dir
+from ..datasets.preprocess import chosen, parted, standardised, targets
 from ..episode import Batch, Episode
-from ..task import Loss, Metric, absolute_error, masked, mse
-from .glyphs import check_split
+from ..losses import Loss, masked
+from ..metrics import Metric, absolute_error, mse
 from .labelled import Labelled
-from .prepared import Arrays, Dir, official, read_arrays, text, write_arrays
-from .preprocess import chosen, parted, standardised, targets
 
-FILE = "parkinsons_updrs.npz"
-NEEDED = ("x", "y", "subject")
 TASKS = ("motor", "total")
-TARGETS = ("motor_UPDRS", "total_UPDRS")
 
 
 class Parkinsons:
@@ -170,7 +166,7 @@ class Recordings:
 
     @cached_property
     def _arrays(self) -> Arrays:
-        return read_arrays("parkinsons", FILE, NEEDED, self.data_dir)
+        return parkinsons.load(self.data_dir)
 
     @property
     def subject(self) -> np.ndarray:
@@ -191,23 +187,3 @@ class Recordings:
     @cached_property
     def deviation(self) -> np.ndarray:
         return standardised(self._arrays["y"], self.parts["train"])[2]
-
-
-def prepare(source: Path, folder: Path) -> Path:
-    """`parkinsons_updrs.npz` from the official `parkinsons_updrs.data`, a table with commas."""
-    (path,) = official(source, "parkinsons_updrs.data")
-    header, *rows = [row for row in csv.reader(io.StringIO(text(path))) if row]
-    table = np.array(rows, np.float64)
-    names = [name.strip() for name in header]
-    features = [i for i, name in enumerate(names) if name not in ("subject#", *TARGETS)]
-    write_arrays(
-        folder / FILE,
-        {
-            "x": table[:, features],
-            "y": table[:, [names.index(name) for name in TARGETS]],
-            "subject": table[:, names.index("subject#")].astype(np.int16),
-            "x_names": np.array([names[i] for i in features]),
-            "y_names": np.array(TARGETS),
-        },
-    )
-    return folder / FILE

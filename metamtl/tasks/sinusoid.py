@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..episode import Batch, Episode
-from ..task import Loss, Metric, mse
+from ..losses import Loss
+from ..metrics import Metric, mse
 
 Range = tuple[float, float]
 

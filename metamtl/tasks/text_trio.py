@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..datasets import sentiment, snips, wnut17
+from ..datasets.files import SPLITS, check_split
+from ..datasets.prepared import Dir
+from ..datasets.preprocess import chosen, parted
+from ..datasets.vocabulary import Vocabulary, tokenize, trimmed
 from ..episode import Batch, Episode
-from ..task import MISSING, Loss, Metric, accuracy, token_accuracy, token_cross_entropy
-from . import sentiment, snips, wnut17
-from .glyphs import SPLITS, check_split
+from ..functional.labels import MISSING
+from ..losses import Loss, token_cross_entropy
+from ..metrics import Metric, accuracy, entity_f1, token_accuracy
 from .labelled import Labelled
 from .mixture import Mixture, Sampling, Schedule
-from .prepared import Dir
-from .preprocess import chosen, parted
-from .scores import entity_f1
-from .vocabulary import Vocabulary, tokenize, trimmed
 
 TASKS = ("intent", "entities", "sentiment")
 PER_TOKEN = ("entities",)

@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..task import binary_accuracy, masked
-from .glyphs import check_split
+from ..datasets import tox21
+from ..datasets.files import check_split
+from ..datasets.prepared import Arrays, Dir
+from ..datasets.preprocess import chosen, parted, standardised, targets
+from ..losses import masked
+from ..metrics import binary_accuracy, roc_auc
 from .labelled import Labelled
-from .prepared import Arrays, Dir, official, read_arrays, write_arrays
-from .preprocess import chosen, parted, standardised, targets
-from .scores import roc_auc
-
-FILE = "tox21.npz"
-BITS = 1024
-NEEDED = ("fingerprint_packed", "descriptors", "y", "task_names")
-ASSAYS = (
-    *("NR-AR", "NR-AR-LBD", "NR-AhR", "NR-Aromatase", "NR-ER", "NR-ER-LBD", "NR-PPAR-gamma"),
-    *("SR-ARE", "SR-ATAD5", "SR-HSE", "SR-MMP", "SR-p53"),
-)
-DESCRIPTORS = (
-    *("MolWt", "MolLogP", "TPSA", "NumHDonors", "NumHAcceptors", "NumRotatableBonds", "RingCount"),
-    *("FractionCSP3", "HeavyAtomCount", "NumAromaticRings"),
-)
-# From SMILES to the fingerprint's bits [1024] and the descriptors [10]; None for what is no molecule.
-Describe = Callable[[str], tuple[np.ndarray, np.ndarray] | None]
 
 
 class Tox21:
@@ -68,7 +51,7 @@ class Tox21:
         data_dir: Dir = None,
         device: torch.device | str | None = None,
     ) -> None:
-        self.tasks = chosen(tasks, ASSAYS)
+        self.tasks = chosen(tasks, tox21.ASSAYS)
         self.data_dir, self.device = data_dir, device
 
     def split(self, name: str) -> Labelled:
@@ -87,7 +70,7 @@ class Tox21:
 
     @cached_property
     def _arrays(self) -> Arrays:
-        return read_arrays("tox21", FILE, NEEDED, self.data_dir)
+        return tox21.load(self.data_dir)
 
     @cached_property
     def _parts(self) -> dict[str, np.ndarray]:
@@ -96,55 +79,7 @@ class Tox21:
 
     @cached_property
     def _x(self) -> Tensor:
-        bits = np.unpackbits(self._arrays["fingerprint_packed"], axis=1, count=BITS)
+        bits = np.unpackbits(self._arrays["fingerprint_packed"], axis=1, count=tox21.BITS)
         numbers, *_ = standardised(self._arrays["descriptors"].astype(np.float64), self._parts["train"])
         both = np.concatenate([bits, numbers.clip(-5, 5)], 1)
         return torch.from_numpy(both).to(torch.get_default_dtype())
-
-
-def rdkit_features(smiles: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Fingerprint and descriptors by RDKit.
-
-    Raises:
-        ImportError: RDKit is missing.
-    """
-    try:
-        from rdkit import Chem, RDLogger
-        from rdkit.Chem import Descriptors, rdFingerprintGenerator
-    except ImportError as error:
-        raise ImportError(
-            "the fingerprints of Tox21's molecules are made by RDKit, which is missing: pip install rdkit."
-        ) from error
-    RDLogger.DisableLog("rdApp.*")  # it writes of every molecule that it cannot read to the terminal
-    molecule = Chem.MolFromSmiles(smiles)
-    if molecule is None:
-        return None
-    generator = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=BITS)
-    known = dict(Descriptors.descList)
-    numbers = np.array([known[name](molecule) for name in DESCRIPTORS], np.float32)
-    return generator.GetFingerprintAsNumPy(molecule).astype(bool), numbers
-
-
-def prepare(source: Path, folder: Path, describe: Describe = rdkit_features) -> Path:
-    """`tox21.npz` from the official `tox21.csv.gz`; molecules that cannot be read are left out.
-
-    `describe` makes fingerprint and descriptors of a SMILES string.
-    """
-    (path,) = official(source, "tox21.csv.gz")
-    rows, bits, numbers = [], [], []
-    for row in csv.DictReader(io.StringIO(gzip.decompress(path.read_bytes()).decode())):
-        if (described := describe(row["smiles"])) is not None:
-            rows.append(row)
-            bits.append(described[0])
-            numbers.append(described[1])
-    arrays: Arrays = {
-        "fingerprint_packed": np.packbits(np.array(bits, bool), axis=1),
-        "descriptors": np.array(numbers, np.float32),
-        "descriptor_names": np.array(DESCRIPTORS),
-        "y": np.array([[int(float(row[a])) if row[a] else -1 for a in ASSAYS] for row in rows], np.int8),
-        "task_names": np.array(ASSAYS),
-        "smiles": np.array([row["smiles"].encode() for row in rows]),
-        "mol_id": np.array([row["mol_id"] for row in rows]),
-    }
-    write_arrays(folder / FILE, arrays)
-    return folder / FILE

@@ -15,7 +15,8 @@ import torch
 from hydra import compose, initialize_config_dir
 
 import metamtl
-from experiments import tables, train
+from experiments import train
+from experiments.tables import __main__ as tables
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "data/README.md", "docs/modules.md")

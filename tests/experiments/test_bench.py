@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from experiments import bench, bench_table, contenders
+from experiments import bench
+from experiments.tables import bench as bench_table
+from experiments.utils import contenders
 from metamtl import Batch, Episode, engines
 
 FAST = ("plain torch.func", "metamtl Loop", "metamtl Vmap", "metamtl Auto")

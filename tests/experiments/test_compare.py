@@ -12,8 +12,9 @@ import torch
 from hydra import compose
 from torch.utils._pytree import tree_leaves
 
-from experiments import compare, tables, train
-from experiments.report import markdown
+from experiments import compare, train
+from experiments.tables import __main__ as tables
+from experiments.tables.report import markdown
 
 Overrides = Callable[..., list[str]]
 

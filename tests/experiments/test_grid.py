@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 from hydra import compose
 
-from experiments import grid, grid_table, report, runs, tables, train
+from experiments import grid, train
+from experiments.tables import __main__ as tables
+from experiments.tables import grid as grid_table
+from experiments.tables import report
+from experiments.utils import runs
 
 Overrides = Callable[..., list[str]]
 

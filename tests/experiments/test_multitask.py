@@ -13,7 +13,10 @@ import pytest
 import torch
 from hydra import compose
 
-from experiments import multitask, multitask_table, report, tables, train
+from experiments import multitask, train
+from experiments.tables import __main__ as tables
+from experiments.tables import multitask as multitask_table
+from experiments.tables import report
 from metamtl import Estimate
 
 Overrides = Callable[..., list[str]]

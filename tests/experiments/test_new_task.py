@@ -10,7 +10,7 @@ import pytest
 from hydra import compose
 
 from experiments import multitask, new_task
-from experiments.multitask_table import folder_of
+from experiments.tables.multitask import folder_of
 
 Overrides = Callable[..., list[str]]
 

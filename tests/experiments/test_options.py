@@ -12,8 +12,9 @@ import torch
 from hydra import compose
 from omegaconf import DictConfig
 
-from experiments import compare, grid, multitask, new_task, parts, train
-from experiments.progress import Clock, Progress
+from experiments import compare, grid, multitask, new_task, train
+from experiments.utils import parts
+from experiments.utils.progress import Clock, Progress
 from metamtl import Recipe, adapters, engines, recipes
 from metamtl.interop.higher import HigherAdapter
 

@@ -17,8 +17,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from safetensors.torch import load_file
 
-from experiments import parts, train
-from experiments.measure import measure
+from experiments import train
+from experiments.utils import parts
+from experiments.utils.measure import measure
 from metamtl import Recipe, engines
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,8 +15,7 @@ from torch.nn import functional as F
 
 from metamtl import Batch, Episode, Recipe, adapters, meta_backward, nets, recipes
 from metamtl.functional import forward, plain_kernels
-from metamtl.objectives import Objective, query_loss
-from metamtl.penalties import penalised, spread
+from metamtl.objectives import Objective, penalised, query_loss, spread
 
 TASKS = {"a": 3, "b": 1, "c": 2}
 WIDTH, B = 6, 5

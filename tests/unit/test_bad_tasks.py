@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metamtl import Batch, Episode, aggregators, evaluate, meta_backward, nets, recipes
-from metamtl.task import MISSING, masked, mse, token_cross_entropy
+from metamtl.losses import MISSING
+from metamtl.metrics import mse
+from metamtl.validation.losses import masked, token_cross_entropy
 
 ABSENT = torch.full((6,), torch.nan)
 Losses = dict[str, Callable[..., Tensor]]

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves
 
-from metamtl.decomposed import REPLACED, Decomposed
+from metamtl.functional.decompositions import REPLACED, Decomposed
 
 SEQUENCE, FLAT = (5, 3, 4), (5, 4)
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metamtl import Batch, Episode, meta_backward, nets, recipes
-from metamtl.distillation import Taught, distilled, soft_labels, teach
-from metamtl.task import MISSING, present, token_cross_entropy
+from metamtl.losses import MISSING, Taught, distilled, present, soft_labels, teach
+from metamtl.validation.losses import token_cross_entropy
 
 RNG = torch.Generator().manual_seed(0)
 X = torch.randn(6, 4, generator=RNG, dtype=torch.float64)

@@ -25,8 +25,8 @@ from metamtl import (
     nets,
     recipes,
 )
+from metamtl.metrics import accuracy
 from metamtl.recipes import Recipe
-from metamtl.task import accuracy
 
 T = 4
 ENGINES = [engines.Loop(), engines.Vmap(), engines.Vmap(chunk_size=3)]

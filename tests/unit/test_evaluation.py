@@ -22,8 +22,8 @@ from metamtl import (
     recipes,
     rules,
 )
+from metamtl.metrics import accuracy, mse
 from metamtl.recipes import Recipe
-from metamtl.task import accuracy, mse
 
 ENGINES = [engines.Loop(), engines.Vmap(), engines.Vmap(chunk_size=2)]
 METRICS = {"accuracy": accuracy, "loss": Metric(F.cross_entropy, higher_is_better=False)}

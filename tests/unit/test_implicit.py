@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from metamtl import Batch, Episode, Recipe, adapters, engines, meta_backward, recipes, rules
-from metamtl.implicit import conjugate_gradients, neumann
+from metamtl.functional.implicit import conjugate_gradients, neumann
 
 T, N, BODY, PROXIMAL = 4, 5, 3, 0.7
 ENGINES = [engines.Loop(), engines.Vmap(), engines.Vmap(2)]

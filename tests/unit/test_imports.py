@@ -14,36 +14,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "metamtl"
 
-# A file or folder directly under metamtl/, and its layer. A new one has to be put here.
-LAYERS = {
-    "decomposed": 0,
-    "episode": 0,
-    "first_look": 0,
-    "functional": 0,
-    "implicit": 0,
-    "rules": 0,
-    "split": 0,
-    "targets": 0,
-    "task": 0,
-    "adapters": 1,
-    "aggregators": 1,
-    "nets": 1,
-    "tasks": 1,
-    "distillation": 2,
-    "engines": 2,
-    "objectives": 2,
-    "penalties": 2,
-    "self_supervision": 2,
-    "analysis": 3,
-    "checks": 3,
-    "estimate": 3,
-    "evaluation": 3,
-    "interop": 3,
-    "losses": 3,
-    "outer": 3,
-    "recipes": 3,
-    "scoring": 3,
-}
+# The files and folders of metamtl/, from the lowest layer to the highest. A module imports from its own layer
+# or from a lower one.
+LAYERS = (
+    {"functional"},
+    {"episode", "estimate", "metrics", "rules"},
+    {"datasets", "losses"},
+    {"adapters", "aggregators", "nets", "tasks"},
+    {"engines", "objectives", "recipes", "validation"},
+    {"analysis", "backward", "evaluation", "interop"},
+)
+LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
+INDEPENDENT = LAYERS[2] | LAYERS[3]  # these do not import others of their layer
 PEERS = {"higher", "learn2learn"}
 HEAVY = {"hydra", "matplotlib", *PEERS}
 
@@ -53,7 +35,7 @@ MODULES = {
 }
 
 
-def room(module: str) -> str:
+def part_of(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
@@ -90,44 +72,48 @@ INNER = sorted(name for name in MODULES if name != "metamtl")
 
 @pytest.mark.parametrize("module", INNER)
 def test_imports_go_down_only(module: str) -> None:
-    mine = room(module)
-    assert mine in LAYERS, f"metamtl/{mine} has no layer; give it one in this test"
-    for target in imports(module, parse(module)):
-        assert not target.startswith("experiments"), f"{module} imports {target}"
-        if target.split(".")[0] != "metamtl":
+    source = part_of(module)
+    assert source in LAYER_OF, f"metamtl/{source} has no layer; give it one in this test"
+    for name in imports(module, parse(module)):
+        assert not name.startswith("experiments"), f"{module} imports {name}"
+        if name.split(".")[0] != "metamtl":
             continue
-        theirs = room(target)
-        assert theirs in LAYERS, f"{module} imports {target}, which is above it"
-        assert LAYERS[theirs] <= LAYERS[mine], f"{module} imports {target}, of a higher layer"
-        if LAYERS[mine] == 1:
-            assert theirs == mine or LAYERS[theirs] == 0, f"{module} imports its neighbour {target}"
-        assert theirs != "interop" or mine == "interop", f"{module} imports {target}"
+        target = part_of(name)
+        assert target in LAYER_OF, f"{module} imports {name}, which is above it"
+        assert LAYER_OF[target] <= LAYER_OF[source], f"{module} imports {name}, of a higher layer"
+        if source in INDEPENDENT:
+            assert target == source or LAYER_OF[target] < LAYER_OF[source], (
+                f"{module} imports its sibling {name}"
+            )
+        assert target != "interop" or source == "interop", f"{module} imports {name}"
 
 
-def test_rooms_do_not_import_each_other_in_a_circle() -> None:
+def test_there_is_no_circle_among_folders() -> None:
     below = {
-        mine: {room(t) for m in INNER if room(m) == mine for t in imports(m, parse(m)) if t in MODULES}
-        for mine in LAYERS
+        part: {
+            part_of(t) for m in INNER if part_of(m) == part for t in imports(m, parse(m)) if t in MODULES
+        }
+        for part in LAYER_OF
     }
     order: list[str] = []
     while len(order) < len(below):
-        free = [r for r, targets in below.items() if r not in order and targets <= {r, *order}]
+        free = [part for part, targets in below.items() if part not in order and targets <= {part, *order}]
         assert free, f"a circle among {sorted(set(below) - set(order))}"
         order += free
 
 
-@pytest.mark.parametrize("module", [name for name in INNER if LAYERS.get(room(name)) == 0])
-def test_the_lowest_layer_needs_torch_only(module: str) -> None:
+@pytest.mark.parametrize("module", [name for name in INNER if part_of(name) in LAYERS[0]])
+def test_functional_needs_only_torch(module: str) -> None:
     outside = {target.split(".")[0] for target in imports(module, parse(module))} - {"metamtl", "torch"}
     assert outside <= set(sys.stdlib_module_names)
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_heavy_packages_stay_outside_the_door(module: str) -> None:
+def test_heavy_packages_are_not_imported(module: str) -> None:
     tree = parse(module)
     for statement in at_import(tree):
         assert not {target.split(".")[0] for target in imports(module, statement)} & HEAVY, module
-    if room(module) != "interop":
+    if part_of(module) != "interop":
         assert not {target.split(".")[0] for target in imports(module, tree)} & PEERS, module
 
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metamtl import Batch, Episode, Recipe, adapters, engines, meta_backward, nets, objectives, recipes
-from metamtl.task import MISSING, masked
+from metamtl import Batch, Episode, Recipe, adapters, engines, meta_backward, nets, recipes
+from metamtl.losses import MISSING
+from metamtl.objectives import base as objectives
+from metamtl.validation.losses import masked
 
 NAN = float("nan")
 T, S, Q = 4, 6, 9

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from metamtl import Batch, Episode, aggregators, meta_backward, nets, recipes
 from metamtl.functional import Params
-from metamtl.penalties import Penalty, nuclear, penalised, spread, subspace
+from metamtl.objectives import Penalty, nuclear, penalised, spread, subspace
 
 T, N = 4, 6
 

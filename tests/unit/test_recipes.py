@@ -7,7 +7,8 @@ from dataclasses import FrozenInstanceError
 import pytest
 from torch import nn
 
-from metamtl import Recipe, adapters, aggregators, objectives, recipes, rules
+from metamtl import Recipe, adapters, aggregators, recipes, rules
+from metamtl.objectives import base as objectives
 
 NET = nn.Linear(2, 1)
 

@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from metamtl import Batch, Episode, meta_backward, nets, recipes
-from metamtl.self_supervision import masked_numbers, masked_tokens, rotated
-from metamtl.task import MISSING, masked, token_cross_entropy
+from metamtl.losses import MISSING
+from metamtl.tasks.self_supervision import masked_numbers, masked_tokens, rotated
+from metamtl.validation.losses import masked, token_cross_entropy
 
 
 def rng(seed: int = 0) -> torch.Generator:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("metamtl", "data", "experiments", "pyproject.toml", "README.md", "LICENSE")
+PARTS = ("metamtl", "data", "experiments", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 
 
 def run(*command: str, cwd: Path, **variables: str) -> str:
@@ -81,7 +81,7 @@ def test_contents(wheel: Path) -> None:
 
 def test_data_files_are_found(site: Path, tmp_path: Path) -> None:
     code = (
-        "import metamtl; from metamtl.tasks.files import sources, split_file;"
+        "import metamtl; from metamtl.datasets.files import sources, split_file;"
         "assert sources() and split_file('omniglot_maml'); print(metamtl.__file__)"
     )
     where = run("-c", code, cwd=tmp_path, PYTHONPATH=str(site)).strip()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from metamtl import Batch, Episode, nets
-from metamtl.nets.mixture import mixed
+from metamtl.nets.sharing.mixture import mixed
 
 OUT = {"a": 3, "b": 1}
 X = torch.zeros(5, 4)

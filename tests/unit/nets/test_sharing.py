@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metamtl import Batch, Episode, meta_backward, nets, recipes
-from metamtl.nets.mixture import mixed
+from metamtl.nets.sharing.mixture import mixed
 
 OUTPUTS = {"a": 3, "b": 1}
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metamtl.tasks import adult, easy_vqa, snips, tox21
-from metamtl.tasks.files import split_file
+from metamtl.datasets import snips
+from metamtl.datasets.files import split_file
+from metamtl.tasks import adult, easy_vqa, tox21
 
 WORDS = [
     "play",

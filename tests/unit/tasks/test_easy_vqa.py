@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from metamtl import meta_backward, nets, recipes
-from metamtl.task import MISSING
+from metamtl.losses import MISSING
 from metamtl.tasks import EasyVQA
 from metamtl.tasks.easy_vqa import COLOURS, SHAPES, settle
 

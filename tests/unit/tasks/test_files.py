@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from metamtl.tasks import files
+from metamtl.datasets import files
 
 
 def test_data_folder_prefers_the_argument_then_the_variable(

@@ -8,21 +8,11 @@ import torch
 from torch.nn import functional as F
 
 from metamtl import evaluate, meta_backward, nets, recipes
-from metamtl.task import (
-    MISSING,
-    absolute_error,
-    accuracy,
-    aligned,
-    binary_accuracy,
-    image_mse,
-    labelled,
-    masked,
-    mse,
-    token_accuracy,
-    token_cross_entropy,
-)
+from metamtl.datasets.preprocess import chosen, classes, parted, standardised, targets
+from metamtl.functional.labels import MISSING, aligned, labelled
+from metamtl.metrics import absolute_error, accuracy, binary_accuracy, mse, token_accuracy
 from metamtl.tasks import Labelled
-from metamtl.tasks.preprocess import chosen, classes, parted, standardised, targets
+from metamtl.validation.losses import image_mse, masked, token_cross_entropy
 
 NAN = float("nan")
 

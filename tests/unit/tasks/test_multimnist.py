@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from metamtl import meta_backward, nets, recipes
-from metamtl.task import accuracy, mse
+from metamtl.metrics import accuracy, mse
 from metamtl.tasks import MultiMNIST
 from metamtl.tasks.multimnist import Pairs, draw_pairs, render
 

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from metamtl.tasks import Grouped, files, omniglot_files
+from metamtl.datasets import files
+from metamtl.datasets import omniglot as omniglot_files
+from metamtl.tasks import Grouped
 from metamtl.tasks.omniglot import Omniglot
 
 pooch = pytest.importorskip("pooch")

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metamtl.tasks import adult, clinc150, easy_vqa, mnist, parkinsons, sentiment, snips, tox21, wnut17
-from metamtl.tasks.files import sources
-from metamtl.tasks.prepare import SETS, main, prepare
+from metamtl.datasets import mnist, sentiment, snips, wnut17
+from metamtl.datasets.files import sources
+from metamtl.datasets.prepare import SETS, main, prepare
+from metamtl.tasks import adult, clinc150, easy_vqa, parkinsons, tox21
 
 Image = pytest.importorskip("PIL.Image")
 Arrays = dict[str, np.ndarray]
@@ -375,7 +376,7 @@ def test_the_command(tmp_path: Path) -> None:
     )
     command = [
         "-m",
-        "metamtl.tasks.prepare",
+        "metamtl.datasets.prepare",
         "parkinsons",
         "--from",
         str(tmp_path),

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from metamtl.task import MISSING
-from metamtl.tasks.scores import entity_f1, roc_auc
+from metamtl.losses import MISSING
+from metamtl.metrics import entity_f1, roc_auc
 
 TAGS = ("O", "B-person", "I-person", "B-place", "I-place")
 

@@ -1,0 +1,1 @@
+"""Tables of recorded results, as Markdown."""

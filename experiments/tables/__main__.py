@@ -1,0 +1,148 @@
+"""The tables in README.md: `python -m experiments.tables` writes them, with `--check` it only compares.
+
+Between the README's two marks stand, out of `experiments/results/<name>/`: for every `table.json` that
+`experiments.compare` wrote its table, of `experiments.grid` the verdict and the signs; for all the
+`result.json` of `experiments.train` one table; for every `bench.json` of `experiments.bench` its ratios;
+of `experiments.multitask`, `new_task`, `cost` and `toy` a table each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from .. import new_task
+from . import bench as bench_table
+from . import cost as cost_table
+from . import grid as grid_table
+from . import multitask as multitask_table
+from . import toy as toy_table
+from .report import markdown, write_text
+
+HERE = Path(__file__).resolve().parents[1]
+README, RESULTS = HERE.parent / "README.md", HERE / "results"
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+LOCAL = ("data_dir=", "device=")  # of the machine, not of the experiment
+
+
+def block(results: Path = RESULTS) -> str:
+    """What stands between the marks."""
+    paths = sorted(results.glob("*/table.json"))
+    parts = [_section(path, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    runs = sorted(results.glob("*/result.json"))
+    if runs:
+        parts.append(
+            _runs({path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in runs})
+        )
+    for path in sorted(results.glob("*/multitask.json")):
+        table = json.loads(path.read_text(encoding="utf-8"))
+        parts.append(multitask_table.section(path.parent.name, _kept(table), table))
+    for path in sorted(results.glob("*/new_task.json")):
+        table = json.loads(path.read_text(encoding="utf-8"))
+        parts.append(f"### {path.parent.name}\n{new_task.markdown(table).strip()}")
+    for path in sorted(results.glob("*/bench.json")):
+        parts.append(bench_table.section(path.parent.name, json.loads(path.read_text(encoding="utf-8"))))
+    for name, section in (("cost", cost_table.section), ("toy", toy_table.section)):
+        path = results / name / f"{name}.json"
+        if path.is_file():
+            parts.append(section(json.loads(path.read_text(encoding="utf-8"))))
+    return "\n\n".join(parts) or "None yet."
+
+
+def _section(path: Path, table: dict[str, Any]) -> str:
+    name = path.parent.name
+    if "against" in table:
+        return _grid(name, table)
+    lines = [f"### {name}", "```bash", _command(table), "```", "", markdown(table).strip()]
+    if path.with_name("figure.png").is_file():
+        lines += ["", f"![{name}](experiments/results/{name}/figure.png)"]
+    return "\n".join(lines)
+
+
+def _grid(name: str, table: dict[str, Any]) -> str:
+    """A grid of aggregators: of each measure the verdict and the signs; all numbers lie in its table.md."""
+    lines = [
+        f"### {name}",
+        "```bash",
+        shlex.join(["python", "-m", "experiments.grid", *_kept(table)]),
+        "```",
+    ]
+    for measure in table["experiment"]["measures"]:
+        lines += ["", *grid_table.short(table, measure)]
+    every = f"[All numbers](experiments/results/{name}/table.md)."
+    return "\n".join([*lines, "", f"{grid_table.footer(table)} {every}"])
+
+
+def _kept(table: dict[str, Any]) -> list[str]:
+    """The overrides that belong to the experiment."""
+    return [text for text in table["experiment"]["overrides"] if not text.lstrip("+").startswith(LOCAL)]
+
+
+def _runs(runs: dict[str, dict[str, Any]]) -> str:
+    """Single trainings, a line each."""
+    lines = [
+        "### Single trainings",
+        "| run | steps | training s | adapts (way, steps) | seen tasks | new tasks | worst tenth, new"
+        " | on |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, run in runs.items():
+        metric = run["config"]["metric"]
+        seen, new = run["seen"][metric], run["test"][metric]
+        cells = [f"{found['mean']:.4f} ± {found['ci95']:.4f}" for found in (seen, new)]
+        adapted, hardware = run["adaptation"], run["hardware"]
+        lines.append(
+            f"| {name} ({metric}) | {run['steps']:,} | {run['seconds']:.0f} | {adapted['way']},"
+            f" {adapted['steps']} | {' | '.join(cells)} | {new['worst_decile']:.4f}"
+            f" | {hardware['device']}, {hardware['threads']} threads, torch {run['versions']['torch']} |"
+        )
+    intervals = {f"{run['test'][run['config']['metric']]['n']} tasks" for run in runs.values()}
+    return "\n".join(
+        [*lines, "", f"Intervals: 95 %, Student t over {', '.join(sorted(intervals))}; one seed."]
+    )
+
+
+def _command(table: dict[str, Any]) -> str:
+    """The command that gives this table."""
+    recipes = [row["recipe"] for row in table["rows"] if not row["recipe"].startswith("trivial")]
+    lists = [f"recipes=[{','.join(recipes)}]", f"seeds=[{','.join(map(str, table['seeds']))}]"]
+    return shlex.join(["python", "-m", "experiments.compare", *_kept(table), *lists])
+
+
+def rewritten(text: str, content: str) -> str:
+    """`text` with `content` between its marks.
+
+    Raises:
+        ValueError: the marks are missing.
+    """
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the text has no place for results; put a line {BEGIN} and a line {END} into it.")
+    return f"{head}{BEGIN}\n{content}\n{END}{tail}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Write the tables of experiments/results into README.md.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where README.md differs")
+    only_check = parser.parse_args(arguments).check
+    old = README.read_text(encoding="utf-8")
+    new = rewritten(old, block())
+    if new == old:
+        return 0
+    if only_check:
+        print(
+            "README.md differs from experiments/results; run `python -m experiments.tables`",
+            file=sys.stderr,
+        )
+        return 1
+    write_text(README, new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""What a training consists of, built from its config before the first step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file
+from torch import nn
+
+from metamtl import Recipe, engines
+from metamtl.adapters import Adapter
+from metamtl.losses import Taught
+
+from . import options
+from .measure import higher
+
+
+class Parts(NamedTuple):
+    """Data, model, recipe and optimizer of one training.
+
+    `strategies` are the recipes by which the trained model may adapt at test. `engine` computes the
+    training steps, `evaluator` the evaluations; None is the library's default.
+    """
+
+    source: Any
+    train: Any
+    validation: Any
+    test: Any
+    model: nn.Module
+    recipe: Recipe
+    strategies: dict[str, Recipe]
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    engine: engines.Engine | None
+    evaluator: engines.Engine | None
+
+
+class Sources:
+    """Builds sources of tasks, each config once: trainings of one table share their data."""
+
+    def __init__(self) -> None:
+        self.built: dict[str, Any] = {}
+
+    def __call__(self, cfg: DictConfig, changes: DictConfig | None = None) -> Any:
+        """The source that `cfg.task` describes, with `changes`."""
+        task = OmegaConf.merge(cfg.task, changes or {})
+        key = OmegaConf.to_yaml(task, resolve=True)
+        if key not in self.built:
+            self.built[key] = part("task", task)
+        return self.built[key]
+
+
+def build(cfg: DictConfig, sources: Sources | None = None) -> Parts:
+    """Check the config of a training and build all its parts.
+
+    Raises:
+        ValueError: an option that cannot work; its name is in the message.
+        ImportError: a part needs a package that is not installed.
+    """
+    options.check_training(cfg)
+    sources = sources or Sources()
+    source = sources(cfg)
+    validation, test = source.split("validation"), source.split("test")
+    for metric in (cfg.metric, *(cfg.reference or {})):
+        higher(validation, metric)
+    if cfg.metric == "delta_m" and not cfg.reference:
+        raise ValueError("metric=delta_m compares with single tasks; set reference={task/metric: value}.")
+    train = (sources(cfg, cfg.train_task) if cfg.train_task else source).split("train")
+    if cfg.teachers:
+        train = taught(train, cfg)
+    # Configs refer to what the training tasks and the model know: ${train:ids}, ${net:features}.
+    resolve("train", train)
+    torch.manual_seed(cfg.seed)  # for the initial weights alone; all else has its own generator
+    model = part("net", cfg.net).to(cfg.device)
+    resolve("net", model)
+    recipe: Recipe = part("recipe", cfg.recipe)
+    recipe.adapter.to(cfg.device)
+    recipe.aggregator.to(cfg.device)
+    if cfg.gradient_evaluations:
+        check_cost(recipe.adapter)
+    strategies = {name: Recipe(part(f"adapt.{name}", cfg.adapt[name])) for name in cfg.adapt}
+    optimizer = part(
+        "optimizer", cfg.optimizer, lambda make: make([*model.parameters(), *recipe.parameters()])
+    )
+    schedule = part("schedule", cfg.schedule, lambda make: make(optimizer))
+    if cfg.engine is not None:
+        engine = evaluator = part("engine", cfg.engine)
+        if isinstance(train.loss, Mapping) and not isinstance(engine, engines.Auto | engines.Loop):
+            raise ValueError(
+                f"engine={engine!r}: named tasks differ in shape and run one by one; use engine=null, or"
+                " engine={_target_: metamtl.engines.Loop}."
+            )
+    elif isinstance(train.loss, Mapping):  # named tasks: the library has one way to run them
+        engine = evaluator = None
+    else:
+        engine, evaluator = (
+            engines.Auto(steps=num_steps(cfg, recipe)),
+            engines.Auto(steps=cfg.validate.times),
+        )
+    return Parts(
+        source, train, validation, test, model, recipe, strategies, optimizer, schedule, engine, evaluator
+    )
+
+
+def part(name: str, config: Any, call: Callable[[Any], Any] | None = None) -> Any:
+    """Build the part of this name from its config; `call` finishes a part whose config is partial.
+
+    Raises:
+        ImportError: the part, or a package that it needs, cannot be imported.
+        ValueError: its options cannot work.
+    """
+    try:
+        built = instantiate(config)
+        return call(built) if call else built
+    except Exception as error:
+        cause = error.__cause__ or error
+        kind = ImportError if isinstance(cause, ImportError) else ValueError
+        raise kind(
+            f"{name}={config} cannot be built: {type(cause).__name__}: {cause} Correct its config, or an"
+            f" option: {name}.<option>=<value>."
+        ) from error
+
+
+def num_steps(cfg: DictConfig, recipe: Recipe) -> int | None:
+    """The largest number of steps that the limits allow; None if a limit on time may end the run before.
+
+    A task costs the adapter's gradient evaluations and at least one for its query set.
+    """
+    if cfg.max_minutes is not None:
+        return None
+    limits = [] if cfg.steps is None else [cfg.steps]
+    if cfg.gradient_evaluations:
+        of_step = cfg.meta_batch * (1 + recipe.adapter.gradient_evaluations)
+        limits.append(-(-cfg.gradient_evaluations // of_step))
+    return min(limits, default=None)
+
+
+def check_cost(adapter: Adapter) -> None:
+    """Raise a ValueError if the adapter, or one that it contains, does not say what a task costs.
+
+    A budget of gradient evaluations is spent by what adapters report. The base class reports 0, which holds
+    for adapters without an inner loop; outside of `metamtl.adapters` it may be an omission.
+    """
+    for module in adapter.modules():
+        if not isinstance(module, Adapter) or type(module).__module__.startswith("metamtl.adapters."):
+            continue
+        classes = type(module).__mro__
+        defined = [cls for cls in classes if "gradient_evaluations" in vars(cls) and cls is not Adapter]
+        if not defined:
+            raise ValueError(
+                f"{type(module).__name__} does not define gradient_evaluations, so its inner loop would not"
+                " count against the budget and it would train for more steps than others. Define it as a"
+                " property: the backward passes over a support set that one task costs, those of the outer"
+                " gradient included (2 K for K differentiated gradient steps, 0 without an inner loop)."
+            )
+
+
+def load(folder: Path, *, trained: bool = True) -> tuple[nn.Module, Any]:
+    """The model that a training saved in a folder, or its initial model, and its source of tasks."""
+    cfg = OmegaConf.create(json.loads((folder / "result.json").read_text(encoding="utf-8"))["config"])
+    source = instantiate(cfg.task)
+    resolve("train", source.split("train"))
+    torch.manual_seed(cfg.seed)
+    model = instantiate(cfg.net)
+    if trained:
+        saved = load_file(folder / "model.safetensors")
+        model.load_state_dict({k: v for k, v in saved.items() if not k.startswith("adapter.")})
+    return model, source
+
+
+def taught(tasks: Any, cfg: DictConfig) -> Taught:
+    """The tasks, with the outputs of the models of other runs as targets."""
+    models = {task: load(Path(run))[0].to(cfg.device).eval() for task, run in cfg.teachers.items()}
+    return Taught(tasks, models, **instantiate(cfg.distillation, _convert_="all"))
+
+
+def resolve(name: str, thing: Any) -> None:
+    """Let configs refer to `${name:attribute}`: a table of heads needs the ids of the training tasks."""
+    OmegaConf.register_new_resolver(name, lambda attribute: getattr(thing, attribute), replace=True)

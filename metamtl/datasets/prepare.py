@@ -1,0 +1,82 @@
+"""Official files to arrays: `python -m metamtl.datasets.prepare SET --from A --to B`."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from . import adult, clinc150, easy_vqa, mnist, parkinsons, sentiment, snips, tox21, wnut17
+from .files import sources
+
+SETS: dict[str, Callable[[Path, Path], Path]] = {
+    "adult": adult.prepare,
+    "clinc150": clinc150.prepare,
+    "easy_vqa": easy_vqa.prepare,
+    "mnist": mnist.prepare,
+    "parkinsons": parkinsons.prepare,
+    sentiment.SET: sentiment.prepare,
+    "snips": snips.prepare,
+    "tox21": tox21.prepare,
+    "wnut17": wnut17.prepare,
+}
+
+
+def prepare(name: str, source: Path, data_dir: Path) -> Path:
+    """Make `<data_dir>/<name>/...` from the official files that lie anywhere under `source`.
+
+    They may be loose, or in the archives that `data/sources.yaml` names.
+
+    Raises:
+        FileNotFoundError: an official file is missing.
+        ValueError: a file whose checksum `data/sources.yaml` knows has another one.
+    """
+    archives = []
+    for file, facts in sources()[name]["archives"].items():
+        for path in source.rglob(file):
+            _check(path, facts)
+            if path.suffix in (".zip", ".whl"):
+                archives.append(path)
+    try:
+        return SETS[name](source, data_dir / name)
+    except FileNotFoundError:
+        if not archives:
+            raise
+    with tempfile.TemporaryDirectory() as scratch:
+        for path in archives:
+            with zipfile.ZipFile(path) as archive:
+                archive.extractall(scratch)
+        return SETS[name](Path(scratch), data_dir / name)
+
+
+def _check(path: Path, facts: dict[str, str]) -> None:
+    if "sha256" not in facts:
+        return
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != facts["sha256"]:
+        raise ValueError(
+            f"{path} is truncated or altered: sha256 {found}, expected {facts['sha256']}; get it anew from"
+            f" {facts['url']}."
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m metamtl.datasets.prepare", description=__doc__)
+    parser.add_argument("set", choices=sorted(SETS), help="the data set; data/README.md has its address")
+    parser.add_argument("--from", dest="source", type=Path, required=True, help="where official files lie")
+    parser.add_argument("--to", dest="data_dir", type=Path, required=True, help="data folder to write into")
+    given = parser.parse_args(arguments)
+    try:
+        made = prepare(given.set, given.source, given.data_dir)
+    except (FileNotFoundError, ValueError, ImportError) as error:
+        parser.exit(1, f"{error}\n")
+    sys.stdout.write(f"{made}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Measures of a whole set, by the libraries that define them: ROC-AUC and entity F1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..functional.labels import MISSING, aligned, check_range, check_scores, check_tensors, present
+from . import Metric
+
+
+def _roc_auc(output: Tensor, y: Tensor) -> Tensor:
+    try:
+        from sklearn.metrics import roc_auc_score
+    except ImportError as error:
+        raise ImportError(
+            "ROC-AUC is measured by scikit-learn, which is missing: pip install 'metamtl[tabular]'."
+        ) from error
+    check_tensors(output, y)
+    mask = present(y)
+    scores, truth = aligned(output, y)[mask], y[mask]
+    if truth.unique().numel() < 2:
+        found = truth.unique().tolist()
+        raise ValueError(
+            f"ROC-AUC compares two classes, but the {len(truth)} labels hold only {found}; measure on"
+            " more examples."
+        )
+    area = roc_auc_score(truth.cpu().numpy(), scores.double().cpu().numpy())
+    return torch.tensor(area, dtype=torch.float64)
+
+
+roc_auc = Metric(_roc_auc, higher_is_better=True)
+"""Area under the ROC curve by scikit-learn: scores `[Q]` or `[Q, 1]`, labels 1. and 0., NaN left out."""
+
+
+def entity_f1(tags: Sequence[str]) -> Metric:
+    """F1 of entities, each right only with all its tokens and its type, micro-averaged, by seqeval.
+
+    Scores `[B, L, N]`, tags `[B, L]` as positions in `tags` (BIO), `MISSING` where there is no token.
+    seqeval counts as the CoNLL script does: an entity may begin with an I- tag.
+
+    Raises:
+        ImportError: `seqeval` is missing.
+        ValueError: the set has no entity at all, so that there is nothing to find; scores that do not fit
+            the tags.
+    """
+    names = list(tags)
+
+    def measured(output: Tensor, y: Tensor) -> Tensor:
+        try:
+            from seqeval.metrics import f1_score
+        except ImportError as error:
+            raise ImportError(
+                "entity F1 is measured by seqeval, which is missing: pip install 'metamtl[text]'."
+            ) from error
+        check_scores(output, y)
+        if output.shape[-1] != len(names):
+            raise ValueError(
+                f"the output has scores for {output.shape[-1]} tags, but there are {len(names)}; the head"
+                " needs one for each tag."
+            )
+        check_range(y, len(names) - 1, f"there are {len(names)} tags")
+        guesses, truths = [], []
+        for guess, truth in zip(output.argmax(-1).tolist(), y.tolist()):
+            real = [i for i, tag in enumerate(truth) if tag != MISSING]
+            guesses.append([names[guess[i]] for i in real])
+            truths.append([names[truth[i]] for i in real])
+        if all(tag == "O" for sentence in truths for tag in sentence):
+            raise ValueError(f"the {len(truths)} sentences hold no entity; measure on more of them.")
+        return torch.tensor(f1_score(truths, guesses, zero_division=0), dtype=torch.float64)
+
+    return Metric(measured, higher_is_better=True)

@@ -1,0 +1,39 @@
+"""Soft parameter sharing: a tower for each task, held together by a penalty."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .named import Make, NamedTasks, Outputs, check_names, distinct
+
+
+class SoftSharing(NamedTasks):
+    """A tower for each task, `towers.<task>`, of one structure, and its head.
+
+    Nothing is shared here but the structure. What ties the towers is a penalty on the distance between
+    them (`metamtl.objectives.penalties`: `spread`, `nuclear`, `subspace`), in the objective:
+
+        recipes.joint(objective=penalised(nuclear("towers"), 0.01))
+
+    Args:
+        make: builds one tower, `x -> [..., features]`, with parameters of its own at each call.
+        features: width of what a tower returns.
+        outputs: for each task the width of its linear head, or a module that is its head.
+
+    >>> import torch
+    >>> model = SoftSharing(lambda: nn.Sequential(nn.Linear(4, 8), nn.Tanh()), 8, {"a": 3, "b": 1})
+    >>> model(torch.zeros(5, 4), task="a").shape
+    torch.Size([5, 3])
+    """
+
+    def __init__(self, make: Make, features: int, outputs: Outputs) -> None:
+        super().__init__()
+        check_names(type(self).__name__, outputs)
+        towers = distinct([make() for _ in outputs], "the towers of make()")
+        self.towers = nn.ModuleDict(dict(zip(outputs, towers)))
+        self.add_heads(outputs, features)
+
+    def answer(self, wanted: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
+        return {name: self.head(name, self.towers[name](*inputs, **keywords)) for name in wanted}

@@ -1,0 +1,7 @@
+"""Input is checked here: arguments once per call, losses at each call, results before `.grad` changes."""
+
+from .arguments import check_call, check_features
+from .losses import checked_loss
+from .results import check_direction, check_finite
+
+__all__ = ["check_call", "check_direction", "check_features", "check_finite", "checked_loss"]

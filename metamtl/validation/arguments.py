@@ -1,0 +1,128 @@
+"""What cannot work is rejected before anything changes, with the remedy."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from inspect import isfunction
+from typing import Any
+
+from torch import nn
+
+from ..adapters import Adapter, Shared
+from ..engines import Auto, Engine, Loop
+from ..episode import as_episode
+from ..recipes import Recipe
+
+
+def check_call(model: Any, recipe: Any, episodes: Any, loss: Any, engine: Any) -> Any:
+    """Reject arguments that cannot work together; returns the episodes as `Episode` objects."""
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        raise TypeError(
+            f"the model is wrapped in {type(model).__name__}, whose synchronization backward() starts and"
+            " meta_backward does not, so that the replicas would diverge; pass model.module."
+        )
+    if not isinstance(model, nn.Module):
+        remedy = f"an instance, {model.__name__}(...)" if isinstance(model, type) else "an nn.Module"
+        raise TypeError(f"model is {model!r}; pass {remedy}.")
+    if not isinstance(recipe, Recipe):
+        remedy = "pass a Recipe, such as recipes.maml(steps=5)"
+        if isinstance(recipe, Adapter):
+            remedy = f"pass Recipe({recipe!r})"
+        elif isfunction(recipe):
+            remedy = f"call it, as in recipes.{recipe.__name__}()"
+        raise TypeError(f"recipe is {recipe!r}; {remedy}.")
+    if engine is not None and not isinstance(engine, Engine):
+        raise TypeError(f"engine={engine!r}; pass an engine object, such as engines.Vmap(), or None.")
+    if isinstance(episodes, Mapping):
+        episodes = {name: as_episode(episode, name) for name, episode in episodes.items()}
+        if engine is not None and not isinstance(engine, Auto | Loop):
+            raise ValueError(
+                f"engine={engine!r}: named tasks differ in shape and run one by one by plain autograd; pass"
+                " engine=Loop(), or None."
+            )
+    else:
+        episodes = as_episode(episodes)
+    _check_losses(loss, episodes)
+    _check_episodes(model, recipe.adapter, episodes, loss)
+    return episodes
+
+
+def check_features(recipe: Recipe, episodes: Any) -> None:
+    """Reject gradients at features, `recipe.at`, where tasks do not share an input."""
+    if recipe.at is not None and not isinstance(episodes, Mapping):
+        raise ValueError(
+            f"at={recipe.at!r} is for named tasks that share one input, given as a dict of episodes; each"
+            " task of a meta-batch has inputs of its own, so use at=None."
+        )
+
+
+def _check_losses(loss: Any, episodes: Any) -> None:
+    """Reject what is no loss: a class, or a module with parameters, which nothing would train."""
+    losses = loss if isinstance(loss, Mapping) else {None: loss}
+    for name, one in losses.items():
+        what = "loss" if name is None else f"the loss of task {name!r}"
+        if isinstance(one, type):
+            raise TypeError(f"{what} is the class {one.__name__}; pass an instance, {one.__name__}().")
+        if not callable(one):
+            raise TypeError(f"{what} is {one!r}; pass a function of (output, y).")
+        if getattr(one, "reduction", "mean") == "none":
+            raise ValueError(
+                f"{what} is {one!r}, which returns one value for each example; the loss of a task is a"
+                " scalar: use reduction='mean'."
+            )
+        learned = (
+            [n for n, p in one.named_parameters() if p.requires_grad] if isinstance(one, nn.Module) else []
+        )
+        if learned:
+            raise ValueError(
+                f"{what} is a {type(one).__name__} with parameters of its own ({', '.join(learned[:5])}),"
+                " whose gradient meta_backward does not compute; make them parameters of the model, which"
+                " returns them with its output, or freeze them with requires_grad_(False)."
+            )
+
+
+def _check_episodes(model: nn.Module, adapter: Adapter, episodes: Any, loss: Any) -> None:
+    """Reject episodes, or an adapter, that cannot work with the model."""
+    if not isinstance(episodes, Mapping):
+        if isinstance(loss, Mapping):
+            raise ValueError("a dict of losses needs a dict of episodes, one for each named task.")
+        episodes.check()
+        adapter.check(model, episodes.task)
+        return
+    if not episodes:
+        raise ValueError("the dict of episodes is empty; give at least one named task.")
+    if not isinstance(loss, Mapping) or set(episodes) - set(loss):
+        given = sorted(loss) if isinstance(loss, Mapping) else "one loss for all"
+        missing = sorted(set(episodes) - set(loss)) if isinstance(loss, Mapping) else sorted(episodes)
+        raise ValueError(f"no loss for tasks {missing}; loss must be a dict by task name, not {given}.")
+    for name, episode in episodes.items():
+        episode.check(named=name)
+    adapted = [name for name, episode in episodes.items() if episode.support is not None]
+    if not adapted and not isinstance(adapter, Shared):
+        raise ValueError(
+            f"{type(adapter).__name__} adapts to support sets, but none of the tasks"
+            f" {', '.join(map(repr, episodes))} has one; give some, or use Shared()."
+        )
+    for name in adapted:
+        adapter.check(model, name)
+    _check_takes_task(model)
+
+
+def _check_takes_task(model: nn.Module) -> None:
+    """Named tasks tell the model which of them is asked for."""
+    method = getattr(model.forward, "__func__", None)
+    # A class's method is remembered; an instance's own function may hold the model, and would keep it.
+    known = method is not None and "forward" not in vars(model)
+    if not (_takes_task(method) if known else _takes_task.__wrapped__(model.forward)):
+        raise ValueError(
+            f"{type(model).__name__}.forward takes no argument task=, by which named tasks choose their"
+            " head; add one, or use nets.named_heads(backbone, outputs)."
+        )
+
+
+@lru_cache(maxsize=128)
+def _takes_task(forward: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(forward).parameters
+    return "task" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
