@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from metamtl import Batch, Episode, Recipe, adapters, engines, evaluate, meta_backward, nets, recipes
+from metamtl.engines.backend import inductor
 
 # torch.compile warns of its own use of deprecated functions.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
@@ -104,11 +105,11 @@ def test_evaluation(name: str, device: torch.device) -> None:
 
 @pytest.mark.parametrize(
     ("steps", "backend", "modes"),
-    [(1, "eager", (True, False, True)), (3, "eager", (True, False, True)), (1, "inductor", (True,))],
+    [(1, "eager", (True, False, True)), (3, "eager", (True, False, True)), (1, inductor, (True,))],
     ids=["whole", "by parts", "generated"],
 )
 def test_compiled_code_is_of_one_precision(
-    steps: int, backend: str, modes: tuple[bool, ...], device: torch.device
+    steps: int, backend: Any, modes: tuple[bool, ...], device: torch.device
 ) -> None:
     """Code is generated for half precision alone, and only traced to go back and forth."""
     with mock.patch("metamtl.engines.kinds.BACKEND", backend):
