@@ -115,22 +115,22 @@ def floor(work: Work) -> dict[str, float]:
 
 
 def recomputation(works: Mapping[str, Callable[[str], Work]], rounds: int) -> dict[str, Any]:
-    """Seconds with `order="recompute"` beside `order="exact"`, and their ratio."""
+    """Seconds with `Checkpointed()` and with `Unrolled()`, and their ratio."""
     found: dict[str, Any] = {}
     for name, work in works.items():
         for engine in ("Loop", "Vmap"):
-            runs = {order: ours(work(order), ENGINES[engine]()) for order in ("exact", "recompute")}
+            runs = {way: ours(work(way), ENGINES[engine]()) for way in ("exact", "checkpointed")}
             for run in runs.values():
                 run()
-            seconds = {order: row["seconds"] for order, row in interleaved(runs, rounds).items()}
-            ratio = seconds["recompute"] / seconds["exact"]
+            seconds = {way: row["seconds"] for way, row in interleaved(runs, rounds).items()}
+            ratio = seconds["checkpointed"] / seconds["exact"]
             found.setdefault(name, {})[engine] = {**seconds, "ratio": ratio}
     return found
 
 
 RECOMPUTED: dict[str, Callable[[str], Work]] = {
-    "sinusoid_50": lambda order: sinusoid(50, order),
-    "conv4_5": lambda order: images(1, 15, "pool", 5, order=order),
+    "sinusoid_50": lambda way: sinusoid(50, way),
+    "conv4_5": lambda way: images(1, 15, "pool", 5, differentiation=way),
 }
 
 
@@ -170,13 +170,13 @@ def courses(works: list[str], steps: int) -> dict[str, dict[str, Any]]:
 MEMORY = ("learn2learn", "higher", "metamtl exact", "metamtl recompute")
 
 
-def five_shots(steps: int, order: str) -> Work:
-    return images(1, 15, "pool", steps, shots=5, lr=0.01, order=order)
+def five_shots(steps: int, way: str) -> Work:
+    return images(1, 15, "pool", steps, shots=5, lr=0.01, differentiation=way)
 
 
 def peak(contender: str, steps: int) -> float:
     """MiB above the imports at the peak of one meta-gradient of the conv4 net; in a fresh process."""
-    work = five_shots(steps, "recompute" if contender == "metamtl recompute" else "exact")
+    work = five_shots(steps, "checkpointed" if contender == "metamtl recompute" else "exact")
     gradient = CONTENDERS[contender if contender in PEERS else "metamtl Loop"](work)  # imports the peer
     before = _peak()
     gradient()

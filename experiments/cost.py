@@ -64,7 +64,7 @@ def ours(name: str, at: str | None) -> Callable[[Work], Step]:
     """`meta_backward` over parameters, or at the body's features."""
 
     def make(work: Work) -> Step:
-        recipe = recipes.joint(aggregator=getattr(aggregators, name)(), at=at)
+        recipe = recipes.joint(aggregator=getattr(aggregators, name)(), layer=at)
 
         def step() -> None:
             work.model.zero_grad()

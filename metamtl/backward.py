@@ -100,7 +100,7 @@ def meta_backward(
             )
             for name, episode in episodes.items()
         }
-        grads = named_gradients(problems, episodes, shared, own, recipe.at)
+        grads = named_gradients(problems, episodes, shared, own, recipe.layer)
     else:
         engine = DEFAULT if engine is None else engine
         engine.check(model)

@@ -11,13 +11,25 @@ from typing import Any
 
 from torch import nn
 
-from .adapters import Adapter, Gradient, HeadTable, LearnedRates, Prototype, Shared
+from .adapters import (
+    Adapter,
+    Differentiation,
+    Gradient,
+    HeadTable,
+    Implicit,
+    LearnedRates,
+    Prototype,
+    Shared,
+)
+from .adapters.differentiation import Shorthand
 from .aggregators import Aggregator, Mean, as_aggregator
+from .functional.implicit import Solver
 from .objectives import Objective, displacement, episode_loss, query_loss
 from .rules import Rule
 
 Rate = float | Sequence[float] | LearnedRates
 Prefixes = str | Iterable[str]
+How = Differentiation | Shorthand
 
 
 @dataclass(frozen=True)
@@ -28,9 +40,9 @@ class Recipe:
         adapter: which parameters a task uses.
         aggregator: how the per-task gradients are combined; one of TorchJD's, or a scalarizer, is wrapped.
         objective: what is minimized, a function of `objectives.Adaptation`.
-        at: where the per-task gradients are taken: at the parameters (None), or at the output of a module,
-            by its name in the model (`at="body"`), the features that named tasks with one input share. A
-            step then costs one backward pass through the body, whatever the number of tasks.
+        layer: where the per-task gradients are taken. If None, at the parameters; otherwise at the output
+            of the module of this name (`layer="body"`), the features that named tasks with one input share.
+            A step then costs one backward pass through the body, whatever the number of tasks.
 
     The adapter and the aggregator may have parameters (a table of heads, learned rates, the uncertainties
     of `UW`). They are learned only if an optimizer has them:
@@ -38,7 +50,7 @@ class Recipe:
 
     Raises:
         TypeError: a part of the wrong kind.
-        ValueError: `at` with an aggregator that has state for each parameter.
+        ValueError: `layer` with an aggregator that has state for each parameter.
 
     >>> from metamtl import aggregators
     >>> recipe = Recipe(Shared(), aggregators.UW(3))
@@ -49,7 +61,7 @@ class Recipe:
     adapter: Adapter
     aggregator: Aggregator = field(default_factory=Mean)
     objective: Objective = query_loss
-    at: str | None = None
+    layer: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.adapter, Adapter):
@@ -63,12 +75,13 @@ class Recipe:
                 f"Recipe: objective={self.objective!r} is not callable; pass a function of an Adaptation,"
                 " such as metamtl.objectives.query_loss."
             )
-        if self.at is not None and not isinstance(self.at, str):
-            raise TypeError(f"Recipe: at={self.at!r} is not the name of a module, as at='body', or None.")
-        if self.at is not None and self.aggregator.by_parameter:
+        if self.layer is not None and not isinstance(self.layer, str):
+            raise TypeError(f"Recipe: layer={self.layer!r} is not the name of a module, nor None.")
+        if self.layer is not None and self.aggregator.by_parameter:
             raise ValueError(
                 f"{self.aggregator.name} remembers the gradients of single parameters from step to step,"
-                f" and those of features, at={self.at!r}, are of other examples each time; use at=None."
+                f" and those of features, layer={self.layer!r}, are of other examples each time; use"
+                " layer=None."
             )
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -96,18 +109,31 @@ class Recipe:
         return nn.ModuleDict({"adapter": self.adapter, "aggregator": self.aggregator})
 
 
-def joint(**parts: Any) -> Recipe:
+def joint(
+    *,
+    aggregator: Aggregator | None = None,
+    objective: Objective = query_loss,
+    layer: str | None = None,
+) -> Recipe:
     """Joint training: the shared parameters for every task."""
-    return Recipe(Shared(), **parts)
+    return _recipe(Shared(), aggregator, objective, layer)
 
 
-def mtl(ids: Iterable[int], features: int, *, head: str = "head", **parts: Any) -> Recipe:
+def mtl(
+    ids: Iterable[int],
+    features: int,
+    *,
+    head: str = "head",
+    aggregator: Aggregator | None = None,
+    objective: Objective = episode_loss,
+    layer: str | None = None,
+) -> Recipe:
     """Multi-task learning: shared body, a persistent head row for every class (Wang et al. 2021).
 
-    Learns from support and query alike, because there is no inner loop that separates them. The table of
-    heads is learned by the optimizer that has `recipe.parameters()`.
+    Learns from support and query set, because no inner loop separates them. The table of heads is learned
+    by the optimizer that has `recipe.parameters()`.
     """
-    return Recipe(HeadTable(ids, features, head), **{"objective": episode_loss, **parts})
+    return _recipe(HeadTable(ids, features, head), aggregator, objective, layer)
 
 
 def maml(
@@ -115,43 +141,58 @@ def maml(
     lr: Rate = 0.01,
     *,
     adapts: Prefixes | None = None,
-    order: Any = "exact",
+    differentiation: How = "exact",
     rule: Rule | None = None,
-    **parts: Any,
+    aggregator: Aggregator | None = None,
+    objective: Objective = query_loss,
+    layer: str | None = None,
 ) -> Recipe:
     """MAML: K gradient steps, differentiated through (Finn et al. 2017)."""
-    return Recipe(Gradient(steps, lr, adapts, order, rule=rule), **parts)
+    return _recipe(Gradient(steps, lr, adapts, differentiation, rule=rule), aggregator, objective, layer)
 
 
-def fomaml(steps: int = 1, lr: Rate = 0.01, *, adapts: Prefixes | None = None, **parts: Any) -> Recipe:
-    """First-order MAML: the inner gradients are taken as constants."""
-    return Recipe(Gradient(steps, lr, adapts, order="first"), **parts)
+def fomaml(
+    steps: int = 1,
+    lr: Rate = 0.01,
+    *,
+    adapts: Prefixes | None = None,
+    rule: Rule | None = None,
+    aggregator: Aggregator | None = None,
+    objective: Objective = query_loss,
+    layer: str | None = None,
+) -> Recipe:
+    """First-order MAML: the inner gradients are treated as constants (Finn et al. 2017)."""
+    return _recipe(Gradient(steps, lr, adapts, "first_order", rule=rule), aggregator, objective, layer)
 
 
 def anil(
     steps: int = 1,
     lr: Rate = 0.01,
     *,
-    head: Prefixes = "head",
-    order: Any = "exact",
+    adapts: Prefixes = "head",
+    differentiation: How = "exact",
     rule: Rule | None = None,
-    **parts: Any,
+    aggregator: Aggregator | None = None,
+    objective: Objective = query_loss,
+    layer: str | None = None,
 ) -> Recipe:
-    """ANIL: the inner loop fine-tunes the head alone (Raghu et al. 2020)."""
-    return Recipe(Gradient(steps, lr, head, order, rule=rule), **parts)
+    """ANIL: the inner loop fine-tunes only the head (Raghu et al. 2020)."""
+    return _recipe(Gradient(steps, lr, adapts, differentiation, rule=rule), aggregator, objective, layer)
 
 
 def boil(
     steps: int = 1,
     lr: Rate = 0.01,
     *,
-    body: Prefixes = "body",
-    order: Any = "exact",
+    adapts: Prefixes = "body",
+    differentiation: How = "exact",
     rule: Rule | None = None,
-    **parts: Any,
+    aggregator: Aggregator | None = None,
+    objective: Objective = query_loss,
+    layer: str | None = None,
 ) -> Recipe:
-    """BOIL: the inner loop fine-tunes the body alone (Oh et al. 2021)."""
-    return Recipe(Gradient(steps, lr, body, order, rule=rule), **parts)
+    """BOIL: the inner loop fine-tunes only the body (Oh et al. 2021)."""
+    return _recipe(Gradient(steps, lr, adapts, differentiation, rule=rule), aggregator, objective, layer)
 
 
 def metasgd(
@@ -160,15 +201,18 @@ def metasgd(
     lr: float = 0.01,
     *,
     adapts: Prefixes | None = None,
-    order: Any = "exact",
-    **parts: Any,
+    differentiation: How = "exact",
+    rule: Rule | None = None,
+    aggregator: Aggregator | None = None,
+    objective: Objective = query_loss,
+    layer: str | None = None,
 ) -> Recipe:
     """Meta-SGD: MAML with a learned step size for each element of a parameter (Li et al. 2017).
 
-    Differs from the paper in: all step sizes start from `lr`, rather than from random numbers.
+    Differs from the paper in: all step sizes start from `lr`, instead of random numbers.
     """
     rates = LearnedRates(model, lr, per="element", adapts=adapts)
-    return Recipe(Gradient(steps, rates, adapts, order), **parts)
+    return _recipe(Gradient(steps, rates, adapts, differentiation, rule=rule), aggregator, objective, layer)
 
 
 def lslr(
@@ -177,12 +221,15 @@ def lslr(
     lr: float = 0.1,
     *,
     adapts: Prefixes | None = None,
-    order: Any = "exact",
-    **parts: Any,
+    differentiation: How = "exact",
+    rule: Rule | None = None,
+    aggregator: Aggregator | None = None,
+    objective: Objective = query_loss,
+    layer: str | None = None,
 ) -> Recipe:
-    """MAML with a learned step size for each tensor and step, as MAML++ has them (Antoniou et al. 2019)."""
+    """MAML with a learned step size for each tensor and step, as in MAML++ (Antoniou et al. 2019)."""
     rates = LearnedRates(model, lr, per="tensor", steps=steps, adapts=adapts)
-    return Recipe(Gradient(steps, rates, adapts, order), **parts)
+    return _recipe(Gradient(steps, rates, adapts, differentiation, rule=rule), aggregator, objective, layer)
 
 
 def imaml(
@@ -192,13 +239,15 @@ def imaml(
     adapts: Prefixes | None = None,
     rule: Rule | None = None,
     proximal: float = 2.0,
-    solver: Any = "cg",
+    solver: Solver = "cg",
     solver_steps: int = 5,
-    **parts: Any,
+    aggregator: Aggregator | None = None,
+    objective: Objective = query_loss,
+    layer: str | None = None,
 ) -> Recipe:
-    """iMAML: the gradient of the minimum that the steps come near to (Rajeswaran et al. 2019)."""
-    minimum = {"proximal": proximal, "solver": solver, "solver_steps": solver_steps}
-    return Recipe(Gradient(steps, lr, adapts, "implicit", rule=rule, **minimum), **parts)
+    """iMAML: the gradient of the minimum that the steps approach (Rajeswaran et al. 2019)."""
+    implicit = Implicit(proximal, solver, solver_steps)
+    return _recipe(Gradient(steps, lr, adapts, implicit, rule=rule), aggregator, objective, layer)
 
 
 def reptile(
@@ -207,19 +256,33 @@ def reptile(
     *,
     adapts: Prefixes | None = None,
     rule: Rule | None = None,
-    **parts: Any,
+    aggregator: Aggregator | None = None,
+    objective: Objective = displacement,
+    layer: str | None = None,
 ) -> Recipe:
-    """Reptile: towards where K steps on the support set lead (Nichol et al. 2018).
+    """Reptile: towards the parameters that K steps on the support set lead to (Nichol et al. 2018).
 
-    Differs from the authors' code in: 1. plain gradient steps rather than Adam, which
-    `rule=rules.Adam(betas=(0.0, 0.999))` is; 2. each step sees the whole support set rather than a
-    mini-batch of it; 3. the rule's averages begin anew in every task.
+    Differs from the authors' code in: 1. plain gradient steps instead of Adam, which
+    `rule=rules.Adam(betas=(0.0, 0.999))` is; 2. each step uses the whole support set instead of a
+    mini-batch; 3. the rule's averages start again in every task.
     """
-    return Recipe(
-        Gradient(steps, lr, adapts, order="first", rule=rule), **{"objective": displacement, **parts}
-    )
+    return _recipe(Gradient(steps, lr, adapts, "first_order", rule=rule), aggregator, objective, layer)
 
 
-def protonet(ways: int | None = None, *, body: str = "body", head: str = "head", **parts: Any) -> Recipe:
-    """ProtoNet: a head written from class means (Snell et al. 2017)."""
-    return Recipe(Prototype(ways, body, head), **parts)
+def protonet(
+    ways: int | None = None,
+    *,
+    body: str = "body",
+    head: str = "head",
+    aggregator: Aggregator | None = None,
+    objective: Objective = query_loss,
+    layer: str | None = None,
+) -> Recipe:
+    """ProtoNet: a head computed from class means (Snell et al. 2017)."""
+    return _recipe(Prototype(ways, body, head), aggregator, objective, layer)
+
+
+def _recipe(
+    adapter: Adapter, aggregator: Aggregator | None, objective: Objective, layer: str | None
+) -> Recipe:
+    return Recipe(adapter, Mean() if aggregator is None else aggregator, objective, layer)

@@ -46,7 +46,7 @@ def glyph_dir(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A data folder with the letters of `Glyphs`, drawn once for all the tests, in whatever process."""
     from filelock import FileLock
 
-    from metamtl.tasks.glyphs import load
+    from metamtl.datasets.glyphs import load
 
     base = tmp_path_factory.getbasetemp()
     drawn = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "drawn"

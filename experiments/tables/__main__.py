@@ -1,9 +1,8 @@
-"""The tables in README.md: `python -m experiments.tables` writes them, with `--check` it only compares.
+"""Generate docs/results.md from experiments/results/: `python -m experiments.tables`.
 
-Between the README's two marks stand, out of `experiments/results/<name>/`: for every `table.json` that
-`experiments.compare` wrote its table, of `experiments.grid` the verdict and the signs; for all the
-`result.json` of `experiments.train` one table; for every `bench.json` of `experiments.bench` its ratios;
-of `experiments.multitask`, `new_task`, `cost` and `toy` a table each.
+With `--check`, only compare. Between its two marks the page has a table for every `table.json` of
+`experiments.compare` and `experiments.grid`, for every `multitask.json`, `new_task.json`, `bench.json`,
+`cost.json` and `toy.json`, and one table for all `result.json` of `experiments.train`.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from . import toy as toy_table
 from .report import markdown, write_text
 
 HERE = Path(__file__).resolve().parents[1]
-README, RESULTS = HERE.parent / "README.md", HERE / "results"
+PAGE, RESULTS = HERE.parent / "docs" / "results.md", HERE / "results"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 LOCAL = ("data_dir=", "device=")  # of the machine, not of the experiment
 
 
 def block(results: Path = RESULTS) -> str:
-    """What stands between the marks."""
+    """The text between the marks."""
     paths = sorted(results.glob("*/table.json"))
     parts = [_section(path, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
     runs = sorted(results.glob("*/result.json"))
@@ -59,7 +58,7 @@ def _section(path: Path, table: dict[str, Any]) -> str:
         return _grid(name, table)
     lines = [f"### {name}", "```bash", _command(table), "```", "", markdown(table).strip()]
     if path.with_name("figure.png").is_file():
-        lines += ["", f"![{name}](experiments/results/{name}/figure.png)"]
+        lines += ["", f"![{name}](../experiments/results/{name}/figure.png)"]
     return "\n".join(lines)
 
 
@@ -73,7 +72,7 @@ def _grid(name: str, table: dict[str, Any]) -> str:
     ]
     for measure in table["experiment"]["measures"]:
         lines += ["", *grid_table.short(table, measure)]
-    every = f"[All numbers](experiments/results/{name}/table.md)."
+    every = f"[All numbers](../experiments/results/{name}/table.md)."
     return "\n".join([*lines, "", f"{grid_table.footer(table)} {every}"])
 
 
@@ -127,20 +126,24 @@ def rewritten(text: str, content: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Write the tables of experiments/results into README.md.")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where README.md differs")
+    parser = argparse.ArgumentParser(
+        description="Write the tables of experiments/results into docs/results.md."
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail if docs/results.md differs"
+    )
     only_check = parser.parse_args(arguments).check
-    old = README.read_text(encoding="utf-8")
+    old = PAGE.read_text(encoding="utf-8")
     new = rewritten(old, block())
     if new == old:
         return 0
     if only_check:
         print(
-            "README.md differs from experiments/results; run `python -m experiments.tables`",
+            "docs/results.md differs from experiments/results; run `python -m experiments.tables`",
             file=sys.stderr,
         )
         return 1
-    write_text(README, new)
+    write_text(PAGE, new)
     return 0
 
 

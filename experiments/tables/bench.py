@@ -73,7 +73,7 @@ def _recompute(bench: dict[str, Any]) -> str:
         for work, by_engine in bench["recompute"].items()
         for engine, found in by_engine.items()
     ]
-    return f'Time of `order="recompute"` in units of `order="exact"`: {", ".join(found)}.'
+    return f"Time of `Checkpointed()` in units of `Unrolled()`: {', '.join(found)}."
 
 
 def _first_call(bench: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ def section(name: str, kept: list[str], table: dict[str, Any]) -> str:
     lists = [f"run=[{','.join(methods)}]", f"seeds=[{','.join(map(str, table['seeds']))}]"]
     command = shlex.join(["python", "-m", "experiments.multitask", *kept, *lists])
     measures = list(table["higher_is_better"])
-    every = f"[All numbers, validation too](experiments/results/{name}/multitask.md)."
+    every = f"[All numbers, validation too](../experiments/results/{name}/multitask.md)."
     return "\n".join(
         [
             *(f"### {name}", "```bash", command, "```", ""),

@@ -33,6 +33,6 @@ def section(toy: dict[str, Any]) -> str:
             f" arrived where no point lowers both losses by more than {toy['tolerance']:g}."
             f" Left out: {left}.",
             "",
-            "![toy](experiments/results/toy/toy.png)",
+            "![toy](../experiments/results/toy/toy.png)",
         ]
     )

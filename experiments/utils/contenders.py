@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metamtl import Batch, Episode, Recipe, engines, meta_backward, nets, recipes, tasks
-from metamtl.validation.losses import Loss
+from metamtl.losses import Loss
 
 Gradient = Callable[[], Tensor]
 
@@ -40,10 +40,10 @@ class Work(NamedTuple):
         return self._replace(model=self.model.double(), episode=episode)
 
 
-def sinusoid(steps: int, order: Any = "exact") -> Work:
+def sinusoid(steps: int, differentiation: Any = "exact") -> Work:
     family = tasks.Sinusoid(10, 10)
     episode = family.sample(25, torch.Generator().manual_seed(0))
-    recipe = recipes.maml(steps, 0.01, order=order)
+    recipe = recipes.maml(steps, 0.01, differentiation=differentiation)
     return Work(_seeded(lambda: nets.mlp(1, 40, 40, 1)), recipe, steps, 0.01, episode, F.mse_loss)
 
 
@@ -55,14 +55,14 @@ def images(
     *,
     shots: int = 1,
     lr: float = 0.1,
-    order: Any = "exact",
+    differentiation: Any = "exact",
     head: bool = False,
 ) -> Work:
     """Random pictures: speed does not depend on what is drawn."""
     pictures = torch.rand(200, 1, 28, 28, generator=torch.Generator().manual_seed(1))
     family = tasks.FewShot(pictures, torch.arange(200) // 20, ways=5, shots=shots, queries=queries)
     episode = family.sample(num_tasks, torch.Generator().manual_seed(0))
-    recipe = (recipes.anil if head else recipes.maml)(steps, lr, order=order)
+    recipe = (recipes.anil if head else recipes.maml)(steps, lr, differentiation=differentiation)
     model = _seeded(lambda: nets.conv4(5, downsample=downsample))
     return Work(model, recipe, steps, lr, episode, F.cross_entropy, head)
 

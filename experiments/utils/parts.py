@@ -15,7 +15,7 @@ from torch import nn
 
 from metamtl import Recipe, engines
 from metamtl.adapters import Adapter
-from metamtl.losses import Taught
+from metamtl.losses import WithTeachers
 
 from . import options
 from .measure import higher
@@ -174,10 +174,10 @@ def load(folder: Path, *, trained: bool = True) -> tuple[nn.Module, Any]:
     return model, source
 
 
-def taught(tasks: Any, cfg: DictConfig) -> Taught:
+def taught(tasks: Any, cfg: DictConfig) -> WithTeachers:
     """The tasks, with the outputs of the models of other runs as targets."""
     models = {task: load(Path(run))[0].to(cfg.device).eval() for task, run in cfg.teachers.items()}
-    return Taught(tasks, models, **instantiate(cfg.distillation, _convert_="all"))
+    return WithTeachers(tasks, models, **instantiate(cfg.distillation, _convert_="all"))
 
 
 def resolve(name: str, thing: Any) -> None:

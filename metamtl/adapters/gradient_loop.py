@@ -12,12 +12,20 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ..episode import Batch
-from ..functional import Params, Structure, forward, gradient, plain_kernels, structure_of, substituted
+from ..functional import (
+    Params,
+    Structure,
+    forward,
+    gradient,
+    structure_of,
+    substituted,
+    vmap_compatible_kernels,
+)
 from ..functional.differentiate import detached, in_transform
 from ..functional.split import Split
 from ..losses import Loss
 from .base import require_support
-from .inner_loop import Carry, InnerLoop, Leftovers, Start, StepContext, device_of, run, stages, step_number
+from .inner_loop import Carry, InnerLoop, Leftovers, Start, StepContext, device_of, step_number
 
 if TYPE_CHECKING:
     from .gradient import Gradient
@@ -66,26 +74,20 @@ class GradientLoop(InnerLoop):
         return Start(carry, (self._forward(params, x, self.parts.stem, second_order), origin))
 
     def adapt(self, params: Params, learned: Params, support: Batch | None, task: Any) -> Params:
-        adapter = self.adapter
         with self._kernels():
-            if adapter.minimum is not None and self.num_steps:
-                return adapter.minimum.run(self, params, support)
-            every = adapter.segment if adapter.order == "recompute" else None
-            return run(self, params, learned, support, None, every)
+            return self.adapter.differentiation.adapt(self, params, learned, support)
 
     def path(self, params: Params, learned: Params, support: Batch | None, task: Any) -> Iterator[Params]:
-        minimum = self.adapter.minimum
         with self._kernels():
-            if minimum is None or not self.num_steps:
-                yield from stages(self, params, learned, support, None)
-                return
-            *before, end = stages(self, detached(params), {}, support, None)
-            yield from before
-            yield minimum.differentiable(self, params, support, end)
+            yield from self.adapter.differentiation.path(self, params, learned, support)
 
     def _kernels(self) -> AbstractContextManager[None]:
-        first_order = self.adapter.order == "first" or torch.compiler.is_compiling()
-        return nullcontext() if first_order else plain_kernels()
+        second_order = self.adapter.differentiation.any_second_order(self.num_steps)
+        return (
+            vmap_compatible_kernels()
+            if second_order and not torch.compiler.is_compiling()
+            else nullcontext()
+        )
 
     def with_leftovers(self, leftovers: Leftovers) -> GradientLoop:
         return replace(self, leftovers=leftovers)
@@ -150,7 +152,7 @@ class GradientLoop(InnerLoop):
         return {**params, **carry[0], **dict.fromkeys(self.counters, k)}
 
     def first_order(self, k: int) -> bool:
-        return not self.adapter.differentiates(k)
+        return not self.adapter.differentiation.second_order(k, self.num_steps)
 
     def _forward(
         self, params: Params, x: Any, stages: tuple[nn.Module, ...] | None, second_order: bool

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..episode import Batch
-from ..functional import Params, canonical_names, named_by
+from ..functional import Params, canonical_names, select_parameters
 from ..losses import Loss
 from .base import Adapter, initial_params
 
@@ -64,7 +64,7 @@ class HeadTable(Adapter):
         self.head = head
 
     def check(self, model: nn.Module, task: Tensor | str | None) -> None:
-        named_by(model, self.head, "head")
+        select_parameters(model, self.head, "head")
         if isinstance(task, Tensor) and not _is_integer(task):
             raise ValueError(
                 f"Episode.task holds {task.dtype}, but ids are integers; convert them with task.long()."

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..functional import Params, named_by, trainable
+from ..functional import Params, select_parameters, trainable
 
 PER = ("model", "tensor", "element")
 
@@ -57,7 +57,7 @@ class LearnedRates(nn.Module):
                 f"steps={steps}: give the number of inner steps, or None for rates of all steps."
             )
         self.per, self.steps = per, steps
-        adapted = {name: dict(model.named_parameters())[name] for name in named_by(model, adapts)}
+        adapted = {name: dict(model.named_parameters())[name] for name in select_parameters(model, adapts)}
         if per == "model":
             adapted = {"rate": next(iter(adapted.values()))}
         # In a module of their own, so that a parameter may be called `steps` or `per`.

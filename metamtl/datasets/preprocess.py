@@ -24,13 +24,15 @@ def chosen(tasks: Iterable[str] | None, known: Sequence[str]) -> tuple[str, ...]
     return names
 
 
-def parted(groups: np.ndarray, parts: tuple[float, float, float], seed: int = 0) -> dict[str, np.ndarray]:
+def split_groups(
+    groups: np.ndarray, parts: tuple[float, float, float], seed: int = 0
+) -> dict[str, np.ndarray]:
     """Positions of train, validation and test examples, so that no group is in two of them.
 
     `groups` `[M]` numbers what belongs together: recordings of one patient, copies of one row. The groups
     are shuffled by `seed` and dealt out by number in the proportions `parts`; positions are sorted.
 
-    >>> {name: at.tolist() for name, at in parted(np.array([7, 7, 8, 9]), (0.34, 0.33, 0.33)).items()}
+    >>> {name: at.tolist() for name, at in split_groups(np.array([7, 7, 8, 9]), (0.34, 0.33, 0.33)).items()}
     {'train': [3], 'validation': [0, 1], 'test': [2]}
     """
     found = np.random.default_rng(seed).permutation(np.unique(groups))
@@ -43,7 +45,7 @@ def parted(groups: np.ndarray, parts: tuple[float, float, float], seed: int = 0)
     }
 
 
-def standardised(values: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def standardized(values: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Columns less their mean, over their deviation, both of the `train` rows alone; and the two.
 
     A column that is constant in training is only shifted.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..functional import Params, has_adapter_buffers, plain_kernels, trainable
+from ..functional import Params, has_adapter_buffers, trainable, vmap_compatible_kernels
 from ..functional.random_state import foreign_state
 from .base import Engine, TaskGradients, concatenate, index_task, num_tasks, stack
 from .kinds import Kind, code_objects, precision, shapes
@@ -29,14 +29,14 @@ class Compiled(Engine):
     """`Vmap`, compiled by `torch.compile`.
 
     For K <= 2 inner steps, and for more of them if a task has few operations, the whole computation is one
-    compiled function. Otherwise, and with `order="recompute"`, one inner step and its vector-Jacobian
-    product are compiled and called K times: compile time does not grow with K, and of every step only its
-    parameters are stored, so memory is that of `order="recompute"`, whatever the order.
+    compiled function. Otherwise, and with `Checkpointed`, one inner step and its vector-Jacobian product
+    are compiled and called K times: compile time does not grow with K, and of every step only its
+    parameters are stored, so that memory is that of `Checkpointed`.
 
     torch's guards notice every change of the model, its hooks and attributes, the loss and the adapter, and
     compile again. What cannot be compiled runs under `Vmap`, after a warning that gives the reason: random
-    numbers, `order="implicit"`, modules that read the number of the inner step, code that torch.compile
-    does not support, and values that change at every step and are no tensors.
+    numbers, `Implicit`, modules that read the number of the inner step, code that torch.compile does not
+    support, and values that change at every step and are not tensors.
 
     Attributes:
         compilations: the number of kinds of work (shapes, classes) compiled so far.
@@ -169,7 +169,7 @@ def _settings() -> Iterator[None]:
     # become torch's without a word. Assigned, because `config.patch` takes longer than a small step.
     config.skip_nnmodule_hook_guards, config.trace_numpy = False, False
     try:
-        with plain_kernels():
+        with vmap_compatible_kernels():
             yield
     finally:
         config.skip_nnmodule_hook_guards, config.trace_numpy = before
@@ -179,8 +179,9 @@ def _unsupported(problem: TaskProblem) -> str | None:
     """Why this work cannot be compiled, if that is known beforehand."""
     if has_adapter_buffers(problem.model):
         return "a module of the model reads the number of the inner step or the support set's statistics"
-    if any(getattr(part, "order", None) == "implicit" for part in problem.adapter.modules()):
-        return "order='implicit' has no compiled form"
+    for way in problem.differentiations:
+        if not way.runs_compiled:
+            return f"differentiation={way} has no compiled form"
     return None
 
 

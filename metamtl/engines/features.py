@@ -22,17 +22,17 @@ def check_features(
     model = next(iter(problems.values())).model
     if not features or features not in dict(model.named_modules(remove_duplicate=False)):
         tops = ", ".join(repr(name) for name, _ in model.named_children())
-        raise ValueError(f"at={features!r} names no module of {type(model).__name__}; it has {tops}.")
+        raise ValueError(f"layer={features!r} names no module of {type(model).__name__}; it has {tops}.")
     adapting = [task for task, problem in problems.items() if problem.adapts]
     if adapting:
         raise ValueError(
-            f"at={features!r}: task {adapting[0]!r} has a support set and adapts parameters of its own, so"
-            " it shares no features; aggregate over parameters (at=None)."
+            f"layer={features!r}: task {adapting[0]!r} has a support set and adapts parameters of its own,"
+            " so it shares no features; aggregate over parameters (layer=None)."
         )
     if len(groups) > 1:
         raise ValueError(
-            f"at={features!r}: task {groups[1][0]!r} has an input of its own, and features of different"
-            " examples cannot be aggregated; give all tasks one and the same query.x, or use at=None."
+            f"layer={features!r}: task {groups[1][0]!r} has an input of its own, and features of different"
+            " examples cannot be aggregated; give all tasks one and the same query.x, or use layer=None."
         )
 
 
@@ -50,7 +50,8 @@ def cut_at(model: nn.Module, features: str | None) -> Iterator[list[tuple[Tensor
     def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
         if not isinstance(output, Tensor):
             raise ValueError(
-                f"at={features!r} returns a {type(output).__name__}; name a module that returns one tensor."
+                f"layer={features!r} returns a {type(output).__name__}; name a module that returns one"
+                " tensor."
             )
         pairs.append((output, output.detach().requires_grad_()))
         return pairs[-1][1]
@@ -66,12 +67,12 @@ def only_pair(pairs: list[tuple[Tensor, Tensor]], features: str) -> tuple[Tensor
     """The pair of a module that ran once, and whose output has a gradient."""
     if len(pairs) != 1:
         raise ValueError(
-            f"at={features!r} ran {len(pairs)} times in one pass of the model; name the last module that"
+            f"layer={features!r} ran {len(pairs)} times in one pass of the model; name the last module that"
             " all the tasks share, which runs once."
         )
     if not pairs[0][0].requires_grad:
         raise ValueError(
-            f"the output of at={features!r} depends on no trainable parameter; nothing to aggregate."
+            f"the output of layer={features!r} depends on no trainable parameter; nothing to aggregate."
         )
     return pairs[0]
 
@@ -82,7 +83,7 @@ def check_bypass(grads: Sequence[Sequence[Tensor | None]], names: list[str], fea
     bypass = [n for n, column in zip(names, columns) if all(g is not None for g in column)]
     if bypass and len(grads) > 1:
         raise ValueError(
-            f"all tasks use {', '.join(bypass[:5])} otherwise than through at={features!r}, so their"
+            f"all tasks use {', '.join(bypass[:5])} otherwise than through layer={features!r}, so their"
             " gradients would not be aggregated; name the last module that all the tasks share, or use"
-            " at=None."
+            " layer=None."
         )

@@ -15,11 +15,12 @@ from ..adapters.inner_loop import InnerLoop
 from ..functional import trainable
 from ..functional.structure import attributes_of, changed_attributes
 from . import compiled_parts
+from .backend import inductor
 from .probe import Probe
 from .problem import TaskProblem
 from .step_loop import StepLoop
 
-BACKEND = "inductor"  # of torch.compile
+BACKEND: str | Callable[..., Any] = inductor  # of torch.compile
 RECOMPILE_LIMIT = 8  # times that a part is compiled again before its work goes to Vmap
 
 

@@ -143,7 +143,7 @@ def _gradients(objective: Tensor, inputs: list[Tensor], keep: bool) -> tuple[Ten
         raise RuntimeError(
             "a module compiled by torch.compile frees its buffers in the first of several backward passes;"
             " set torch._functorch.config.donated_buffer = False before its first call, or take the"
-            " gradients at its output (Recipe(at=...)), which needs a single pass through it."
+            " gradients at its output (Recipe(layer=...)), which needs a single pass through it."
         ) from error
 
 

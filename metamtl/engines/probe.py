@@ -55,7 +55,7 @@ class Probe:
         torch.set_rng_state(before)
         set_foreign_state(foreign)
         device = next((p.device for p in problem.model.parameters()), torch.device("cpu"))
-        flat_memory = any(getattr(part, "order", None) == "recompute" for part in problem.adapter.modules())
+        flat_memory = any(way.checkpoint_every is not None for way in problem.differentiations)
         return cls(
             device,
             draws,

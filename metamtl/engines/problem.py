@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters import Adapter
+from ..adapters import Adapter, Differentiation, Gradient
 from ..adapters.inner_loop import InnerLoop
 from ..episode import Batch, Episode
 from ..functional import (
@@ -79,6 +79,11 @@ class TaskProblem:
             name=name,
             adapts=name is None or episode.support is not None,
         )
+
+    @property
+    def differentiations(self) -> list[Differentiation]:
+        """How the outer gradient goes through each inner loop of the adapter."""
+        return [part.differentiation for part in self.adapter.modules() if isinstance(part, Gradient)]
 
     def adapt(self, shared: Params, own: Params, support: Batch | None, task: Any) -> Params:
         """The parameters that the task uses."""

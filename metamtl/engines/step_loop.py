@@ -56,7 +56,7 @@ class StepLoop:
         first_orders: the values that `InnerLoop.first_order` takes over the steps.
     """
 
-    def __init__(self, backend: str, options: dict[str, Any], first_orders: tuple[bool, ...]) -> None:
+    def __init__(self, backend: Any, options: dict[str, Any], first_orders: tuple[bool, ...]) -> None:
         self.backend, self.first_orders = backend, first_orders
         self.call = torch.compile(compiled_parts.parts, backend=self._compile, **options)
         self.current = threading.local()  # its attribute `run` is a `Run`

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
-from ..functional import Params, plain_kernels, trainable
+from ..functional import Params, trainable, vmap_compatible_kernels
 from ..functional.preflight import is_compiled
 from .base import Engine, TaskGradients, num_tasks
 from .loop import DETACHED, adapted_outputs
@@ -73,7 +73,7 @@ class Vmap(Engine):
         data = tree_map(lambda leaf: leaf.contiguous() if isinstance(leaf, Tensor) else leaf, data)
         axes = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, data)
         batched = vmap(function, in_dims=(axes,), randomness="different", chunk_size=self.chunk_size)
-        with plain_kernels():
+        with vmap_compatible_kernels():
             try:
                 return batched(data)
             except RuntimeError as error:

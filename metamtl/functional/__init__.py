@@ -1,6 +1,6 @@
 """Calling modules with substituted parameters, differentiation, and the K-step loop."""
 
-from .attention import plain_kernels
+from .attention import vmap_compatible_kernels
 from .buffers import (
     has_adapter_buffers,
     with_support_statistics,
@@ -12,11 +12,11 @@ from .scan import scan
 from .select import (
     Params,
     canonical_names,
-    named_by,
     of_module,
+    select_parameters,
     trainable,
     trainable_and_frozen,
-    under,
+    with_prefix,
 )
 from .structure import INNER_STEP, SUPPORT_MEAN, SUPPORT_VAR, Structure, structure_of
 
@@ -31,16 +31,16 @@ __all__ = [
     "gradient",
     "in_transform",
     "is_name",
-    "named_by",
+    "select_parameters",
     "of_module",
-    "plain_kernels",
+    "vmap_compatible_kernels",
     "scan",
     "structure_of",
     "substituted",
     "has_adapter_buffers",
     "trainable",
     "trainable_and_frozen",
-    "under",
+    "with_prefix",
     "with_support_statistics",
     "without_support_statistics",
 ]

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @contextmanager
-def plain_kernels() -> Iterator[None]:
+def vmap_compatible_kernels() -> Iterator[None]:
     """Within it, attention runs in operations that vmap batches and that have a second derivative.
 
     The fused kernels lack one or the other, and are faster, so this is entered only if vmap or second

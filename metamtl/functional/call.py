@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .decompositions import PACKED, TWICE, Decomposed
+from .decompositions import PACKED, TWICE, DecomposeOps
 from .differentiate import in_transform
 from .inputs import Inputs
-from .preflight import first_look
+from .preflight import preflight
 from .recomputation import SubstitutedRecomputation, uses_checkpoints
 from .select import Params, canonical_names
 from .structure import RECURRENT_STATE, Structure, attributes, holder, restore_attributes, structure_of
@@ -59,7 +59,7 @@ def forward(
         return _call_compiled(model, structure, params, args, kwargs, stages, leftovers)
     transformed = in_transform()
     whole = not (is_name(task) or stages)  # a named task uses its own head only
-    look = first_look(model, params, twice=second_order, whole=whole, stages=stages)
+    look = preflight(model, params, twice=second_order, whole=whole, stages=stages)
     checkpoints = not transformed and (look is not None or uses_checkpoints(model))
 
     @contextmanager
@@ -201,7 +201,7 @@ def _call_compiled(
         if original is not None and type(original) in (list, dict, set):  # the pass writes into a copy
             setattr(module, key, original.copy())
     if structure.fused:
-        with Decomposed():
+        with DecomposeOps():
             output = _apply(model, stages, args, kwargs)
     else:
         output = _apply(model, stages, args, kwargs)
@@ -271,8 +271,8 @@ def _decomposition(structure: Structure, transformed: bool, second_order: bool) 
     if not structure.fused or not (transformed or second_order):
         return None
     if transformed:
-        return Decomposed()
-    return Decomposed({**PACKED, **TWICE})
+        return DecomposeOps()
+    return DecomposeOps({**PACKED, **TWICE})
 
 
 @contextmanager

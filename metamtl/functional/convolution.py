@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .decompositions import Decomposed
+from .decompositions import DecomposeOps
 
 
-def as_products() -> Decomposed:
+def as_products() -> DecomposeOps:
     """Within it, two-dimensional convolutions run as products of patches and weights.
 
     Under vmap with weights of their own, tasks are the groups of one convolution, whose gradient is slow
     on a CPU; as a batched product, compiled, a first-order step of Conv-4 takes two thirds of the time.
     Patches need as many times the memory of an image as the kernel has elements.
     """
-    return Decomposed({F.conv2d: conv2d})
+    return DecomposeOps({F.conv2d: conv2d})
 
 
 def conv2d(

@@ -16,7 +16,7 @@ Cell = Callable[..., tuple[Tensor, ...]]
 LAYERS = (nn.RNNBase, nn.RNNCellBase, nn.EmbeddingBag, nn.Bilinear, _NormBase, _WeightNorm)
 
 
-class Decomposed(TorchFunctionMode):
+class DecomposeOps(TorchFunctionMode):
     """Within it, functions of torch run as written here: those of `REPLACED`, or of a smaller `table`.
 
     torch's recurrent layers have no rule for vmap, cuDNN's no second derivative either; `F.batch_norm`

@@ -12,16 +12,16 @@ MISSING = -100
 """The missing label if labels are integers (torch's `ignore_index`); NaN if they are floats."""
 
 
-def present(y: Tensor) -> Tensor:
+def is_labeled(y: Tensor) -> Tensor:
     """Mask of the labels that are not missing, in the shape of `y`.
 
     A missing label is NaN if labels are floats, `MISSING` if they are signed integers. Unsigned integers
     and booleans cannot hold `MISSING`: all of their labels are present.
 
-    >>> present(torch.tensor([[2, MISSING], [MISSING, MISSING]]))
+    >>> is_labeled(torch.tensor([[2, MISSING], [MISSING, MISSING]]))
     tensor([[ True, False],
             [False, False]])
-    >>> present(torch.tensor([156], dtype=torch.uint8))
+    >>> is_labeled(torch.tensor([156], dtype=torch.uint8))
     tensor([True])
     """
     if y.is_floating_point() or y.is_complex():
@@ -31,15 +31,15 @@ def present(y: Tensor) -> Tensor:
     return y != MISSING
 
 
-def labelled(y: Tensor) -> Tensor:
+def has_label(y: Tensor) -> Tensor:
     """Mask of the examples that have a label, `[Q]`; with several labels each, those that have any.
 
-    >>> labelled(torch.tensor([1.0, float("nan")]))
+    >>> has_label(torch.tensor([1.0, float("nan")]))
     tensor([ True, False])
-    >>> labelled(torch.tensor([[2, MISSING], [MISSING, MISSING]]))
+    >>> has_label(torch.tensor([[2, MISSING], [MISSING, MISSING]]))
     tensor([ True, False])
     """
-    there = present(y)
+    there = is_labeled(y)
     return there.flatten(1).any(1) if there.dim() > 1 else there
 
 
@@ -51,7 +51,7 @@ def labeled_examples(output: Any, y: Any) -> tuple[Any, Any]:
     """
     if not isinstance(y, Tensor) or y.dim() == 0:
         return output, y
-    mask = labelled(y)
+    mask = has_label(y)
     if bool(mask.all()):
         return output, y
     if not bool(mask.any()):
@@ -148,7 +148,7 @@ def check_range(y: Tensor, high: int, reason: str) -> None:
     Raises:
         ValueError: a label outside, which no output can match.
     """
-    labels = y[present(y)]
+    labels = y[is_labeled(y)]
     if labels.numel() and not bool(((labels >= 0) & (labels <= high)).all()):
         raise ValueError(
             f"labels range from {labels.min().item()} to {labels.max().item()}, but {reason}, labels 0"

@@ -38,7 +38,7 @@ class Pass(NamedTuple):
 _SEEN: WeakKeyDictionary[nn.Module, set[Pass]] = WeakKeyDictionary()
 
 
-def first_look(
+def preflight(
     model: nn.Module,
     params: dict[str, Tensor],
     *,
@@ -115,8 +115,8 @@ class _Look(TorchFunctionMode):
         if getattr(function.backward, "__code__", None) is ONCE:
             raise NotImplementedError(
                 f"{function.__name__} in {type(self.model).__name__} is marked once_differentiable, and"
-                " order='exact' or 'recompute' needs its second derivative; write its backward in"
-                " differentiable operations, or use order='first'."
+                " differentiation='exact' or 'checkpointed' needs its second derivative; write its backward"
+                " in differentiable operations, or use differentiation='first_order'."
             )
 
     def __exit__(

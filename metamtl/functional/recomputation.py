@@ -49,7 +49,7 @@ class SubstitutedRecomputation(TorchFunctionMode):
             raise NotImplementedError(
                 f"{type(self.model).__name__} uses torch.utils.checkpoint, and this version of torch keeps"
                 " what is run again out of reach, so the backward pass would use the wrong parameters."
-                " Switch it off where tasks are adapted; order='recompute' saves memory instead."
+                " Switch it off where tasks are adapted; use differentiation='checkpointed' to save memory."
             )
         if isinstance(recompute, _Recompute):
             return

@@ -131,7 +131,8 @@ class _Checkpointed(torch.autograd.Function):
         if not draws and foreign_state() != before:
             raise RuntimeError(
                 "a later inner step draws numbers from Python's or numpy's global generator and the first"
-                " does not, so checkpointing cannot repeat it; draw from torch, or use order='exact'."
+                " does not, so checkpointing cannot repeat it; draw from torch, or use"
+                " differentiation='exact'."
             )
         # What no step has changed would be an input that is returned, which autograd cannot save.
         return *(end.clone() if end is start else end for start, end in zip(inputs, state)), *stored

@@ -45,17 +45,19 @@ def of_module(model: nn.Module, params: Params, path: str) -> Params:
     names = canonical_names(model)
     return {
         name.removeprefix(f"{path}."): params[names[name]]
-        for name in under(names, path)
+        for name in with_prefix(names, path)
         if names[name] in params
     }
 
 
-def under(names: Iterable[str], prefix: str) -> list[str]:
+def with_prefix(names: Iterable[str], prefix: str) -> list[str]:
     """Those of `names` that are `prefix` or begin with it as a whole path: `head` takes `head.weight`."""
     return [name for name in names if not prefix or name == prefix or name.startswith(prefix + ".")]
 
 
-def named_by(model: nn.Module, prefixes: str | Iterable[str] | None, argument: str = "adapts") -> list[str]:
+def select_parameters(
+    model: nn.Module, prefixes: str | Iterable[str] | None, argument: str = "adapts"
+) -> list[str]:
     """Names of the trainable parameters under one or several prefixes; if None, of all.
 
     A prefix may use any name of a module; the result lists first names.
@@ -69,7 +71,7 @@ def named_by(model: nn.Module, prefixes: str | Iterable[str] | None, argument: s
     canonical = canonical_names(model)
     chosen: set[str] = set()
     for prefix in [prefixes] if isinstance(prefixes, str) else list(prefixes):
-        selected = {canonical[name] for name in under(canonical, prefix)} & set(candidates)
+        selected = {canonical[name] for name in with_prefix(canonical, prefix)} & set(candidates)
         if not selected:
             raise ValueError(_no_parameter(model, prefix, argument))
         chosen |= selected
@@ -79,7 +81,7 @@ def named_by(model: nn.Module, prefixes: str | Iterable[str] | None, argument: s
 def _no_parameter(model: nn.Module, prefix: str, argument: str) -> str:
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     kind = type(model).__name__
-    if under(names, prefix):
+    if with_prefix(names, prefix):
         return (
             f"{argument}={prefix!r} names only frozen parameters of {kind};"
             " call requires_grad_(True) on them, or name others."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from . import canonical_names, has_adapter_buffers, under
+from . import canonical_names, has_adapter_buffers, with_prefix
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ def split(model: nn.Module, adapted: Iterable[str]) -> Split | None:
     stem: list[str] = []
     remainder: list[str] = []
     _sort(model, "", canonical, set(adapted), stem, remainder)
-    if not any(under(canonical, stage) for stage in stem):
+    if not any(with_prefix(canonical, stage) for stage in stem):
         return None
-    reads = frozenset(canonical[name] for stage in remainder for name in under(canonical, stage))
+    reads = frozenset(canonical[name] for stage in remainder for name in with_prefix(canonical, stage))
     modules = [tuple(model.get_submodule(stage) for stage in part) for part in (stem, remainder)]
     return Split(modules[0], modules[1], reads)
 
@@ -62,7 +62,7 @@ def _sort(
     for child in _stages(module):
         stage = f"{path}.{child}" if path else child
         part = module.get_submodule(child)
-        changes = any(canonical[name] in adapted for name in under(canonical, stage))
+        changes = any(canonical[name] in adapted for name in with_prefix(canonical, stage))
         if remainder or (not changes and not _constant(part)):
             remainder.append(stage)
         elif not changes:

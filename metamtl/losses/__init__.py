@@ -1,19 +1,19 @@
 """Loss functions: missing labels, distillation."""
 
-from ..functional.labels import MISSING, labelled, present
-from .distillation import Taught, distilled, soft_labels, teach
-from .labeled import Loss, image_mse, masked, token_cross_entropy
+from ..functional.labels import MISSING, has_label, is_labeled
+from .distillation import WithTeachers, add_teacher_targets, distillation_loss, soft_labels
+from .labeled import Loss, image_mse, mean_over_labeled, token_cross_entropy
 
 __all__ = [
     "MISSING",
     "Loss",
-    "Taught",
-    "distilled",
+    "WithTeachers",
+    "distillation_loss",
     "image_mse",
-    "labelled",
-    "masked",
-    "present",
+    "has_label",
+    "mean_over_labeled",
+    "is_labeled",
     "soft_labels",
-    "teach",
+    "add_teacher_targets",
     "token_cross_entropy",
 ]

@@ -16,24 +16,27 @@ from ..functional import forward
 from .labeled import Loss
 
 
-def teach(episodes: Mapping[str, Episode], teachers: Mapping[str, nn.Module]) -> dict[str, Episode]:
-    """The episodes with each target `y` replaced by `(y, teacher's output)`, for `distilled` losses.
+def add_teacher_targets(
+    episodes: Mapping[str, Episode], teachers: Mapping[str, nn.Module]
+) -> dict[str, Episode]:
+    """The episodes with each target `y` replaced by `(y, teacher's output)`, for `distillation_loss`.
 
-    The teachers are only asked, without a graph; `y` stays as it is where a task has no teacher. Measure
-    on episodes without it.
+    No graph is recorded for the teachers. The targets of a task without a teacher are unchanged. Evaluate
+    on the original episodes.
 
     Args:
         episodes: named tasks.
-        teachers: for some or all of them a trained model, in eval mode; one with heads by name is asked
-            for the task's.
+        teachers: for some or all of the tasks a trained model, in eval mode. Of a model with named heads,
+            the head of the task is used.
 
     Raises:
         ValueError: a teacher of no task, or in training mode.
 
     >>> from metamtl import Batch, Episode, nets
     >>> x, y = torch.zeros(5, 4), torch.zeros(5, dtype=torch.long)
-    >>> taught = teach({"kind": Episode(None, Batch(x, y))}, {"kind": nets.mlp(4, 8, 3).eval()})
-    >>> loss = {"kind": distilled(F.cross_entropy, soft_labels(temperature=2.0))}
+    >>> episodes, teachers = {"kind": Episode(None, Batch(x, y))}, {"kind": nets.mlp(4, 8, 3).eval()}
+    >>> taught = add_teacher_targets(episodes, teachers)
+    >>> loss = {"kind": distillation_loss(F.cross_entropy, soft_labels(temperature=2.0))}
     >>> loss["kind"](torch.zeros(5, 3), taught["kind"].query.y).shape
     torch.Size([])
     """
@@ -43,88 +46,92 @@ def teach(episodes: Mapping[str, Episode], teachers: Mapping[str, nn.Module]) ->
     for name, teacher in teachers.items():
         if any(module.training for module in teacher.modules()):
             raise ValueError(
-                f"the teacher of task {name!r} is in training mode, so its answers would depend on dropout"
+                f"the teacher of task {name!r} is in training mode, so its output would depend on dropout"
                 " or on the batch; call .eval() on it."
             )
     return {
-        name: _taught(episode, teachers[name], name) if name in teachers else episode
+        name: _add_targets(episode, teachers[name], name) if name in teachers else episode
         for name, episode in episodes.items()
     }
 
 
-def _taught(episode: Episode, teacher: nn.Module, name: str) -> Episode:
+def _add_targets(episode: Episode, teacher: nn.Module, name: str) -> Episode:
     takes_task = "task" in inspect.signature(teacher.forward).parameters
 
-    def asked(batch: Batch) -> Batch:
+    def with_output(batch: Batch) -> Batch:
         with torch.no_grad():
             return Batch(batch[0], (batch[1], forward(teacher, {}, batch[0], name if takes_task else None)))
 
-    support = None if episode.support is None else asked(episode.support)
-    return replace(episode, support=support, query=asked(episode.query))
+    support = None if episode.support is None else with_output(episode.support)
+    return replace(episode, support=support, query=with_output(episode.query))
 
 
-class Taught:
-    """A source of named tasks that have teachers: their answers in `sample`, distilled losses in `loss`.
+class WithTeachers:
+    """A source of named tasks with teachers: `sample` adds their outputs, `loss` has distillation losses.
 
-    All else is the source's. For training; measure on the source itself. With teachers trained for one
-    task each this is how Clark et al. 2019 (https://arxiv.org/abs/1907.04829) train a student of many,
-    here with a constant `weight`.
+    Everything else is that of the source. Use it for training; evaluate on the source itself. With teachers
+    trained for one task each, this is the multi-task student of Clark et al. 2019
+    (https://arxiv.org/abs/1907.04829), with a constant `weight`.
 
     Args:
         tasks: with `sample(n, generator) -> {task: Episode}` and `loss`, a dict.
-        teachers: as for `teach`.
-        match, weight, where: as for `distilled`.
+        teachers: as for `add_teacher_targets`.
+        divergence, weight, mask: as for `distillation_loss`.
     """
 
     def __init__(
         self,
         tasks: Any,
         teachers: Mapping[str, nn.Module],
-        match: Loss,
+        divergence: Loss,
         weight: float = 0.5,
-        where: Callable[[Any], Tensor] | None = None,
+        mask: Callable[[Any], Tensor] | None = None,
     ) -> None:
         self.tasks, self.teachers = tasks, teachers
-        own = {task: distilled(tasks.loss[task], match, weight, where) for task in teachers}
+        own = {task: distillation_loss(tasks.loss[task], divergence, weight, mask) for task in teachers}
         self.loss: dict[str, Loss] = {**tasks.loss, **own}
 
     def sample(self, n: int, generator: torch.Generator) -> dict[str, Episode]:
-        """The episodes of the source, with what the teachers say of them."""
+        """The episodes of the source, with the teachers' outputs."""
         episodes = self.tasks.sample(n, generator)
-        return teach(episodes, {task: model for task, model in self.teachers.items() if task in episodes})
+        return add_teacher_targets(
+            episodes, {task: model for task, model in self.teachers.items() if task in episodes}
+        )
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__.get("tasks"), name)  # a copy in the making has none yet
+        return getattr(self.__dict__.get("tasks"), name)  # while it is copied, it has no attributes
 
 
-def distilled(
-    loss: Loss, match: Loss, weight: float = 0.5, where: Callable[[Any], Tensor] | None = None
+def distillation_loss(
+    loss: Loss, divergence: Loss, weight: float = 0.5, mask: Callable[[Any], Tensor] | None = None
 ) -> Loss:
-    """`(1 - weight) * loss(output, y) + weight * match(output, teacher's output)`.
+    """`(1 - weight) * loss(output, y) + weight * divergence(output, teacher's output)`.
 
-    Hinton, Vinyals, Dean 2015, https://arxiv.org/abs/1503.02531. With `weight=1` labels are looked at by
-    `where` alone.
+    Hinton, Vinyals, Dean 2015, https://arxiv.org/abs/1503.02531. With `weight=1` only `mask` reads labels.
 
     Args:
         loss: the task's own loss.
-        match: `soft_labels(temperature)` for classes, `F.mse_loss` for numbers.
+        divergence: `soft_labels(temperature)` for classes, `F.mse_loss` for numbers.
         weight: from 0 to 1.
-        where: from `y` what `match` compares, as a mask over the outputs' first axes; of tags,
-            `metamtl.losses.present` is the real tokens. If None, everything: a teacher also knows what has
-            no label.
+        mask: a function of `y` that selects which outputs `divergence` compares, as a mask over their first
+            axes; for tags, `metamtl.losses.is_labeled` selects the real tokens. If None, all of them: a
+            teacher also has an output for examples without a label.
+
+    Raises:
+        ValueError: `weight` is out of range; when called, `y` is not a pair.
     """
     if not 0 <= weight <= 1:
-        raise ValueError(f"weight={weight} must be from 0 (labels alone) to 1 (teacher alone).")
+        raise ValueError(f"weight={weight} must be from 0 (only labels) to 1 (only the teacher).")
 
     def both(output: Any, y: tuple[Any, Any]) -> Tensor:
         if not isinstance(y, tuple) or len(y) != 2:
             raise ValueError(
-                f"a distilled loss takes y as (y, teacher's output), found a {type(y).__name__}; make the"
-                " episodes by teach(episodes, teachers)."
+                f"a distillation loss takes y as (y, teacher's output), found a {type(y).__name__}; make"
+                " the episodes with add_teacher_targets(episodes, teachers)."
             )
-        there = slice(None) if where is None else where(y[0])
-        taught = match(output[there], y[1].detach()[there])
-        return taught if weight == 1 else (1 - weight) * loss(output, y[0]) + weight * taught
+        selected = slice(None) if mask is None else mask(y[0])
+        distance = divergence(output[selected], y[1].detach()[selected])
+        return distance if weight == 1 else (1 - weight) * loss(output, y[0]) + weight * distance
 
     return both
 
@@ -132,22 +139,22 @@ def distilled(
 def soft_labels(temperature: float = 2.0) -> Loss:
     """`T^2 KL(softmax(teacher / T) | softmax(output / T))`, the mean over all but the last axis.
 
-    Scores `[..., N]` of both. The factor keeps the gradient's size as T grows: for large T it is that of
-    the squared difference of centred scores over 2 N.
+    The scores of both are `[..., N]`. The factor keeps the size of the gradient as T grows: for large T it
+    is that of the squared difference of centered scores divided by 2 N.
 
     >>> soft_labels()(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 2.0]]))
     tensor(0.)
     """
     if temperature <= 0:
-        raise ValueError(f"temperature={temperature} must be above 0.")
+        raise ValueError(f"temperature={temperature} must be positive.")
 
-    def match(output: Tensor, teacher: Tensor) -> Tensor:
+    def divergence(output: Tensor, teacher: Tensor) -> Tensor:
         if output.shape != teacher.shape:
             raise ValueError(
-                f"the student answers {list(output.shape)}, the teacher {list(teacher.shape)}; both need"
-                " the same classes in the same order."
+                f"the student's output is {list(output.shape)}, the teacher's {list(teacher.shape)}; both"
+                " need the same classes in the same order."
             )
         ours, theirs = ((scores / temperature).log_softmax(-1) for scores in (output, teacher))
         return temperature**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1).mean()
 
-    return match
+    return divergence

@@ -14,7 +14,7 @@ from ..functional.labels import MISSING, aligned, check_scores, same_entries
 Loss = Callable[[Any, Any], Tensor]  # (model output, targets) -> scalar
 
 
-def masked(function: Callable[..., Tensor]) -> Loss:
+def mean_over_labeled(function: Callable[..., Tensor]) -> Loss:
     """The mean of `function` over the labels that are there: `sum_i m_i f(o_i, y_i) / sum_i m_i`.
 
     `function(output, y, reduction="none")` is one of torch's losses for floating-point targets; a missing
@@ -23,7 +23,7 @@ def masked(function: Callable[..., Tensor]) -> Loss:
     that looks like a solved task.
 
     >>> y = torch.tensor([1.0, float("nan"), 3.0])
-    >>> masked(F.mse_loss)(torch.zeros(3), y)
+    >>> mean_over_labeled(F.mse_loss)(torch.zeros(3), y)
     tensor(5.)
     """
 
@@ -41,7 +41,7 @@ def token_cross_entropy(output: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy of tags, the mean over real tokens.
 
     Scores `[B, L, N]`, tags `[B, L]` with `MISSING` where there is no token. Where no token is real the
-    result is NaN, as in `masked`.
+    result is NaN, as in `mean_over_labeled`.
     """
     check_scores(output, y)
     return F.cross_entropy(output.flatten(0, 1), y.flatten(), ignore_index=MISSING)

@@ -14,9 +14,9 @@ from ..functional.labels import (
     check_range,
     check_scores,
     check_tensors,
+    is_labeled,
     labeled_examples,
     num_examples,
-    present,
     same_entries,
 )
 
@@ -42,7 +42,7 @@ class Metric:
             neither a tensor nor a number.
         ValueError: on a call, no example is labeled, or the result has another shape.
 
-    >>> accuracy(torch.eye(3), torch.tensor([0, MISSING, 1]))
+    >>> accuracy(torch.eye(3), torch.tensor([0, -100, 1]))
     tensor([1., 0.])
     """
 
@@ -75,7 +75,7 @@ def _accuracy(output: Tensor, y: Tensor) -> Tensor:
 
 def _squared_error(output: Tensor, y: Tensor) -> Tensor:
     output, y = same_entries(output, y)
-    mask = present(y)
+    mask = is_labeled(y)
     errors = (output - y).square()
     return errors.where(mask, torch.zeros_like(errors)).sum(1) / mask.sum(1)
 
@@ -104,7 +104,7 @@ def _flat_values(values: Any, output: Any, y: Any) -> Tensor:
     n = num_examples(output, y)
     if values.dim() == 0 or n is None:
         return values.flatten() if values.dim() else values
-    labels = present(y) if isinstance(y, Tensor) else None
+    labels = is_labeled(y) if isinstance(y, Tensor) else None
     if labels is not None and values.shape == labels.shape:
         return values[labels]
     if values.shape in ((n,), (n, 1)) or (labels is not None and values.shape == (int(labels.sum()),)):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..estimate import Estimate
-from ..functional.labels import labelled, present
+from ..functional.labels import has_label, is_labeled
 from . import Metric
 
 
@@ -150,7 +150,7 @@ def _all_at_once(metric: Metric, outputs: Any, y: Any, first: Tensor, last: Tens
     num_tasks, examples = tensors[0].shape[:2]
     counts = [torch.full((num_tasks,), examples, device=values.device)]
     if isinstance(y, Tensor):
-        mask = present(y)
+        mask = is_labeled(y)
         counts = [mask.flatten(2).any(2).sum(1) if mask.dim() > 2 else mask.sum(1), mask.flatten(1).sum(1)]
     count = next((count for count in counts if int(count.sum()) == len(values.reshape(-1))), None)
     if values.dim() == 0 or count is None or not _equal(values[: len(first)], first):
@@ -181,7 +181,7 @@ def _check_tasks(outputs: Any, y: Any, names: Sequence[str]) -> int:
     """Check labels and outputs of all tasks; the number of examples without a label."""
     mask = None
     if isinstance(y, Tensor) and y.dim() > 0:
-        mask = labelled(y.flatten(0, 1)).view(y.shape[:2]) if y.dim() > 1 else present(y)[:, None]
+        mask = has_label(y.flatten(0, 1)).view(y.shape[:2]) if y.dim() > 1 else is_labeled(y)[:, None]
         if unlabeled := _named(~mask.any(1), names):
             raise ValueError(
                 f"no query example of task {unlabeled} has a label, so there is nothing to measure; leave"
@@ -205,7 +205,7 @@ def _not_finite(output: Tensor, y: Any, mask: Tensor | None) -> Tensor:
     # Minus infinity is how a model excludes a class; but an example needs at least one finite score.
     bad |= output.isneginf().all(-1, keepdim=True) if output.dim() > 2 else output.isneginf()
     if isinstance(y, Tensor) and output.shape[: y.dim()] == y.shape:
-        bad &= present(y).view(*y.shape, *[1] * (output.dim() - y.dim()))
+        bad &= is_labeled(y).view(*y.shape, *[1] * (output.dim() - y.dim()))
     elif mask is not None and output.shape[:2] == mask.shape:
         bad &= mask.view(*mask.shape, *[1] * (output.dim() - 2))
     return bad.flatten(1).any(1) if bad.dim() > 1 else bad
@@ -215,7 +215,7 @@ def _check_values(name: str, values: Tensor, names: Sequence[str]) -> None:
     if bad := _named(~values.isfinite(), names):
         raise FloatingPointError(
             f"metric {name!r} of task {bad} is not finite. If some labels of an example are missing, the"
-            " metric or loss has to leave them out, as metamtl.losses.masked does."
+            " metric or loss has to leave them out, as metamtl.losses.mean_over_labeled does."
         )
 
 

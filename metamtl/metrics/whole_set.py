@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..functional.labels import MISSING, aligned, check_range, check_scores, check_tensors, present
+from ..functional.labels import MISSING, aligned, check_range, check_scores, check_tensors, is_labeled
 from . import Metric
 
 
@@ -19,7 +19,7 @@ def _roc_auc(output: Tensor, y: Tensor) -> Tensor:
             "ROC-AUC is measured by scikit-learn, which is missing: pip install 'metamtl[tabular]'."
         ) from error
     check_tensors(output, y)
-    mask = present(y)
+    mask = is_labeled(y)
     scores, truth = aligned(output, y)[mask], y[mask]
     if truth.unique().numel() < 2:
         found = truth.unique().tolist()

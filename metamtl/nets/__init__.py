@@ -2,6 +2,7 @@
 
 from .conv4 import Conv4, conv4
 from .fine_tune import fine_tune
+from .flatten_linear import FlattenLinear, flatten_linear
 from .lenet import Decoder, LeNet, lenet, lenet_heads
 from .mlp import MLP, mlp, tower
 from .norm import (
@@ -13,12 +14,10 @@ from .norm import (
     batchnorm_statistics,
     with_batchnorm,
 )
-from .pixels import Pixels, pixels
 from .resnet12 import ResNet12, resnet12
 from .sharing import (
     MTAN,
     PLE,
-    Behind,
     Branching,
     Cascade,
     Constant,
@@ -29,6 +28,7 @@ from .sharing import (
     MMoE,
     NamedHeads,
     NamedTasks,
+    SharedBottom,
     SharedPrivate,
     SoftSharing,
     named_heads,
@@ -45,7 +45,7 @@ __all__ = [
     "PLE",
     "VQA",
     "BatchNorm",
-    "Behind",
+    "SharedBottom",
     "Branching",
     "Cascade",
     "Constant",
@@ -61,7 +61,7 @@ __all__ = [
     "NamedHeads",
     "NamedTasks",
     "PerStepBatchNorm",
-    "Pixels",
+    "FlattenLinear",
     "ResNet12",
     "SharedPrivate",
     "SoftSharing",
@@ -78,7 +78,7 @@ __all__ = [
     "lenet_heads",
     "mlp",
     "named_heads",
-    "pixels",
+    "flatten_linear",
     "resnet12",
     "reverse_gradient",
     "smooth_step",

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..functional import under
+from ..functional import with_prefix
 
 
 def fine_tune(
@@ -43,7 +43,7 @@ def fine_tune(
     rates = dict(rates or {})
     params = dict(model.named_parameters())
     for prefix in (*listed, *rates):
-        if not under(params, prefix):
+        if not with_prefix(params, prefix):
             tops = sorted({name.split(".")[0] for name in params})
             raise ValueError(
                 f"{prefix!r} names no parameter of {type(model).__name__}; it has"
@@ -55,7 +55,7 @@ def fine_tune(
     rate_of: dict[str, float | None] = dict.fromkeys(params, lr)
     choices: dict[str, float | None] = {**dict.fromkeys(listed), **rates}
     for prefix in sorted(choices, key=len):  # the longest last
-        rate_of.update(dict.fromkeys(under(params, prefix), choices[prefix]))
+        rate_of.update(dict.fromkeys(with_prefix(params, prefix), choices[prefix]))
     if all(rate is None for rate in rate_of.values()):
         raise ValueError(f"frozen={listed} leaves {type(model).__name__} nothing to learn.")
     groups: dict[float, list[nn.Parameter]] = {}

@@ -1,7 +1,7 @@
 """What the outer loop minimizes: the query loss and other objectives, and penalties added to them."""
 
 from .base import Adaptation, Objective, displacement, episode_loss, query_loss
-from .penalties import Penalty, nuclear, penalised, spread, subspace
+from .penalties import Penalty, l2_to_mean, low_rank, nuclear_norm, penalized
 
 __all__ = [
     "Adaptation",
@@ -9,9 +9,9 @@ __all__ = [
     "Penalty",
     "displacement",
     "episode_loss",
-    "nuclear",
-    "penalised",
+    "nuclear_norm",
+    "penalized",
     "query_loss",
-    "spread",
-    "subspace",
+    "l2_to_mean",
+    "low_rank",
 ]

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..episode import Batch
 from ..functional import Params
-from ..functional.labels import present
+from ..functional.labels import is_labeled
 
 
 @dataclass
@@ -72,8 +72,8 @@ def episode_loss(task: Adaptation) -> Tensor:
     S and Q are the numbers of labels that are not missing. For adapters that do not look at the support
     set (joint and multi-task training), so that they learn from every label that a meta-learner uses. The
     two sets pass through the model one by one, as they do at test. `loss` must be a mean over the labels
-    that are not missing, as torch's cross-entropy and `metamtl.losses.masked` are. A support set without
-    any label has weight 0. If `y` holds several tensors, the first one holds the labels.
+    that are not missing, as torch's cross-entropy and `metamtl.losses.mean_over_labeled` are. A support set
+    without any label has weight 0. If `y` holds several tensors, the first one holds the labels.
     """
     if task.support is None:
         return task.query_loss
@@ -93,7 +93,7 @@ def _num_labels(batch: Batch) -> Tensor:
     tensors = [leaf for leaf in tree_leaves((batch.y, batch.x)) if isinstance(leaf, Tensor)]
     labels = [leaf for leaf in tree_leaves(batch.y) if isinstance(leaf, Tensor)]
     if labels:
-        return present(labels[0]).sum()
+        return is_labeled(labels[0]).sum()
     return torch.full((), len(tensors[0]), device=tensors[0].device)
 
 

@@ -2,13 +2,13 @@
 
 A penalty goes from parameters by name to a number. There are two places for it:
 
-- `penalised(penalty, weight)` as a recipe's objective. Every task's objective then holds the whole
+- `penalized(penalty, weight)` as a recipe's objective. Every task's objective then holds the whole
   penalty, so that all the towers are parameters of all the tasks, and have rows. It enters **once** under
   an aggregator whose weights sum to 1 (`Mean`), T times under a sum. A head that no penalty names stays
   its task's own.
 - beside `meta_backward`, once whatever the aggregator, because `.grad` accumulates:
   `(weight * penalty(dict(model.named_parameters()))).backward()`. The tasks must then share something
-  else, a bottom (`nets.Behind`), for an aggregator to have rows.
+  else, a bottom (`nets.SharedBottom`), for an aggregator to have rows.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..functional import Params, under
+from ..functional import Params, with_prefix
 from .base import Adaptation, Objective, query_loss
 
 Penalty = Callable[[Params], Tensor]
 
 
-def penalised(penalty: Penalty, weight: float, objective: Objective = query_loss) -> Objective:
+def penalized(penalty: Penalty, weight: float, objective: Objective = query_loss) -> Objective:
     """`objective(task) + weight * penalty(theta)`, at the parameters before adaptation.
 
     >>> from torch import nn
     >>> from metamtl import nets, recipes
     >>> towers = nets.SoftSharing(lambda: nn.Linear(4, 8), features=8, outputs={"a": 3, "b": 1})
-    >>> recipe = recipes.joint(objective=penalised(nuclear("towers"), 0.01))
+    >>> recipe = recipes.joint(objective=penalized(nuclear_norm("towers"), 0.01))
     """
 
     def both(task: Adaptation) -> Tensor:
@@ -40,7 +40,7 @@ def penalised(penalty: Penalty, weight: float, objective: Objective = query_loss
     return both
 
 
-def spread(prefix: str = "towers") -> Penalty:
+def l2_to_mean(prefix: str = "towers") -> Penalty:
     """L2: `1/2 sum_t |theta_t - mean_s theta_s|^2` over all parameters of the towers.
 
     Evgeniou, Pontil 2004, https://doi.org/10.1145/1014052.1014067. Its gradient to tower t is
@@ -56,7 +56,7 @@ def spread(prefix: str = "towers") -> Penalty:
     return penalty
 
 
-def nuclear(prefix: str = "towers") -> Penalty:
+def nuclear_norm(prefix: str = "towers") -> Penalty:
     """Nuclear norm: the sum of the singular values of `[T, n]`, for each parameter of the towers.
 
     Yang, Hospedales 2017, https://arxiv.org/abs/1606.04038, with the tensor of all towers flattened along
@@ -70,7 +70,7 @@ def nuclear(prefix: str = "towers") -> Penalty:
     return penalty
 
 
-def subspace(rank: int, prefix: str = "towers") -> Penalty:
+def low_rank(rank: int, prefix: str = "towers") -> Penalty:
     """`sum_(i > rank) s_i^2`: squared distance of the towers `[T, n]` to the nearest subspace of `rank`.
 
     Each parameter has a subspace of its own that all tasks share and that is fitted anew at each call: the
@@ -102,7 +102,7 @@ def _sum(parts: list[Tensor]) -> Tensor:
 def _stacks(params: Params, prefix: str) -> list[Tensor]:
     """Each parameter of the towers as a matrix with a row for each tower, `[T, n]`."""
     towers: dict[str, Params] = {}
-    for name in under(params, prefix):
+    for name in with_prefix(params, prefix):
         tower, _, rest = name[len(prefix) + 1 :].partition(".")
         towers.setdefault(tower, {})[rest] = params[name]
     if len(towers) < 2:

@@ -35,4 +35,4 @@ class Descent(Rule):
 def _descend(param: Tensor, gradient: Tensor, lr: float | Tensor) -> Tensor:
     if isinstance(lr, Tensor):
         return param - lr * gradient
-    return param.add(gradient, alpha=-lr)  # one operation instead of two
+    return param.sub(gradient, alpha=lr)  # one operation instead of two

@@ -1,15 +1,14 @@
 """Where episodes come from. A source has `.split("train" | "validation" | "test")`; a split samples."""
 
-from ..datasets.vocabulary import Vocabulary
 from .adult import Adult
 from .clinc150 import Clinc150
 from .easy_vqa import EasyVQA
 from .few_shot import FewShot
 from .glyph_attributes import GlyphAttributes
 from .glyphs import Glyphs
-from .grouped import Grouped
-from .labelled import Labelled
-from .mixture import Mixture
+from .grouped import GroupedTasks
+from .labeled import LabeledTasks
+from .mixture import TaskMixture
 from .multimnist import MultiMNIST
 from .omniglot import Omniglot
 from .parkinsons import Parkinsons, Patients
@@ -24,9 +23,9 @@ __all__ = [
     "FewShot",
     "GlyphAttributes",
     "Glyphs",
-    "Grouped",
-    "Labelled",
-    "Mixture",
+    "GroupedTasks",
+    "LabeledTasks",
+    "TaskMixture",
     "MultiMNIST",
     "Omniglot",
     "Parkinsons",
@@ -34,5 +33,4 @@ __all__ = [
     "Sinusoid",
     "TextTrio",
     "Tox21",
-    "Vocabulary",
 ]

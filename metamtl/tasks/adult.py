@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from ..datasets import adult
 from ..datasets.files import check_split
 from ..datasets.prepared import Arrays, Dir
-from ..datasets.preprocess import chosen, parted, standardised, targets
-from ..losses import masked
+from ..datasets.preprocess import chosen, split_groups, standardized, targets
+from ..losses import mean_over_labeled
 from ..metrics import binary_accuracy, roc_auc
-from .labelled import Labelled
+from .labeled import LabeledTasks
 
 TASKS = ("income", "never_married")
 # Not in the input: the answers, what gives one of them away, a second copy, and the census's own weight.
@@ -58,7 +58,7 @@ class Adult:
         self.tasks = chosen(tasks, TASKS)
         self.data_dir, self.device = data_dir, device
 
-    def split(self, name: str) -> Labelled:
+    def split(self, name: str) -> LabeledTasks:
         """The rows of `"train"`, `"validation"` or `"test"`."""
         check_split(name)
         at = self._parts[name]
@@ -67,10 +67,10 @@ class Adult:
             "never_married": self._column("marital-status")
             == self._level("marital-status", "Never-married"),
         }
-        return Labelled(
+        return LabeledTasks(
             self._x[at],
             {task: targets(labels[task][at]) for task in self.tasks},
-            loss=dict.fromkeys(self.tasks, masked(F.binary_cross_entropy_with_logits)),
+            loss=dict.fromkeys(self.tasks, mean_over_labeled(F.binary_cross_entropy_with_logits)),
             metrics={task: {"roc_auc": roc_auc, "accuracy": binary_accuracy} for task in self.tasks},
             outputs=dict.fromkeys(self.tasks, 1),
             device=self.device,
@@ -88,7 +88,7 @@ class Adult:
     @cached_property
     def _parts(self) -> dict[str, np.ndarray]:
         whole = np.concatenate([self._arrays["numeric"], self._arrays["categorical"]], 1)
-        return parted(np.unique(whole, axis=0, return_inverse=True)[1].reshape(-1), (0.8, 0.1, 0.1))
+        return split_groups(np.unique(whole, axis=0, return_inverse=True)[1].reshape(-1), (0.8, 0.1, 0.1))
 
     @property
     def _numeric(self) -> list[str]:
@@ -114,7 +114,7 @@ class Adult:
         for column, name in enumerate(self._numeric):
             if name.startswith("capital"):
                 numbers[:, column] = np.log1p(numbers[:, column])
-        numbers, *_ = standardised(numbers, self._parts["train"])
+        numbers, *_ = standardized(numbers, self._parts["train"])
         levels = [self._column(column) == code for column, _, code in self._levels]
         return torch.from_numpy(np.column_stack([numbers, *levels])).to(torch.get_default_dtype())
 

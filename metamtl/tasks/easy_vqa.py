@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from ..datasets import easy_vqa
 from ..datasets.files import check_split
 from ..datasets.prepared import Arrays, Dir
-from ..datasets.preprocess import chosen, classes, parted
+from ..datasets.preprocess import chosen, classes, split_groups
 from ..datasets.vocabulary import Vocabulary, tokenize
 from ..losses import Loss
 from ..metrics import accuracy
-from .labelled import Labelled
+from .labeled import LabeledTasks
 
 TASKS = ("answer", "shape", "colour")
 SHAPES = ("circle", "rectangle", "triangle")
@@ -103,7 +103,7 @@ class EasyVQA:
     def _parts(self) -> dict[str, np.ndarray]:
         """Positions among the training questions; no picture is in both."""
         images = self._arrays["train_question_image"]
-        found = parted(images, (0.8, 0.1, 0.1))
+        found = split_groups(images, (0.8, 0.1, 0.1))
         return {"train": np.union1d(found["train"], found["test"]), "validation": found["validation"]}
 
     @cached_property
@@ -113,7 +113,7 @@ class EasyVQA:
         return {"tokens": found["tokens"], "mask": found["mask"]}
 
 
-class Questions(Labelled):
+class Questions(LabeledTasks):
     """Questions about pictures; made by `EasyVQA.split`. `words` is what an embedding has to have."""
 
     def __init__(

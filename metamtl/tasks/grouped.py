@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..episode import Episode
 
 
-class Grouped:
+class GroupedTasks:
     """Draws from several families of alike tasks, as evenly as can be.
 
     Of T tasks over G groups every group has `T // G`; the rest go to different groups, by lot. Tasks stand
@@ -27,7 +27,8 @@ class Grouped:
         ValueError: no group.
 
     >>> from metamtl.tasks import Sinusoid
-    >>> waves = Grouped({"low": Sinusoid(amplitude=(0.1, 0.5)), "high": Sinusoid(amplitude=(5.0, 50.0))})
+    >>> low, high = Sinusoid(amplitude=(0.1, 0.5)), Sinusoid(amplitude=(5.0, 50.0))
+    >>> waves = GroupedTasks({"low": low, "high": high})
     >>> waves.sample(4, torch.Generator().manual_seed(0)).query.y.abs().amax((1, 2)) > 1
     tensor([False, False,  True,  True])
     """

@@ -14,7 +14,7 @@ Sampling = Literal["all", "proportional", "round_robin"]
 Schedule = Callable[[int], Sequence[str]] | Sequence[tuple[int, Sequence[str]]]
 
 
-class Mixture:
+class TaskMixture:
     """Steps of tasks from several sources, each with its own inputs, labels and batch size.
 
     Which tasks are in a step is `sampling`:
@@ -32,8 +32,8 @@ class Mixture:
     one input counts once: its tasks come together. For a whole measurement use `sampling="all"`.
 
     Args:
-        sources: `Labelled`, or anything with its `sample`, `loss`, `metrics`, `outputs` and length; by the
-            task's name, or, for sources with several tasks, by any name.
+        sources: `LabeledTasks`, or anything with its `sample`, `loss`, `metrics`, `outputs` and length; by
+            the name of the task or, for sources with several tasks, by any name.
         sampling: as above.
         temperature: of `"proportional"`, above 0; `float("inf")` for equal chances.
         tasks_per_step: of `"proportional"` and `"round_robin"`.
@@ -43,11 +43,11 @@ class Mixture:
         ValueError: no source, the same task twice, an unknown name or value.
 
     >>> from torch.nn import functional as F
-    >>> from metamtl.tasks import Labelled
+    >>> from metamtl.tasks import LabeledTasks
     >>> def source(task, count):
     ...     both = {"loss": {task: F.cross_entropy}, "metrics": {task: {}}, "outputs": {task: 2}}
-    ...     return Labelled(torch.randn(count, 4), {task: torch.randint(2, (count,))}, **both)
-    >>> mixture = Mixture({"topic": source("topic", 90), "tone": source("tone", 10)}, sizes={"tone": 4})
+    ...     return LabeledTasks(torch.randn(count, 4), {task: torch.randint(2, (count,))}, **both)
+    >>> mixture = TaskMixture({"topic": source("topic", 90), "tone": source("tone", 10)}, sizes={"tone": 4})
     >>> {task: len(e.query.y) for task, e in mixture.sample(16, torch.Generator()).items()}
     {'topic': 16, 'tone': 4}
     """

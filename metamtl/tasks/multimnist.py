@@ -17,7 +17,7 @@ from ..datasets.prepared import Arrays, Dir
 from ..datasets.preprocess import chosen
 from ..losses import Loss, image_mse
 from ..metrics import Metric, accuracy, mse
-from .labelled import Labelled
+from .labeled import LabeledTasks
 
 SIZE, CANVAS, SHIFT = 28, 36, 4
 HELD = 6  # the last sixth of the training digits, 10,000 of 60,000, is for validation
@@ -87,7 +87,7 @@ class MultiMNIST:
         self.reconstruct, self.pairs, self.seed = reconstruct, tuple(pairs), seed
         self.data_dir, self.device = data_dir, device
 
-    def split(self, name: str) -> Labelled:
+    def split(self, name: str) -> LabeledTasks:
         """The pictures of `"train"`, `"validation"` or `"test"`."""
         check_split(name)
         kind = "test" if name == "test" else "train"
@@ -108,7 +108,7 @@ class MultiMNIST:
         classes: dict[str, Loss] = {"left": F.cross_entropy, "right": F.cross_entropy}
         metrics: dict[str, dict[str, Metric]] = {task: {"accuracy": accuracy} for task in TASKS}
         answers = {task: labels[found.digits[:, side]] for side, task in enumerate(TASKS)}
-        return Labelled(
+        return LabeledTasks(
             pictures,
             {task: right_alone if draws and task == "right" else answers[task] for task in self.tasks},
             loss=classes | ({"right": image_mse} if draws else {}),

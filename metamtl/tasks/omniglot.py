@@ -15,7 +15,7 @@ from ..datasets.omniglot import DRAWERS, Arrays, load
 from ..losses import Loss
 from ..metrics import Metric
 from .few_shot import FewShot, Rotations
-from .grouped import Grouped
+from .grouped import GroupedTasks
 
 Protocol = Literal["maml", "vinyals", "alphabets"]
 Split = Literal["train", "validation", "test"]
@@ -53,7 +53,8 @@ class Omniglot:
         ways, shots, queries, rotations, device: as in `FewShot`. MAML's authors take `queries=shots`.
         protocol: which characters are for training, validation and test.
         within: `"alphabet"`: the classes of a task are characters of one alphabet, and a split is
-            `Grouped` by alphabet, without those that have fewer than `ways` classes in it; None: of any.
+            `GroupedTasks` by alphabet, without alphabets that have fewer than `ways` classes. If None,
+            they may be of any alphabet.
         data_dir: where `omniglot/` lies; else the variable `METAMTL_DATA`, else the user's cache.
         download: fetch what is missing.
 
@@ -101,9 +102,9 @@ class Omniglot:
         self.ways, self.shots, self.queries = ways, shots, queries
         self.protocol, self.rotations, self.within = protocol, rotations, within
         self.data_dir, self.download, self.device = data_dir, download, device
-        self._splits: dict[str, FewShot | Grouped] = {}
+        self._splits: dict[str, FewShot | GroupedTasks] = {}
 
-    def split(self, name: Split) -> FewShot | Grouped:
+    def split(self, name: Split) -> FewShot | GroupedTasks:
         """The tasks of one split; images are shared by the splits.
 
         Raises:
@@ -128,7 +129,7 @@ class Omniglot:
             rotations=self.rotations,
         )
 
-    def _by_alphabet(self, name: str, rows: list[int]) -> Grouped:
+    def _by_alphabet(self, name: str, rows: list[int]) -> GroupedTasks:
         members: dict[str, list[int]] = {}
         for row, alphabet in zip(rows, self.alphabets[rows].tolist()):
             members.setdefault(self.alphabet_names[alphabet], []).append(row)
@@ -139,7 +140,7 @@ class Omniglot:
                 " take protocol='alphabets', or leave within out."
             )
         enough = {a: chosen for a, chosen in members.items() if len(chosen) >= self.ways}
-        return Grouped({alphabet: self._tasks(enough[alphabet]) for alphabet in sorted(enough)})
+        return GroupedTasks({alphabet: self._tasks(enough[alphabet]) for alphabet in sorted(enough)})
 
     @property
     def character_names(self) -> list[str]:

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from ..datasets import parkinsons
 from ..datasets.files import check_split
 from ..datasets.prepared import Arrays, Dir
-from ..datasets.preprocess import chosen, parted, standardised, targets
+from ..datasets.preprocess import chosen, split_groups, standardized, targets
 from ..episode import Batch, Episode
-from ..losses import Loss, masked
+from ..losses import Loss, mean_over_labeled
 from ..metrics import Metric, absolute_error, mse
-from .labelled import Labelled
+from .labeled import LabeledTasks
 
 TASKS = ("motor", "total")
 
@@ -58,16 +58,16 @@ class Parkinsons:
         self.recordings = Recordings(data_dir)
         self.device = device
 
-    def split(self, name: str) -> Labelled:
+    def split(self, name: str) -> LabeledTasks:
         """The recordings of the patients of `"train"`, `"validation"` or `"test"`."""
         check_split(name)
         found = self.recordings
         at = found.parts[name]
         columns = {task: i for i, task in enumerate(TASKS)}
-        return Labelled(
+        return LabeledTasks(
             torch.as_tensor(found.x[at]).to(torch.get_default_dtype()),
             {task: targets(found.y[at, columns[task]]) for task in self.tasks},
-            loss=dict.fromkeys(self.tasks, masked(F.mse_loss)),
+            loss=dict.fromkeys(self.tasks, mean_over_labeled(F.mse_loss)),
             metrics={
                 task: {"mse": mse, "mae": absolute_error(float(found.deviation[columns[task]]))}
                 for task in self.tasks
@@ -174,16 +174,16 @@ class Recordings:
 
     @cached_property
     def parts(self) -> dict[str, np.ndarray]:
-        return parted(self.subject, (28 / 42, 6 / 42, 8 / 42))
+        return split_groups(self.subject, (28 / 42, 6 / 42, 8 / 42))
 
     @cached_property
     def x(self) -> np.ndarray:
-        return standardised(self._arrays["x"], self.parts["train"])[0]
+        return standardized(self._arrays["x"], self.parts["train"])[0]
 
     @cached_property
     def y(self) -> np.ndarray:
-        return standardised(self._arrays["y"], self.parts["train"])[0]
+        return standardized(self._arrays["y"], self.parts["train"])[0]
 
     @cached_property
     def deviation(self) -> np.ndarray:
-        return standardised(self._arrays["y"], self.parts["train"])[2]
+        return standardized(self._arrays["y"], self.parts["train"])[2]

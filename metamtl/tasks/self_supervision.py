@@ -1,8 +1,8 @@
 """Auxiliary tasks from inputs without labels, as episodes of a named task.
 
     episodes["rotation"] = rotated(images, generator);   loss["rotation"] = F.cross_entropy
-    episodes["missing"] = masked_numbers(x, generator);  loss["missing"] = task.masked(F.mse_loss)
-    episodes["words"] = masked_tokens(ids, generator, mask=103);  loss["words"] = task.token_cross_entropy
+    episodes["missing"] = masked_numbers(x, generator);  loss["missing"] = mean_over_labeled(F.mse_loss)
+    episodes["words"] = masked_tokens(ids, generator, mask=103);  loss["words"] = token_cross_entropy
 
 The model needs a head of that name: 4 classes; as many numbers as an input has; as many classes as there
 are tokens, for each token.

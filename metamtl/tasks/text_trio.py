@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from ..datasets import sentiment, snips, wnut17
 from ..datasets.files import SPLITS, check_split
 from ..datasets.prepared import Dir
-from ..datasets.preprocess import chosen, parted
+from ..datasets.preprocess import chosen, split_groups
 from ..datasets.vocabulary import Vocabulary, tokenize, trimmed
 from ..episode import Batch, Episode
 from ..functional.labels import MISSING
 from ..losses import Loss, token_cross_entropy
 from ..metrics import Metric, accuracy, entity_f1, token_accuracy
-from .labelled import Labelled
-from .mixture import Mixture, Sampling, Schedule
+from .labeled import LabeledTasks
+from .mixture import Sampling, Schedule, TaskMixture
 
 TASKS = ("intent", "entities", "sentiment")
 PER_TOKEN = ("entities",)
@@ -52,12 +52,12 @@ class TextTrio:
     padded to the longest of its batch.
 
     Validation and test hold every task; for `n` sentences of each, or all where there are fewer, in
-    `sample`. How the training split is sampled is up to the arguments, those of `Mixture`.
+    `sample`. How the training split is sampled is up to the arguments, those of `TaskMixture`.
 
     Args:
         tasks: the tasks to keep. The vocabulary is that of all three in any case, so that nets for one
             task read what a net for three reads.
-        sampling, temperature, tasks_per_step, sizes: of the training split, as in `Mixture`.
+        sampling, temperature, tasks_per_step, sizes: of the training split, as in `TaskMixture`.
         min_count: words that the training sentences hold less often are read by their spelling alone.
         word_dropout: share of the words of a training sentence that are hidden, each in one of the places
             for unknown words; its spelling stays.
@@ -118,7 +118,7 @@ class TextTrio:
             "sentiment": _sentiment(self.data_dir),
         }
 
-    def _source(self, task: str, corpus: Corpus) -> Labelled:
+    def _source(self, task: str, corpus: Corpus) -> LabeledTasks:
         x = {name: part.to(self.device) for name, part in self.vocabulary.encode(corpus.sentences).items()}
         metrics: dict[str, Metric] = {"accuracy": accuracy}
         loss: Loss = F.cross_entropy
@@ -134,7 +134,7 @@ class TextTrio:
             return padded[at, : sentences(positions)["mask"].shape[1]]
 
         padded = _padded(corpus.labels, x["mask"].shape[1]).to(self.device)
-        return Labelled(
+        return LabeledTasks(
             sentences,
             {task: tags if task in PER_TOKEN else padded.flatten()},
             loss={task: loss},
@@ -145,8 +145,8 @@ class TextTrio:
         )
 
 
-class TextMixture(Mixture):
-    """A `Mixture` of tasks on text, with what a net for them has to know.
+class TextMixture(TaskMixture):
+    """A `TaskMixture` of tasks on text, with what a net for them has to know.
 
     Attributes:
         vocabulary: from sentences to tensors.
@@ -168,7 +168,7 @@ class TextMixture(Mixture):
         self.per_token = [task for task in self.tasks if task in PER_TOKEN]
 
     def sample(self, n: int, rng: torch.Generator, step: int | None = None) -> dict[str, Episode]:
-        """As `Mixture.sample`, with a share of the words hidden."""
+        """As `TaskMixture.sample`, with a share of the words hidden."""
         found = super().sample(n, rng, step)
         if not self.word_dropout:
             return found
@@ -223,7 +223,7 @@ def _sentiment(data_dir: Dir) -> dict[str, Corpus]:
     groups = np.unique(texts, return_inverse=True)[1]
     return {
         name: Corpus([tokenize(texts[i]) for i in at], [entries[i]["label"] for i in at])
-        for name, at in parted(groups, (0.8, 0.1, 0.1)).items()
+        for name, at in split_groups(groups, (0.8, 0.1, 0.1)).items()
     }
 
 

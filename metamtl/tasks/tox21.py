@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from ..datasets import tox21
 from ..datasets.files import check_split
 from ..datasets.prepared import Arrays, Dir
-from ..datasets.preprocess import chosen, parted, standardised, targets
-from ..losses import masked
+from ..datasets.preprocess import chosen, split_groups, standardized, targets
+from ..losses import mean_over_labeled
 from ..metrics import binary_accuracy, roc_auc
-from .labelled import Labelled
+from .labeled import LabeledTasks
 
 
 class Tox21:
@@ -24,9 +24,9 @@ class Tox21:
 
     Tox21 Data Challenge 2014; Wu et al. 2018 (MoleculeNet), https://arxiv.org/abs/1703.00564. The input is
     `[n, 1034]`: the 1,024 bits of a Morgan fingerprint of radius 2, and ten descriptors (weight, log P,
-    ...), standardised by the training molecules, where nothing is above 5 deviations. A label is 1., 0., or
-    NaN where the assay was not measured; the loss is `masked`, the metric ROC-AUC of what was measured. An
-    assay without a label in a batch is not in that batch.
+    ...), standardized by the training molecules and clipped at 5 standard deviations. A label is 1., 0., or
+    NaN if the assay was not measured; the loss is `mean_over_labeled`, the metric ROC-AUC of what was
+    measured. An assay without a label in a batch is not in that batch.
 
     Splits: 80 % train, 10 % validation, 10 % test at random, as MoleculeNet recommends for this set;
     molecules with equal fingerprints (stereoisomers and salts) in one split.
@@ -54,15 +54,15 @@ class Tox21:
         self.tasks = chosen(tasks, tox21.ASSAYS)
         self.data_dir, self.device = data_dir, device
 
-    def split(self, name: str) -> Labelled:
+    def split(self, name: str) -> LabeledTasks:
         """The molecules of `"train"`, `"validation"` or `"test"`."""
         check_split(name)
         at = self._parts[name]
         columns = {str(assay): i for i, assay in enumerate(self._arrays["task_names"])}
-        return Labelled(
+        return LabeledTasks(
             self._x[at],
             {task: targets(self._arrays["y"][at, columns[task]], missing=-1) for task in self.tasks},
-            loss=dict.fromkeys(self.tasks, masked(F.binary_cross_entropy_with_logits)),
+            loss=dict.fromkeys(self.tasks, mean_over_labeled(F.binary_cross_entropy_with_logits)),
             metrics={task: {"roc_auc": roc_auc, "accuracy": binary_accuracy} for task in self.tasks},
             outputs=dict.fromkeys(self.tasks, 1),
             device=self.device,
@@ -75,11 +75,11 @@ class Tox21:
     @cached_property
     def _parts(self) -> dict[str, np.ndarray]:
         same = np.unique(self._arrays["fingerprint_packed"], axis=0, return_inverse=True)[1].reshape(-1)
-        return parted(same, (0.8, 0.1, 0.1))
+        return split_groups(same, (0.8, 0.1, 0.1))
 
     @cached_property
     def _x(self) -> Tensor:
         bits = np.unpackbits(self._arrays["fingerprint_packed"], axis=1, count=tox21.BITS)
-        numbers, *_ = standardised(self._arrays["descriptors"].astype(np.float64), self._parts["train"])
+        numbers, *_ = standardized(self._arrays["descriptors"].astype(np.float64), self._parts["train"])
         both = np.concatenate([bits, numbers.clip(-5, 5)], 1)
         return torch.from_numpy(both).to(torch.get_default_dtype())

@@ -50,11 +50,11 @@ def check_call(model: Any, recipe: Any, episodes: Any, loss: Any, engine: Any) -
 
 
 def check_features(recipe: Recipe, episodes: Any) -> None:
-    """Reject gradients at features, `recipe.at`, where tasks do not share an input."""
-    if recipe.at is not None and not isinstance(episodes, Mapping):
+    """Reject gradients at features, `recipe.layer`, where tasks do not share an input."""
+    if recipe.layer is not None and not isinstance(episodes, Mapping):
         raise ValueError(
-            f"at={recipe.at!r} is for named tasks that share one input, given as a dict of episodes; each"
-            " task of a meta-batch has inputs of its own, so use at=None."
+            f"layer={recipe.layer!r} is for named tasks that share one input, given as a dict of episodes;"
+            " each task of a meta-batch has inputs of its own, so use layer=None."
         )
 
 

@@ -14,7 +14,7 @@ from ..engines import TaskGradients
 from ..engines.base import index_task
 from ..episode import Batch, Episode
 from ..functional import Params, forward
-from ..functional.labels import labelled
+from ..functional.labels import has_label
 from ..losses import Loss
 
 
@@ -34,7 +34,7 @@ def check_finite(
         raise ValueError(
             f"the loss of tasks {silent} is zero, for none of their examples is labelled. Nothing was added"
             " to .grad. Leave these tasks out of the step; a loss that is a mean over the labels, as"
-            " metamtl.losses.masked makes one, would be NaN."
+            " metamtl.losses.mean_over_labeled makes one, would be NaN."
         )
     alone = dict(grads.adapter_params)
     for name, by_task in grads.task_specific.items():
@@ -90,7 +90,7 @@ def _has_label(batch: Batch | None) -> bool:
     y = None if batch is None else batch[1]
     if not isinstance(y, Tensor) or not (y.is_floating_point() or y.dtype in (torch.int64, torch.int32)):
         return True  # there is no label that says "missing"
-    return bool(labelled(y).any())
+    return bool(has_label(y).any())
 
 
 def check_direction(

@@ -19,7 +19,10 @@ from experiments import train
 from experiments.tables import __main__ as tables
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "data/README.md", "docs/modules.md")
+DOCUMENTS = (
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "data/README.md"),
+    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")),
+)
 BLOCK = re.compile(r"(?:^<!-- needs: (\w+) -->\n)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MODULES = sorted(module.name for module in pkgutil.walk_packages(metamtl.__path__, "metamtl."))
 
@@ -45,18 +48,22 @@ def own_random_numbers() -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore:Failed to load image Python extension")
-@pytest.mark.parametrize(("needs", "code"), blocks("README.md", "python"))
-def test_python_blocks_of_the_readme_run(
-    needs: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("needs", "code"), [block for document in DOCUMENTS for block in blocks(document, "python")]
+)
+def test_python_blocks_run(needs: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if needs:
         pytest.importorskip(needs, exc_type=ImportError)
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    exec(compile(code, "document", "exec"), {"__name__": "readme"})
 
 
-def test_the_readme_has_python_blocks() -> None:
-    assert len(blocks("README.md", "python")) >= 6
+def test_every_use_has_a_python_block() -> None:
+    assert len(blocks("README.md", "python")) == 3
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 250
 
 
 @pytest.mark.parametrize(
@@ -92,5 +99,5 @@ def test_docstring_examples(module: str) -> None:
     assert doctest.testmod(importlib.import_module(module), optionflags=flags).failed == 0
 
 
-def test_the_readme_holds_the_results() -> None:
+def test_the_results_are_those_of_the_files() -> None:
     assert tables.main(["--check"]) == 0

@@ -52,7 +52,7 @@ def table(module: Any, overrides: Overrides, folder: Path, *own: str) -> Any:
         ("inner.lr=abc", "inner.lr=abc: expected a number"),
         ("optimizer.lr=-1", r"optimizer=.* cannot be built: ValueError: Invalid learning rate"),
         ("+optimizer.momentum=0.9", r"optimizer=.* cannot be built: TypeError: .*momentum"),
-        ("+recipe.order=third", r"recipe=.* cannot be built: ValueError: .*third"),
+        ("+recipe.differentiation=third", r"recipe=.* cannot be built: ValueError: .*third"),
         ("+net.layers=3", r"net=.* cannot be built: TypeError: .*layers"),
         ("engine=Vmap", "engine=Vmap cannot be built"),
         ("adapt.all.steps=-1", r"adapt.all=.* cannot be built"),
@@ -166,7 +166,7 @@ def test_the_last_row_is_built_before_the_first_is_trained(
 def test_teachers_are_checked_before_the_single_tasks_are_trained(
     overrides: Overrides, tmp_path: Path, no_training: None
 ) -> None:
-    own = ("run=[distilled]", "tune=null", "distillation.match.temperature=0")
+    own = ("run=[distilled]", "tune=null", "distillation.divergence.temperature=0")
     with pytest.raises(ValueError, match=r"^distilled, .*distillation=.* cannot be built"):
         table(multitask, overrides, tmp_path, *own)
 

@@ -49,25 +49,26 @@ ROWS = {
     "maml, K=3": Row(lambda: recipes.maml(3, 0.3)),
     "maml, regression": Row(lambda: recipes.maml(3, 0.3), "numbers"),
     "maml, a rate for each step": Row(lambda: recipes.maml(3, lr=[0.5, 0.2, 0.1])),
-    "maml, recomputed": Row(lambda: recipes.maml(3, 0.3, order="recompute")),
+    "maml, recomputed": Row(lambda: recipes.maml(3, 0.3, differentiation="checkpointed")),
     "maml, recomputed by segments": Row(
-        lambda: Recipe(adapters.Gradient(5, 0.1, order="recompute", segment=2))
+        lambda: Recipe(adapters.Gradient(5, 0.1, differentiation=adapters.Checkpointed(2)))
     ),
     "maml, truncated": Row(
-        lambda: Recipe(adapters.Gradient(3, 0.3, order="truncated", last=2)), exact=False
+        lambda: Recipe(adapters.Gradient(3, 0.3, differentiation=adapters.Truncated(2))), exact=False
     ),
     "fomaml": Row(lambda: recipes.fomaml(3, 0.3), exact=False),
     "maml, momentum": Row(lambda: recipes.maml(3, 0.1, rule=rules.SGD(momentum=0.9))),
     "maml, Adam": Row(lambda: recipes.maml(3, 0.1, rule=rules.Adam(eps=1e-2))),
     "maml, Adam recomputed": Row(
-        lambda: recipes.maml(3, 0.1, rule=rules.Adam(eps=1e-2), order="recompute")
+        lambda: recipes.maml(3, 0.1, rule=rules.Adam(eps=1e-2), differentiation="checkpointed")
     ),
     "fomaml, RMSprop": Row(
-        lambda: recipes.maml(3, 0.1, order="first", rule=rules.RMSprop(eps=1e-2)), exact=False
+        lambda: recipes.maml(3, 0.1, differentiation="first_order", rule=rules.RMSprop(eps=1e-2)),
+        exact=False,
     ),
     "meta-sgd": Row(lambda: recipes.metasgd(small_model(), 2, 0.3)),
     "meta-sgd, first order": Row(
-        lambda: recipes.metasgd(small_model(), 2, 0.3, order="first"), exact=False
+        lambda: recipes.metasgd(small_model(), 2, 0.3, differentiation="first_order"), exact=False
     ),
     "learned rates of steps": Row(lambda: recipes.lslr(small_model(), 3, 0.3)),
     "learned rates, momentum, recomputed": Row(
@@ -75,9 +76,8 @@ ROWS = {
             adapters.Gradient(
                 3,
                 adapters.LearnedRates(small_model(), 0.1, "model", steps=3),
-                order="recompute",
+                differentiation=adapters.Checkpointed(2),
                 rule=rules.SGD(momentum=0.9),
-                segment=2,
             )
         )
     ),
@@ -86,8 +86,8 @@ ROWS = {
         lambda: recipes.imaml(25, 0.3, adapts="head", proximal=2.0, solver_steps=15)
     ),
     "anil": Row(lambda: recipes.anil(3, 0.3)),
-    "anil, first order": Row(lambda: recipes.anil(3, 0.3, order="first"), exact=False),
-    "anil, recomputed": Row(lambda: recipes.anil(3, 0.3, order="recompute")),
+    "anil, first order": Row(lambda: recipes.anil(3, 0.3, differentiation="first_order"), exact=False),
+    "anil, recomputed": Row(lambda: recipes.anil(3, 0.3, differentiation="checkpointed")),
     "boil": Row(lambda: recipes.boil(3, 0.3)),
     "two prefixes": Row(lambda: recipes.maml(2, 0.3, adapts=("body.0.weight", "head.bias"))),
     "reptile": Row(lambda: recipes.reptile(3, 0.3), exact=False),
@@ -96,7 +96,7 @@ ROWS = {
     "table, then steps": Row(
         lambda: Recipe(adapters.Chain(adapters.HeadTable(range(IDS), FEATURES), adapters.Gradient(2, 0.1)))
     ),
-    "support mean": Row(lambda: Recipe(adapters.SupportMean()), "numbers"),
+    "support mean": Row(lambda: Recipe(adapters.MeanPredictor()), "numbers"),
 }
 
 

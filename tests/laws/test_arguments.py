@@ -113,12 +113,12 @@ OPTIONS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "steps, a string": (lambda: recipes.maml(steps="5"), ["steps='5'", "int"]),  # type: ignore[arg-type]
     "first_order": (lambda: recipes.maml(first_order=True), ["first_order"]),
     "a misspelled option": (lambda: recipes.maml(inner_lr=0.1), ["inner_lr"]),
-    "head of anil": (
-        lambda: meta_backward(network(), recipes.anil(1, 0.1, head="top"), episode(), F.mse_loss),
+    "adapts of anil": (
+        lambda: meta_backward(network(), recipes.anil(1, 0.1, adapts="top"), episode(), F.mse_loss),
         ["'top'", "'head'"],
     ),
-    "body of boil": (
-        lambda: meta_backward(network(), recipes.boil(1, 0.1, body="trunk"), episode(), F.mse_loss),
+    "adapts of boil": (
+        lambda: meta_backward(network(), recipes.boil(1, 0.1, adapts="trunk"), episode(), F.mse_loss),
         ["'trunk'", "'body'"],
     ),
     "a recipe of a class": (lambda: Recipe(adapters.Shared, aggregators.Mean()), ["Shared", "Shared(...)"]),  # type: ignore[arg-type]
@@ -197,7 +197,7 @@ def test_a_body_that_torch_compiles(at: str | None) -> None:
     model.body = torch.compile(model.body, backend="aot_eager")
     for net in (model, reference):
         for _ in range(2):
-            meta_backward(net, recipes.joint(at=at), named(), LOSSES)
+            meta_backward(net, recipes.joint(layer=at), named(), LOSSES)
     grads, expected = ([p.grad for p in net.parameters()] for net in (model, reference))
     assert len(grads) == len(expected) and all(g is not None for g in expected)
     assert all(torch.allclose(g, e, 1e-10, 1e-14) for g, e in zip(grads, expected))

@@ -177,7 +177,7 @@ def assert_unrolled(model: nn.Module, recipe: Any, steps: int, order: str, plain
     net, data = plain(model), episode()
 
     def adapt(values: Any, support: Any, task: Any) -> Any:
-        rates, first = dict.fromkeys(values, 0.2), order == "first"
+        rates, first = dict.fromkeys(values, 0.2), order == "first_order"
         return net.steps(values, list(values), support, F.mse_loss, rates, steps, first_order=first)
 
     expected = net.gradient(episode(), F.mse_loss, adapt)
@@ -186,10 +186,10 @@ def assert_unrolled(model: nn.Module, recipe: Any, steps: int, order: str, plain
     assert data.support is not None and not data.support.x.requires_grad and not data.query.x.requires_grad
 
 
-@pytest.mark.parametrize("order", ["exact", "recompute"])
+@pytest.mark.parametrize("order", ["exact", "checkpointed"])
 @pytest.mark.parametrize("name", MODULES)
 def test_loop_differentiates_twice(name: str, order: str, plain: Any) -> None:
-    recipe = recipes.maml(2, 0.2, order=order)
+    recipe = recipes.maml(2, 0.2, differentiation=order)
     assert_unrolled(MODULES[name]().double(), recipe, 2, order, plain)
 
 
@@ -197,7 +197,7 @@ def test_loop_differentiates_twice(name: str, order: str, plain: Any) -> None:
 @pytest.mark.parametrize("name", FIRST_ORDER)
 def test_loop_differentiates_once(name: str, steps: int, plain: Any) -> None:
     model = FIRST_ORDER[name]().double()
-    assert_unrolled(model, recipes.fomaml(steps, 0.2), steps, "first", plain)
+    assert_unrolled(model, recipes.fomaml(steps, 0.2), steps, "first_order", plain)
 
 
 @pytest.mark.parametrize("name", SHARED)
@@ -219,7 +219,7 @@ def test_named_tasks_take_them_too(name: str) -> None:
 
 
 @pytest.mark.parametrize("engine", [LOOP, engines.Auto()], ids=["loop", "auto"])
-@pytest.mark.parametrize("order", ["exact", "recompute", "first", "implicit"])
+@pytest.mark.parametrize("order", ["exact", "checkpointed", "first_order", "implicit"])
 @pytest.mark.filterwarnings("ignore:tasks cannot run as a batch")
 def test_checkpoints_of_an_adapted_model(order: Any, engine: engines.Engine) -> None:
     """They run again with the parameters of their inner step, which the model has no more by then."""
@@ -227,7 +227,7 @@ def test_checkpoints_of_an_adapted_model(order: Any, engine: engines.Engine) -> 
     for model in (Net().double(), Checkpointed().double(), Nested().double()):
         for _ in range(2):
             model.zero_grad()
-            recipe = recipes.maml(3, 0.2, order=order)
+            recipe = recipes.maml(3, 0.2, differentiation=order)
             meta_backward(model, recipe, episode(), F.mse_loss, engine=engine)
         found.append(grads(model))
     for other in found[1:]:
@@ -255,7 +255,7 @@ def test_sparse_gradients(recipe: Any, named: bool) -> None:
 
 
 def test_checkpoints_of_a_shared_model(plain: Any) -> None:
-    assert_unrolled(Checkpointed().double(), recipes.joint(), 0, "first", plain)
+    assert_unrolled(Checkpointed().double(), recipes.joint(), 0, "first_order", plain)
 
 
 @contextmanager

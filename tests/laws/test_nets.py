@@ -14,8 +14,8 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from metamtl import Batch, Episode, Recipe, adapters, meta_backward, nets, recipes
-from metamtl.functional import forward, plain_kernels
-from metamtl.objectives import Objective, penalised, query_loss, spread
+from metamtl.functional import forward, vmap_compatible_kernels
+from metamtl.objectives import Objective, l2_to_mean, penalized, query_loss
 
 TASKS = {"a": 3, "b": 1, "c": 2}
 WIDTH, B = 6, 5
@@ -86,12 +86,12 @@ ROWS = {
     "hard": Row(lambda body: nets.NamedHeads(body(), WIDTH, TASKS)),
     "hard, a module as head": Row(lambda body: nets.NamedHeads(body(), WIDTH, copy.deepcopy(DECODER))),
     "behind a bottom": Row(
-        lambda body: nets.Behind(body(), nets.NamedHeads(block(), WIDTH, TASKS)), ("top.heads",)
+        lambda body: nets.SharedBottom(body(), nets.NamedHeads(block(), WIDTH, TASKS)), ("top.heads",)
     ),
     "soft": Row(
         lambda body: nets.SoftSharing(body, WIDTH, TASKS),
         ("towers", "heads"),
-        objective=penalised(spread("towers"), 0.3),
+        objective=penalized(l2_to_mean("towers"), 0.3),
     ),
     "hierarchical": Row(
         lambda body: nets.Hierarchical(body(), {name: block() for name in GROUPS}, GROUPS, WIDTH, TASKS),
@@ -344,7 +344,7 @@ def two_tasks(x: Any) -> dict[str, Episode]:
 @each_row
 def test_meta_backward_gives_the_gradient_of_the_mean_loss(row: str, body: str) -> None:
     model, x = build(row, body)
-    episodes, penalty = two_tasks(x), penalised(spread("towers"), 0.3, lambda task: torch.zeros(()))
+    episodes, penalty = two_tasks(x), penalized(l2_to_mean("towers"), 0.3, lambda task: torch.zeros(()))
     meta_backward(model, recipes.joint(objective=ROWS[row].objective), episodes, LOSS)
     outputs, found = ask(model, x, ("a", "b")), []
     for name, episode in episodes.items():
@@ -408,7 +408,7 @@ def test_no_task_at_all_is_refused(row: str, monkeypatch: pytest.MonkeyPatch) ->
 @each_row
 def test_every_body_has_a_second_derivative(row: str, body: str) -> None:
     model, x = build(row, body)
-    with plain_kernels():
+    with vmap_compatible_kernels():
         value = sum(out.sin().sum() for out in ask(model, x, ("a", "b")).values())
         params = [p for p in model.parameters() if p.requires_grad]
         first = torch.autograd.grad(value, params, create_graph=True, allow_unused=True)

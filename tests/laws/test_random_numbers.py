@@ -62,7 +62,7 @@ def distance(result: Tensor, reference: Tensor) -> float:
 def test_recomputation_draws_the_same_numbers(steps: int, source: str, engine: Any) -> None:
     exact = gradient(source, engine, steps=steps)
     assert distance(gradient(source, engine, seed=1, steps=steps), exact) > 1e-3
-    assert distance(gradient(source, engine, steps=steps, order="recompute"), exact) <= 1e-10
+    assert distance(gradient(source, engine, steps=steps, differentiation="checkpointed"), exact) <= 1e-10
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -84,7 +84,10 @@ def assert_close(result: Any, reference: Any) -> None:
 @pytest.mark.parametrize(("at", "one_input"), [(None, True), (None, False), ("body", True)])
 def test_the_gradient_of_every_parameter(name: str, at: str | None, one_input: bool) -> None:
     model = network()
-    reference, recipe = Reference(name, model), recipes.joint(aggregator=METHODS[name][0]().double(), at=at)
+    reference, recipe = (
+        Reference(name, model),
+        recipes.joint(aggregator=METHODS[name][0]().double(), layer=at),
+    )
     for step in range(3):  # the third is the first in which all weights have moved
         params = [*model.parameters(), *recipe.aggregator.parameters()]
         for param in [*params, *reference.parameters()]:

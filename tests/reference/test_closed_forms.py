@@ -253,6 +253,6 @@ def test_head_table_learns_the_mean_over_tasks_of_the_rows_used(engine: engines.
 
 def test_support_mean_answers_with_the_mean() -> None:
     model, y = nets.mlp(3, 8, 1), torch.randn(5, 1)
-    fast = adapters.SupportMean()(model, Batch(torch.randn(5, 3), y), F.mse_loss)
+    fast = adapters.MeanPredictor()(model, Batch(torch.randn(5, 3), y), F.mse_loss)
     output = functional_call(model, fast, (torch.randn(4, 3),))
     torch.testing.assert_close(output, y.mean(0).expand(4, 1))

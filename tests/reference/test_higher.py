@@ -30,7 +30,7 @@ def sgd(part: str | None, lr: float) -> Callable[[nn.Module], torch.optim.Optimi
 
 def loop(steps: int, order: str = "exact") -> Callable[..., None]:
     """The body of a user's `innerloop_ctx`."""
-    constant = (lambda gradients: [g.detach() for g in gradients]) if order == "first" else None
+    constant = (lambda gradients: [g.detach() for g in gradients]) if order == "first_order" else None
 
     def inner(fmodel: nn.Module, diffopt: Any, support: Batch, loss: Callable[..., Tensor]) -> None:
         for _ in range(steps):
@@ -63,10 +63,10 @@ def by_higher(
         (1, None, "exact"),
         (3, None, "exact"),
         (10, None, "exact"),
-        (3, None, "first"),
+        (3, None, "first_order"),
         (3, "head", "exact"),
         (3, "body", "exact"),
-        (3, "body", "first"),
+        (3, "body", "first_order"),
     ],
 )
 def test_gradient_gives_the_meta_gradient_of_higher(
@@ -80,12 +80,12 @@ def test_gradient_gives_the_meta_gradient_of_higher(
     grads_of: Grads,
 ) -> None:
     expected = by_higher(higher, problem, steps, part, order)
-    recipe = recipes.maml(steps, problem.lr, adapts=part, order=order)
+    recipe = recipes.maml(steps, problem.lr, adapts=part, differentiation=order)
     meta_backward(problem.model, recipe, problem.episode, problem.loss, engine=engine)
     assert relative_error(grads_of(problem.model.named_parameters()), expected) <= 1e-12
 
 
-@pytest.mark.parametrize(("part", "order"), [(None, "exact"), (None, "first"), ("head", "exact")])
+@pytest.mark.parametrize(("part", "order"), [(None, "exact"), (None, "first_order"), ("head", "exact")])
 def test_a_loop_of_higher_as_an_adapter(
     higher: ModuleType, problem: Any, part: str | None, order: str, relative_error: Error, grads_of: Grads
 ) -> None:

@@ -56,7 +56,7 @@ def test_rules_give_the_meta_gradients_of_higher(
 
 
 @pytest.mark.parametrize("engine", [engines.Loop(), engines.Vmap()], ids=repr)
-@pytest.mark.parametrize("order", ["exact", "recompute", "first"])
+@pytest.mark.parametrize("order", ["exact", "checkpointed", "first_order"])
 def test_metasgd_gives_the_gradients_of_learn2learn(
     l2l: ModuleType,
     problem: Any,
@@ -65,7 +65,7 @@ def test_metasgd_gives_the_gradients_of_learn2learn(
     relative_error: Error,
     grads_of: Grads,
 ) -> None:
-    learner = l2l.algorithms.MetaSGD(problem.model, lr=problem.lr, first_order=order == "first")
+    learner = l2l.algorithms.MetaSGD(problem.model, lr=problem.lr, first_order=order == "first_order")
 
     def query_loss(support: Batch, query: Batch) -> Tensor:
         clone = learner.clone()
@@ -77,7 +77,7 @@ def test_metasgd_gives_the_gradients_of_learn2learn(
         rate.grad = None
     expected = problem.gradients(query_loss)
     expected_rates = [torch.zeros_like(r) if r.grad is None else r.grad.clone() for r in learner.lrs]
-    recipe = recipes.metasgd(problem.model, 3, problem.lr, order=order)
+    recipe = recipes.metasgd(problem.model, 3, problem.lr, differentiation=order)
     meta_backward(problem.model, recipe, problem.episode, problem.loss, engine=engine)
     assert relative_error(grads_of(problem.model.named_parameters()), expected) <= 1e-10
     found = grads_of(recipe.adapter.named_parameters())

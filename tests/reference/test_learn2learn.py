@@ -37,7 +37,9 @@ def by_learn2learn(problem: Any, learner: Any, steps: int) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("engine", [engines.Loop(), engines.Vmap()], ids=repr)
-@pytest.mark.parametrize(("steps", "order"), [(1, "exact"), (3, "exact"), (10, "exact"), (3, "first")])
+@pytest.mark.parametrize(
+    ("steps", "order"), [(1, "exact"), (3, "exact"), (10, "exact"), (3, "first_order")]
+)
 def test_gradient_gives_the_meta_gradient_of_learn2learn(
     l2l: ModuleType,
     problem: Any,
@@ -47,9 +49,9 @@ def test_gradient_gives_the_meta_gradient_of_learn2learn(
     relative_error: Error,
     grads_of: Grads,
 ) -> None:
-    learner = l2l.algorithms.MAML(problem.model, lr=problem.lr, first_order=order == "first")
+    learner = l2l.algorithms.MAML(problem.model, lr=problem.lr, first_order=order == "first_order")
     expected = by_learn2learn(problem, learner, steps)
-    make = recipes.fomaml if order == "first" else recipes.maml
+    make = recipes.fomaml if order == "first_order" else recipes.maml
     meta_backward(problem.model, make(steps, problem.lr), problem.episode, problem.loss, engine=engine)
     assert relative_error(grads_of(problem.model.named_parameters()), expected) <= 1e-12
 

@@ -71,12 +71,16 @@ def _sequences() -> Episode:
     return _episode(x, torch.arange(3).repeat(2).expand(2, -1))
 
 
-@pytest.mark.parametrize("order", ["exact", "recompute"])
+@pytest.mark.parametrize("order", ["exact", "checkpointed"])
 @pytest.mark.parametrize("engine", [engines.Loop(), engines.Vmap()], ids=repr)
 @pytest.mark.parametrize("kind", MODELS)
 def test_sequence_models_have_second_derivatives(kind, engine, order):
     torch.manual_seed(0)
-    model, episode, recipe = MODELS[kind]().double(), _sequences(), recipes.maml(1, 0.1, order=order)
+    model, episode, recipe = (
+        MODELS[kind]().double(),
+        _sequences(),
+        recipes.maml(1, 0.1, differentiation=order),
+    )
     with sdpa_kernel(SDPBackend.MATH):
         expected = _by_hand(model, 0.1, episode, F.cross_entropy)
     found = _gradient(model, recipe, episode, F.cross_entropy, engine)

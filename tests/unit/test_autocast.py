@@ -12,17 +12,18 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from metamtl import Batch, Episode, Recipe, adapters, engines, evaluate, meta_backward, nets, recipes
+from metamtl.engines.backend import inductor
 
 # torch.compile warns of its own use of deprecated functions.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 ENGINES = [engines.Loop(), engines.Vmap(), engines.Vmap(chunk_size=2), engines.Auto()]
-ORDERS: dict[str, dict[str, Any]] = {
-    "exact": {},
-    "recompute": {},
-    "first": {},
-    "truncated": {"last": 1},
+WAYS: dict[str, adapters.Differentiation] = {
+    "exact": adapters.Unrolled(),
+    "checkpointed": adapters.Checkpointed(),
+    "first_order": adapters.FirstOrder(),
+    "truncated": adapters.Truncated(1),
     # A series, because conjugate gradients break down where the loss curves down.
-    "implicit": {"solver": "neumann", "solver_steps": 2},
+    "implicit": adapters.Implicit(solver="neumann", solver_steps=2),
 }
 
 
@@ -78,11 +79,11 @@ def distance(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", NETS)
-def test_every_engine_and_order(name: str, order: str, device: torch.device) -> None:
+def test_every_engine_and_differentiation(name: str, way: str, device: torch.device) -> None:
     model, episode = made(name, device)
-    recipe = Recipe(adapters.Gradient(2, 0.1, order=order, **ORDERS[order]))
+    recipe = Recipe(adapters.Gradient(2, 0.1, differentiation=WAYS[way]))
     expected = gradient(model, recipe, episode, engines.Loop(), bf16=False)
     found = [gradient(model, recipe, episode, engine, bf16=True) for engine in ENGINES]
     for each in found:
@@ -104,11 +105,11 @@ def test_evaluation(name: str, device: torch.device) -> None:
 
 @pytest.mark.parametrize(
     ("steps", "backend", "modes"),
-    [(1, "eager", (True, False, True)), (3, "eager", (True, False, True)), (1, "inductor", (True,))],
+    [(1, "eager", (True, False, True)), (3, "eager", (True, False, True)), (1, inductor, (True,))],
     ids=["whole", "by parts", "generated"],
 )
 def test_compiled_code_is_of_one_precision(
-    steps: int, backend: str, modes: tuple[bool, ...], device: torch.device
+    steps: int, backend: Any, modes: tuple[bool, ...], device: torch.device
 ) -> None:
     """Code is generated for half precision alone, and only traced to go back and forth."""
     with mock.patch("metamtl.engines.kinds.BACKEND", backend):
@@ -125,13 +126,15 @@ def _one_precision(steps: int, modes: tuple[bool, ...], device: torch.device) ->
     assert engine.compilations == len(set(modes))
 
 
-@pytest.mark.parametrize("options", [{}, {"segment": 2}, {"order": "implicit", "proximal": 10.0}], ids=repr)
+@pytest.mark.parametrize(
+    "way", [adapters.Checkpointed(), adapters.Checkpointed(2), adapters.Implicit(10.0)], ids=repr
+)
 def test_the_way_back_has_the_precision_of_the_way_there(
-    options: dict[str, Any], device: torch.device
+    way: adapters.Differentiation, device: torch.device
 ) -> None:
     model, episode = made("mlp", device)
     support, query = episode[0].support, episode[0].query
-    adapt = adapters.Gradient(5, 0.5, **{"order": "recompute", **options})
+    adapt = adapters.Gradient(5, 0.5, differentiation=way)
 
     def loss() -> Tensor:
         model.zero_grad()
@@ -197,9 +200,9 @@ def test_batch_norm_of_half_precision_has_statistics_of_single(
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=repr)
-@pytest.mark.parametrize("order", ORDERS)
-def test_models_of_another_dtype(order: str, engine: Any, device: torch.device) -> None:
-    recipe = Recipe(adapters.Gradient(2, 0.1, order=order, **ORDERS[order]))
+@pytest.mark.parametrize("way", WAYS)
+def test_models_of_another_dtype(way: str, engine: Any, device: torch.device) -> None:
+    recipe = Recipe(adapters.Gradient(2, 0.1, differentiation=WAYS[way]))
     for dtype, far in ((torch.bfloat16, 0.03), (torch.float16, 0.004), (torch.float64, 1e-6)):
         model, episode = made("mlp", device)
         model = model.to(dtype).float()  # one rounding of the weights for both
@@ -224,7 +227,7 @@ def test_a_model_and_data_of_two_dtypes_are_refused(engine: Any, device: torch.d
 @pytest.mark.parametrize("engine", ENGINES, ids=repr)
 def test_where_autocast_has_no_such_precision_one_warning_and_the_full_one(engine: Any) -> None:
     model, episode = made("mlp", torch.device("cpu"))
-    recipe = recipes.maml(2, 0.1, order="recompute")
+    recipe = recipes.maml(2, 0.1, differentiation="checkpointed")
     expected = gradient(model, recipe, episode, engines.Loop(), bf16=False)
     model.zero_grad()
     words = r"not supported\. Disabling autocast"

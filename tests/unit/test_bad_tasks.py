@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metamtl import Batch, Episode, aggregators, evaluate, meta_backward, nets, recipes
-from metamtl.losses import MISSING
+from metamtl.losses import MISSING, mean_over_labeled, token_cross_entropy
 from metamtl.metrics import mse
-from metamtl.validation.losses import masked, token_cross_entropy
 
 ABSENT = torch.full((6,), torch.nan)
 Losses = dict[str, Callable[..., Tensor]]
@@ -46,8 +45,8 @@ def refused(model: nn.Module, words: str, error: type[Exception] = ValueError) -
     ("task", "loss", "y"),
     [
         ("case", F.cross_entropy, torch.full((6,), MISSING)),
-        ("slant", masked(F.mse_loss), ABSENT[:, None]),
-        ("slant", masked(F.binary_cross_entropy_with_logits), ABSENT),
+        ("slant", mean_over_labeled(F.mse_loss), ABSENT[:, None]),
+        ("slant", mean_over_labeled(F.binary_cross_entropy_with_logits), ABSENT),
         ("case", lambda o, y: token_cross_entropy(o[:, None], y), torch.full((6, 1), MISSING)),
     ],
 )
@@ -56,7 +55,7 @@ def test_labels_missing_for_a_whole_batch(task: str, loss: Any, y: Tensor, at: s
     data[task] = Episode(None, Batch(data[task].query.x, y))
     words = rf"loss of tasks \['{task}'\] of 2 .*None of the examples of \['{task}'\] is labelled: leave"
     with refused(model, words, FloatingPointError):
-        meta_backward(model, recipes.joint(at=at), data, {**losses, task: loss})
+        meta_backward(model, recipes.joint(layer=at), data, {**losses, task: loss})
 
 
 def test_labels_missing_for_a_whole_batch_and_a_loss_that_says_zero() -> None:
@@ -121,7 +120,7 @@ def test_targets_that_torch_would_broadcast_in_a_query_set() -> None:
 def test_a_gradient_that_is_nan(name: str, at: str | None) -> None:
     model, data, losses = tasks()
     losses["slant"] = lambda output, y: output.sum().sub(output.sum()).sqrt()
-    recipe = recipes.joint(aggregator=getattr(aggregators, name)(), at=at)
+    recipe = recipes.joint(aggregator=getattr(aggregators, name)(), layer=at)
     with refused(model, r"gradient of tasks \['slant'\] of 2 is not finite", FloatingPointError):
         meta_backward(model, recipe, data, losses)
 

@@ -61,8 +61,11 @@ def test_a_policy_gives_the_same_everywhere_and_writes_nothing(policy: str, engi
     before = {name: t.clone() for name, t in model.state_dict().items()}
     buffers = {name: t.clone() for name, t in model.named_buffers()}
     exact = gradient(model, recipes.maml(2, 0.3), episode, engines.Loop())
-    for order in ("exact", "recompute"):
-        assert distance(gradient(model, recipes.maml(2, 0.3, order=order), episode, engine), exact) <= 1e-12
+    for order in ("exact", "checkpointed"):
+        assert (
+            distance(gradient(model, recipes.maml(2, 0.3, differentiation=order), episode, engine), exact)
+            <= 1e-12
+        )
     recipe, metrics = recipes.maml(2, 0.3), {"loss": Metric(F.cross_entropy, higher_is_better=False)}
     last = evaluate(model, recipe, episode, F.cross_entropy, engine=engine)
     outcome = meta_backward(model, recipe, episode, F.cross_entropy, engine=engine)
@@ -126,7 +129,7 @@ def test_each_step_has_a_scale_of_its_own(engine: Any) -> None:
     model, episode = with_policy("per_step", steps=3), images()
     used = []
     for steps in range(4):
-        gradient(model, recipes.maml(steps, 0.3, order="first"), episode, engine)
+        gradient(model, recipes.maml(steps, 0.3, differentiation="first_order"), episode, engine)
         used.append([int(rows.any()) for rows in model[1].weight.grad])
     # To first order only the query pass, after K steps, has a gradient; row 3 serves later steps too.
     assert used == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]

@@ -22,13 +22,13 @@ RECIPES = {
     "maml": recipes.maml(3, (0.01, 0.02, 0.03)),
     "fomaml": recipes.fomaml(3, 0.01),
     "anil": recipes.anil(3, 0.01),
-    "truncated": Recipe(adapters.Gradient(3, 0.01, order="truncated", last=1)),
+    "truncated": Recipe(adapters.Gradient(3, 0.01, differentiation=adapters.Truncated(1))),
     "reptile": recipes.reptile(3, 0.01),
     "joint": recipes.joint(),
     "one step": recipes.maml(1, 0.01),
     "momentum": Recipe(adapters.Gradient(3, 0.01, rule=rules.SGD(momentum=0.9))),
     "adam": Recipe(adapters.Gradient(3, 0.01, rule=rules.Adam())),
-    "recomputed": recipes.maml(3, 0.01, order="recompute"),
+    "recomputed": recipes.maml(3, 0.01, differentiation="checkpointed"),
 }
 
 

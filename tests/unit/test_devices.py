@@ -33,11 +33,11 @@ ENGINES = [engines.Loop(), engines.Vmap(), engines.Vmap(chunk_size=2)]
 RATES = (0.1, 0.2, 0.3)  # each step its own, so that the step is looked up
 ADAPTERS = {
     "exact": lambda: adapters.Gradient(3, RATES),
-    "recompute": lambda: adapters.Gradient(3, RATES, order="recompute"),
-    "first": lambda: adapters.Gradient(3, RATES, order="first"),
-    "truncated": lambda: adapters.Gradient(3, RATES, order="truncated"),
-    "implicit": lambda: adapters.Gradient(3, 0.1, order="implicit"),
-    "head": lambda: adapters.Gradient(3, RATES, "head", order="recompute", segment=2),
+    "checkpointed": lambda: adapters.Gradient(3, RATES, differentiation="checkpointed"),
+    "first_order": lambda: adapters.Gradient(3, RATES, differentiation="first_order"),
+    "truncated": lambda: adapters.Gradient(3, RATES, differentiation="truncated"),
+    "implicit": lambda: adapters.Gradient(3, 0.1, differentiation="implicit"),
+    "head": lambda: adapters.Gradient(3, RATES, "head", differentiation=adapters.Checkpointed(2)),
     "momentum": lambda: adapters.Gradient(3, 0.1, rule=rules.SGD(momentum=0.9)),
     "adam": lambda: adapters.Gradient(3, 0.1, rule=rules.Adam(eps=0.1)),
     "prototypes": lambda: adapters.Chain(adapters.Prototype(), adapters.Gradient(1, 0.1)),
@@ -170,14 +170,14 @@ def test_the_default_device_is_never_asked(device: torch.device) -> None:
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("order", ["exact", "recompute", "first"])
+@pytest.mark.parametrize("order", ["exact", "checkpointed", "first_order"])
 @pytest.mark.parametrize("downsample", ["stride", "pool"])
 def test_channels_last_is_a_layout_and_no_more(downsample: Any, order: Any, device: torch.device) -> None:
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(3, 12, 2, 16, 16, generator=rng, dtype=torch.float64).to(device)
     y = torch.arange(3).repeat(4).expand(3, -1).to(device)
     last = x.flatten(0, 1).to(memory_format=torch.channels_last).view_as(x)
-    adapter = adapters.Gradient(2, 0.1, order=order)
+    adapter = adapters.Gradient(2, 0.1, differentiation=order)
     torch.manual_seed(0)
     model = nets.conv4(3, channels=2, hidden=4, size=16, downsample=downsample).to(device).double()
     plain_episode = Episode(Batch(x[:, :6], y[:, :6]), Batch(x[:, 6:], y[:, 6:]))

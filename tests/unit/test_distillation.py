@@ -11,8 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metamtl import Batch, Episode, meta_backward, nets, recipes
-from metamtl.losses import MISSING, Taught, distilled, present, soft_labels, teach
-from metamtl.validation.losses import token_cross_entropy
+from metamtl.losses import (
+    MISSING,
+    WithTeachers,
+    add_teacher_targets,
+    distillation_loss,
+    is_labeled,
+    soft_labels,
+    token_cross_entropy,
+)
 
 RNG = torch.Generator().manual_seed(0)
 X = torch.randn(6, 4, generator=RNG, dtype=torch.float64)
@@ -61,10 +68,10 @@ def test_the_weight_goes_from_labels_to_teacher() -> None:
     y = torch.tensor([2, 1, 0, 2, 1, 0])
     hard, soft = F.cross_entropy(OURS, y), soft_labels()(OURS, THEIRS)
     for weight in (0.0, 0.3, 1.0):
-        loss = distilled(F.cross_entropy, soft_labels(), weight)
+        loss = distillation_loss(F.cross_entropy, soft_labels(), weight)
         torch.testing.assert_close(loss(OURS, (y, THEIRS)), (1 - weight) * hard + weight * soft)
     unlabelled = torch.full((6,), torch.nan)
-    assert bool(distilled(F.mse_loss, F.mse_loss, 1.0)(OURS, (unlabelled, THEIRS)).isfinite())
+    assert bool(distillation_loss(F.mse_loss, F.mse_loss, 1.0)(OURS, (unlabelled, THEIRS)).isfinite())
 
 
 def test_the_teachers_answers_stand_beside_the_labels() -> None:
@@ -74,7 +81,7 @@ def test_the_teachers_answers_stand_beside_the_labels() -> None:
     )
     named.double().eval()
     before = episodes()
-    taught = teach(before, {"a": teacher, "b": named})
+    taught = add_teacher_targets(before, {"a": teacher, "b": named})
     for batch, known in (
         (taught["a"].query, before["a"].query),
         (taught["a"].support, before["a"].support),
@@ -85,7 +92,7 @@ def test_the_teachers_answers_stand_beside_the_labels() -> None:
     assert torch.equal(taught["b"].query.y[1], named(X, task="b"))
     assert taught["b"].support is None and before["a"].query.y.shape == (6,)
     assert all(param.grad is None for param in teacher.parameters())
-    alone = teach(before, {"b": named})
+    alone = add_teacher_targets(before, {"b": named})
     assert alone["a"] is before["a"]
 
 
@@ -95,7 +102,7 @@ def test_teachers_that_take_keywords_or_several_inputs() -> None:
             return left + 2 * right
 
     for x in ((X, ZEROS), {"right": ZEROS, "left": X}):
-        taught = teach({"a": Episode(None, Batch(x, ZEROS))}, {"a": Sum().eval()})
+        taught = add_teacher_targets({"a": Episode(None, Batch(x, ZEROS))}, {"a": Sum().eval()})
         assert torch.equal(taught["a"].query.y[1], X)
 
 
@@ -103,15 +110,15 @@ def test_a_student_of_two_teachers_comes_to_answer_as_they_do() -> None:
     teachers = {"a": nets.mlp(4, 5, 3).double().eval(), "b": nets.mlp(4, 5, 1).double().eval()}
     student = nets.NamedHeads(nets.mlp(4, 16, 1).body, 16, {"a": 3, "b": 1}).double()
     loss = {
-        "a": distilled(F.cross_entropy, soft_labels(3.0), 1.0),
-        "b": distilled(F.mse_loss, F.mse_loss, 1.0),
+        "a": distillation_loss(F.cross_entropy, soft_labels(3.0), 1.0),
+        "b": distillation_loss(F.mse_loss, F.mse_loss, 1.0),
     }
     before = {name: [p.clone() for p in teacher.parameters()] for name, teacher in teachers.items()}
     optimizer = torch.optim.Adam(student.parameters(), lr=0.02)
     data = {name: Episode(None, episode.query) for name, episode in episodes().items()}
     for _ in range(200):
         optimizer.zero_grad()
-        meta_backward(student, recipes.joint(), teach(data, teachers), loss)
+        meta_backward(student, recipes.joint(), add_teacher_targets(data, teachers), loss)
         optimizer.step()
     torch.testing.assert_close(student(X, task="b"), teachers["b"](X), rtol=0.0, atol=0.05)
     ours, theirs = (net.softmax(-1) for net in (student(X, task="a"), teachers["a"](X)))
@@ -123,23 +130,23 @@ def test_a_student_of_two_teachers_comes_to_answer_as_they_do() -> None:
 def test_refused_in_words() -> None:
     teacher = nets.mlp(4, 5, 3).double()
     with pytest.raises(ValueError, match=r"teacher of task 'a' is in training mode.*\.eval\(\)"):
-        teach(episodes(), {"a": teacher})
+        add_teacher_targets(episodes(), {"a": teacher})
     with pytest.raises(ValueError, match=r"teachers for \['z'\], but the tasks are 'a', 'b'"):
-        teach(episodes(), {"z": teacher.eval()})
-    with pytest.raises(ValueError, match=r"temperature=0 must be above 0"):
+        add_teacher_targets(episodes(), {"z": teacher.eval()})
+    with pytest.raises(ValueError, match=r"temperature=0 must be positive"):
         soft_labels(0)
-    with pytest.raises(ValueError, match=r"student answers \[6, 2\], the teacher \[6, 3\]"):
+    with pytest.raises(ValueError, match=r"output is \[6, 2\], the teacher.s \[6, 3\]"):
         soft_labels()(OURS[:, :2], THEIRS)
     with pytest.raises(ValueError, match=r"weight=1\.5"):
-        distilled(F.mse_loss, F.mse_loss, 1.5)
-    with pytest.raises(ValueError, match=r"found a Tensor; make the episodes by teach"):
-        distilled(F.mse_loss, F.mse_loss)(OURS, THEIRS)
+        distillation_loss(F.mse_loss, F.mse_loss, 1.5)
+    with pytest.raises(ValueError, match=r"found a Tensor; make the episodes with add_teacher_targets"):
+        distillation_loss(F.mse_loss, F.mse_loss)(OURS, THEIRS)
 
 
 def test_teachers_may_be_heard_on_real_tokens_only() -> None:
     tags = torch.tensor([[2, 0, MISSING], [1, MISSING, MISSING]])
     ours, theirs = OURS.view(2, 3, 3), THEIRS.view(2, 3, 3)
-    found = distilled(token_cross_entropy, soft_labels(), where=present)(ours, (tags, theirs))
+    found = distillation_loss(token_cross_entropy, soft_labels(), mask=is_labeled)(ours, (tags, theirs))
     rows = torch.tensor([0, 1, 3])
     expected = F.cross_entropy(OURS[rows], torch.tensor([2, 0, 1])) + soft_labels()(
         OURS[rows], THEIRS[rows]
@@ -161,7 +168,7 @@ class Tasks:
 def test_a_taught_source_gives_answers_and_distilled_losses() -> None:
     teacher = nets.mlp(4, 5, 3).double().eval()
     source = Tasks()
-    taught = Taught(source, {"a": teacher}, soft_labels(), 0.3)
+    taught = WithTeachers(source, {"a": teacher}, soft_labels(), 0.3)
     found = taught.sample(2, RNG)
     y, answers = found["a"].query.y
     torch.testing.assert_close(answers, teacher(X))
@@ -171,4 +178,6 @@ def test_a_taught_source_gives_answers_and_distilled_losses() -> None:
     assert taught.kind == "unlike" and source.loss["a"] is F.cross_entropy
     assert not hasattr(taught, "per_token")
     assert copy.deepcopy(taught).kind == "unlike"
-    assert set(Taught(Tasks(), {"b": teacher}, F.mse_loss).sample(1, RNG)) == {"a"}  # not in this step
+    assert set(WithTeachers(Tasks(), {"b": teacher}, F.mse_loss).sample(1, RNG)) == {
+        "a"
+    }  # not in this step

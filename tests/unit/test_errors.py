@@ -418,7 +418,10 @@ def test_modules_that_prototypes_need() -> None:
         (lambda: adapters.Gradient(steps=-1), r"steps=-1.*cannot be negative"),
         (lambda: adapters.Gradient(steps=3, lr=[0.1, 0.2]), r"2 rates for 3 steps"),
         (lambda: adapters.Gradient(steps=0, lr=[0.1]), r"1 rates for 0 steps"),
-        (lambda: adapters.Gradient(order="second"), r"order='second' is not one of 'exact'.*'first'"),
+        (
+            lambda: adapters.Gradient(differentiation="second"),
+            r"differentiation='second' is not one of 'exact'.*'first_order'",
+        ),
         (lambda: adapters.Chain(), r"at least one adapter.*Shared\(\)"),
     ],
 )

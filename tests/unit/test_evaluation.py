@@ -22,6 +22,7 @@ from metamtl import (
     recipes,
     rules,
 )
+from metamtl.engines.backend import inductor
 from metamtl.metrics import accuracy, mse
 from metamtl.recipes import Recipe
 
@@ -157,9 +158,9 @@ COMPILED = {
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 @pytest.mark.parametrize(
-    ("name", "backend"), [("all", "eager"), ("head", "eager"), ("a rule with a memory", "inductor")]
+    ("name", "backend"), [("all", "eager"), ("head", "eager"), ("a rule with a memory", inductor)]
 )
-def test_compiled_steps_give_the_numbers_of_loop(name: str, backend: str) -> None:
+def test_compiled_steps_give_the_numbers_of_loop(name: str, backend: object) -> None:
     """Code is generated for one of them; of the others it is the traced graph that runs."""
     with mock.patch("metamtl.engines.kinds.BACKEND", backend):
         _same_as_loop(name)

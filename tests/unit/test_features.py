@@ -1,4 +1,4 @@
-"""Rows over the features that named tasks share: `at=` of a recipe."""
+"""Rows over the features that named tasks share: `layer=` of a recipe."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_what_is_linear_gives_the_same_gradients_at_either_level(name: str) -> N
     options = {"weights": torch.tensor([1.0, 2.0, 3.0])} if name == "Constant" else {}
     low, high = net(), net()
     for model, at in ((low, None), (high, "body")):
-        recipe = recipes.joint(aggregator=getattr(aggregators, name)(**options), at=at)
+        recipe = recipes.joint(aggregator=getattr(aggregators, name)(**options), layer=at)
         outcome = meta_backward(model, recipe, episodes(), LOSSES)
         assert outcome.tasks == ("case", "slant", "size") and outcome.losses.shape == (3,)
     same(grads(high), grads(low))
@@ -61,7 +61,7 @@ def test_what_is_linear_gives_the_same_gradients_at_either_level(name: str) -> N
 def test_the_aggregator_sees_the_gradients_of_the_features(name: str) -> None:
     """By hand: rows `[T, B F]`, one direction, one backward pass from the features."""
     model, byhand, data = net(), net(), episodes()
-    meta_backward(model, recipes.joint(aggregator=getattr(aggregators, name)(), at="body"), data, LOSSES)
+    meta_backward(model, recipes.joint(aggregator=getattr(aggregators, name)(), layer="body"), data, LOSSES)
     features = byhand.body(data["case"].query.x)
     losses = [LOSSES[task](byhand.heads[task](features), data[task].query.y) for task in data]
     rows = [torch.autograd.grad(loss, features, retain_graph=True)[0].flatten() for loss in losses]
@@ -91,12 +91,12 @@ def test_one_pass_through_the_body_each_way() -> None:
                 return gradient
 
         model.body[1].register_forward_hook(lambda module, x, y, count=Counted: count.apply(y))
-        meta_backward(model, recipes.joint(aggregator=aggregators.MGDA(), at=at), episodes(), LOSSES)
+        meta_backward(model, recipes.joint(aggregator=aggregators.MGDA(), layer=at), episodes(), LOSSES)
         assert passes == {"forward": 1, "backward": backward}
 
 
 def test_it_accumulates_and_leaves_the_model_as_it_is() -> None:
-    model, once, recipe = net(), net(), recipes.joint(aggregator=aggregators.MGDA(), at="body")
+    model, once, recipe = net(), net(), recipes.joint(aggregator=aggregators.MGDA(), layer="body")
     calls: list[int] = []
     model.body.register_forward_hook(lambda *_: calls.append(1))
     hooks = len(model.body._forward_hooks)
@@ -113,7 +113,7 @@ def test_frozen_parameters_stay_without_a_gradient() -> None:
     model, expected = net(), net()
     for each in (model, expected):
         each.body[0].requires_grad_(False)
-    meta_backward(model, recipes.joint(at="body"), episodes(), LOSSES)
+    meta_backward(model, recipes.joint(layer="body"), episodes(), LOSSES)
     meta_backward(expected, recipes.joint(), episodes(), LOSSES)
     assert model.body[0].weight.grad is None
     same(grads(model), grads(expected))
@@ -122,15 +122,15 @@ def test_frozen_parameters_stay_without_a_gradient() -> None:
 def test_one_task_alone() -> None:
     model, expected = net(), net()
     data = {"size": episodes()["size"]}
-    meta_backward(model, recipes.joint(at="body"), data, LOSSES)
+    meta_backward(model, recipes.joint(layer="body"), data, LOSSES)
     meta_backward(expected, recipes.joint(), data, LOSSES)
     same(grads(model), grads(expected))
 
 
 def test_a_deeper_module_is_named_by_its_path() -> None:
     model, expected = net(), net()
-    meta_backward(model, recipes.joint(at="body.3"), episodes(), LOSSES)
-    meta_backward(expected, recipes.joint(at="body"), episodes(), LOSSES)
+    meta_backward(model, recipes.joint(layer="body.3"), episodes(), LOSSES)
+    meta_backward(expected, recipes.joint(layer="body"), episodes(), LOSSES)
     same(grads(model), grads(expected))
 
 
@@ -171,7 +171,7 @@ class Pair(nn.Module):
 
 def refused(model: nn.Module, data: Any, words: str, losses: Any = LOSSES, at: str = "body") -> None:
     with pytest.raises(ValueError, match=words):
-        meta_backward(model.double(), recipes.joint(at=at), data, losses)
+        meta_backward(model.double(), recipes.joint(layer=at), data, losses)
     assert not grads(model)
     assert all(not module._forward_hooks for module in model.modules())
 
@@ -179,39 +179,42 @@ def refused(model: nn.Module, data: Any, words: str, losses: Any = LOSSES, at: s
 def test_a_module_that_is_not_there() -> None:
     for at in ("trunk", ""):
         refused(
-            net(), episodes(), f"at='{at}' names no module of NamedHeads; it has 'body', 'heads'", at=at
+            net(),
+            episodes(),
+            f"layer='{at}' names no module of NamedHeads; it has 'body', 'heads'",
+            at=at,
         )
 
 
 def test_inputs_of_their_own() -> None:
     data = episodes()
     data["size"] = Episode(None, Batch(data["size"].query.x.clone(), data["size"].query.y))
-    refused(net(), data, "task 'size' has an input of its own.*one and the same query.x, or use at=None")
+    refused(net(), data, "task 'size' has an input of its own.*one and the same query.x, or use layer=None")
 
 
 def test_a_task_that_adapts() -> None:
     data = episodes()
     data["slant"] = Episode(data["slant"].query, data["slant"].query)
     with pytest.raises(ValueError, match="task 'slant' has a support set and adapts"):
-        meta_backward(net(), recipes.maml(at="body"), data, LOSSES)
+        meta_backward(net(), recipes.maml(layer="body"), data, LOSSES)
 
 
 def test_alike_tasks() -> None:
     family = tasks.Sinusoid()
     data = family.sample(3, torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match="at='body' is for named tasks that share one input"):
-        meta_backward(nets.mlp(1, 8, 1), recipes.maml(at="body"), data, family.loss)
+    with pytest.raises(ValueError, match="layer='body' is for named tasks that share one input"):
+        meta_backward(nets.mlp(1, 8, 1), recipes.maml(layer="body"), data, family.loss)
 
 
 def test_a_module_that_runs_more_than_once() -> None:
-    refused(Twice(), episodes(), "at='body' ran 3 times in one pass")
+    refused(Twice(), episodes(), "layer='body' ran 3 times in one pass")
 
 
 def test_parameters_that_all_tasks_use_behind_the_features() -> None:
-    refused(Neck(), episodes(), r"all tasks use neck\.weight, neck\.bias otherwise than through at='body'")
+    refused(Neck(), episodes(), r"all tasks use neck\.weight, neck\.bias .* than through layer='body'")
     model, expected = Neck().double(), Neck().double()
     expected.load_state_dict(model.state_dict())
-    meta_backward(model, recipes.joint(at="neck"), episodes(), LOSSES)
+    meta_backward(model, recipes.joint(layer="neck"), episodes(), LOSSES)
     meta_backward(expected, recipes.joint(), episodes(), LOSSES)
     same(grads(model), grads(expected))
 
@@ -222,14 +225,16 @@ def test_features_that_are_not_one_tensor() -> None:
             return {name: self.heads[name](self.body(*inputs)[0]) for name in wanted}
 
     refused(
-        Model(Pair(), 5, OUTPUTS), episodes(), "at='body' returns a tuple; name a module that returns one"
+        Model(Pair(), 5, OUTPUTS),
+        episodes(),
+        "layer='body' returns a tuple; name a module that returns",
     )
 
 
 def test_a_body_that_does_not_learn() -> None:
     model = net()
     model.body.requires_grad_(False)
-    refused(model, episodes(), "the output of at='body' depends on no trainable parameter")
+    refused(model, episodes(), "the output of layer='body' depends on no trainable parameter")
 
 
 def test_a_task_that_does_not_look_at_the_features() -> None:
@@ -242,5 +247,5 @@ def test_a_task_that_does_not_look_at_the_features() -> None:
 def test_aggregators_that_remember_single_parameters(name: str) -> None:
     aggregator = getattr(aggregators, name)()
     for each in (aggregator, aggregators.Rescaled(aggregator)):
-        with pytest.raises(ValueError, match=f"{each.name} remembers .* at='body', are of other examples"):
-            recipes.joint(aggregator=each, at="body")
+        with pytest.raises(ValueError, match=f"{each.name} remembers .* layer='body', are of other ex"):
+            recipes.joint(aggregator=each, layer="body")

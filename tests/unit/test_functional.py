@@ -14,10 +14,10 @@ from metamtl.functional import (
     forward,
     has_adapter_buffers,
     is_name,
-    named_by,
+    select_parameters,
     structure_of,
     trainable,
-    under,
+    with_prefix,
 )
 
 
@@ -79,16 +79,16 @@ def test_the_inner_step_is_told_to_those_who_ask() -> None:
 
 def test_a_prefix_takes_whole_names() -> None:
     names = ["head.weight", "head.bias", "header.weight", "body.head.weight", "headless"]
-    assert under(names, "head") == ["head.weight", "head.bias"]
-    assert under(names, "head.bias") == ["head.bias"] and under(names, "") == names
+    assert with_prefix(names, "head") == ["head.weight", "head.bias"]
+    assert with_prefix(names, "head.bias") == ["head.bias"] and with_prefix(names, "") == names
 
 
 def test_named_by_keeps_the_models_order_and_leaves_frozen_ones() -> None:
     model = nets.mlp(1, 4, 4, 1)
     model.body[0].weight.requires_grad_(False)
-    assert "body.0.weight" not in named_by(model, None)
-    assert named_by(model, ["head", "body.0"]) == ["body.0.bias", "head.weight", "head.bias"]
-    assert named_by(model, ["head", "head.bias"]) == ["head.weight", "head.bias"]
+    assert "body.0.weight" not in select_parameters(model, None)
+    assert select_parameters(model, ["head", "body.0"]) == ["body.0.bias", "head.weight", "head.bias"]
+    assert select_parameters(model, ["head", "head.bias"]) == ["head.weight", "head.bias"]
 
 
 def test_tied_parameters_stand_once_and_both_places_change() -> None:

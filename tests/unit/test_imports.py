@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "metamtl"
 
-# The files and folders of metamtl/, from the lowest layer to the highest. A module imports from its own layer
-# or from a lower one.
+# The files and folders of metamtl/, from the lowest layer to the highest. A module imports from its own
+# layer or from a lower one.
 LAYERS = (
     {"functional"},
     {"episode", "estimate", "metrics", "rules"},

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from metamtl import Batch, Episode, Recipe, engines, evaluate, meta_backward, recipes
-from metamtl.functional import forward, plain_kernels
+from metamtl.functional import forward, vmap_compatible_kernels
 
 ENGINES = [engines.Loop(), engines.Vmap(), engines.Vmap(chunk_size=1)]
 
@@ -60,9 +60,9 @@ def vectors(tasks: int = 2, shape: tuple[int, ...] = (4,)) -> Episode:
 
 
 @pytest.mark.parametrize("what", ["count", "rebound", "copied"])
-@pytest.mark.parametrize("order", ["exact", "recompute", "first"])
+@pytest.mark.parametrize("order", ["exact", "checkpointed", "first_order"])
 def test_a_written_buffer_is_a_copy(what: str, order: str) -> None:
-    model, episode, recipe = Writes(what).double(), vectors(), recipes.maml(2, 0.3, order=order)
+    model, episode, recipe = Writes(what).double(), vectors(), recipes.maml(2, 0.3, differentiation=order)
     kept = {name: (id(t), t.clone()) for name, t in model.named_buffers()}
     expected = gradient(model.layer, recipe, episode)
     for engine in ENGINES:
@@ -127,10 +127,10 @@ def test_no_silent_first_order_gradient(engine: Any) -> None:
     plain.load_state_dict(model.state_dict())
     first = recipes.fomaml(2, 0.1)
     assert distance(gradient(model, first, episode, engine), gradient(plain, first, episode)) <= 1e-12
-    words = r"Once in Squared is marked once_differentiable.*order='first'"
-    for order in ("exact", "recompute", "exact"):  # after a first-order run, and every time
+    words = r"Once in Squared is marked once_differentiable.*differentiation='first_order'"
+    for order in ("exact", "checkpointed", "exact"):  # after a first-order run, and every time
         with pytest.raises(NotImplementedError, match=words):
-            gradient(model, recipes.maml(2, 0.1, order=order), episode, engine)
+            gradient(model, recipes.maml(2, 0.1, differentiation=order), episode, engine)
 
 
 def test_unused_parameters_are_named_once() -> None:
@@ -140,7 +140,9 @@ def test_unused_parameters_are_named_once() -> None:
         found = gradient(model, recipes.maml(2, 0.3), episode)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        again = gradient(model, recipes.maml(2, 0.3, order="recompute"), episode, engines.Loop())
+        again = gradient(
+            model, recipes.maml(2, 0.3, differentiation="checkpointed"), episode, engines.Loop()
+        )
     assert distance(again, found) <= 1e-12 and not found[:10].any() and found[10:].any()
     fast = recipes.maml(2, 0.3).adapter(model, episode[0].support, F.cross_entropy)
     assert torch.equal(fast["spare.weight"], model["spare"].weight)
@@ -177,8 +179,8 @@ def test_a_recurrent_layer_uses_the_weights_it_is_given_and_keeps_its_own() -> N
 def test_packed_sequences_need_a_loop() -> None:
     packed, plain, episode = Recurrent(True).double(), Recurrent(False).double(), vectors(shape=(5, 4))
     plain.load_state_dict(packed.state_dict())
-    for order in ("exact", "recompute", "first"):
-        recipe = recipes.maml(2, 0.3, order=order)
+    for order in ("exact", "checkpointed", "first_order"):
+        recipe = recipes.maml(2, 0.3, differentiation=order)
         found, expected = (gradient(m, recipe, episode, engines.Loop()) for m in (packed, plain))
         assert distance(found, expected) <= 1e-12
         words = r"Recurrent reads tensor values .*packing sequences.*engine=Loop\(\)"
@@ -188,7 +190,7 @@ def test_packed_sequences_need_a_loop() -> None:
 
 def test_the_fast_paths_are_left_as_they_were() -> None:
     assert torch.backends.mha.get_fastpath_enabled() and torch.backends.cuda.flash_sdp_enabled()
-    with pytest.raises(ZeroDivisionError), plain_kernels():
+    with pytest.raises(ZeroDivisionError), vmap_compatible_kernels():
         assert not torch.backends.mha.get_fastpath_enabled()
         assert not torch.backends.cuda.flash_sdp_enabled()
         raise ZeroDivisionError

@@ -118,7 +118,7 @@ def test_mlp() -> None:
 
 
 def test_pixels_have_no_body_to_learn() -> None:
-    model = nets.pixels(12, 3)
+    model = nets.flatten_linear(12, 3)
     assert (
         model(torch.zeros(2, 3, 4)).shape == (2, 3) and [n for n, _ in model.body.named_parameters()] == []
     )

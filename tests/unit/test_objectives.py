@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metamtl import Batch, Episode, Recipe, adapters, engines, meta_backward, nets, recipes
-from metamtl.losses import MISSING
+from metamtl.losses import MISSING, mean_over_labeled
 from metamtl.objectives import base as objectives
-from metamtl.validation.losses import masked
 
 NAN = float("nan")
 T, S, Q = 4, 6, 9
@@ -49,8 +48,8 @@ def targets() -> Tensor:
     ("loss", "y", "outputs"),
     [
         (F.cross_entropy, classes(), 3),
-        (masked(F.mse_loss), targets(), 2),
-        (masked(F.l1_loss), targets(), 2),
+        (mean_over_labeled(F.mse_loss), targets(), 2),
+        (mean_over_labeled(F.l1_loss), targets(), 2),
     ],
 )
 def test_the_gradient_is_that_of_the_mean_over_all_labels(
@@ -68,7 +67,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_labels(
         torch.testing.assert_close(gradient, param.grad, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("loss", [F.cross_entropy, masked(F.mse_loss)])
+@pytest.mark.parametrize("loss", [F.cross_entropy, mean_over_labeled(F.mse_loss)])
 def test_named_tasks_alike(loss: Any) -> None:
     named = nets.named_heads(net(5), {"case": 3}).double()
     y = classes()[0] if loss is F.cross_entropy else targets()[0, :, :1].expand(-1, 3)

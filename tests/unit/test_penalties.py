@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from metamtl import Batch, Episode, aggregators, meta_backward, nets, recipes
 from metamtl.functional import Params
-from metamtl.objectives import Penalty, nuclear, penalised, spread, subspace
+from metamtl.objectives import Penalty, l2_to_mean, low_rank, nuclear_norm, penalized
 
 T, N = 4, 6
 
@@ -48,16 +48,16 @@ def twin() -> Tensor:
 def test_spread_is_the_distance_to_the_mean_tower() -> None:
     rows = twin()
     gaps = rows - rows.mean(0)
-    check(spread(), 0.5 * gaps.square().sum(), gaps)
+    check(l2_to_mean(), 0.5 * gaps.square().sum(), gaps)
 
 
 def test_the_nuclear_norm_is_the_sum_of_singular_values_with_gradient_u_vt() -> None:
     rows = twin()
     u, s, vt = torch.linalg.svd(rows, full_matrices=False)
-    check(nuclear(), s.sum(), u @ vt)
+    check(nuclear_norm(), s.sum(), u @ vt)
     # of a matrix with orthogonal rows it is the sum of their lengths
     params = {f"towers.{t}.w": 3.0 * torch.eye(T)[t] for t in range(T)}
-    torch.testing.assert_close(nuclear()(params), torch.tensor(12.0))
+    torch.testing.assert_close(nuclear_norm()(params), torch.tensor(12.0))
 
 
 @pytest.mark.parametrize("rank", [0, 1, 3])
@@ -65,28 +65,28 @@ def test_subspace_is_the_distance_to_the_nearest_one(rank: int) -> None:
     rows = twin()
     u, s, vt = torch.linalg.svd(rows, full_matrices=False)
     nearest = (u[:, :rank] * s[:rank]) @ vt[:rank]
-    check(subspace(rank), (rows - nearest).square().sum(), 2 * (rows - nearest))
+    check(low_rank(rank), (rows - nearest).square().sum(), 2 * (rows - nearest))
 
 
 def test_towers_in_a_subspace_pay_nothing() -> None:
     basis, mix = torch.randn(2, N).double(), torch.randn(T, 2).double()
     params = {f"towers.t{t}.w": (mix @ basis)[t] for t in range(T)}
-    assert float(subspace(2)(params)) < 1e-25 < float(subspace(1)(params))
+    assert float(low_rank(2)(params)) < 1e-25 < float(low_rank(1)(params))
     same = {f"towers.t{t}.w": basis[0] for t in range(T)}
-    assert float(spread()(same)) < 1e-25
-    torch.testing.assert_close(nuclear()(same), basis[0].norm() * T**0.5)  # one singular value
+    assert float(l2_to_mean()(same)) < 1e-25
+    torch.testing.assert_close(nuclear_norm()(same), basis[0].norm() * T**0.5)  # one singular value
 
 
 def test_every_parameter_of_the_towers_counts() -> None:
     rows, params = towers()
     two = {**params, **{f"towers.t{t}.0.bias": 2 * rows[t, :1] for t in range(T)}}
     bias = {name: value for name, value in two.items() if "bias" in name}
-    for penalty in (spread(), nuclear(), subspace(1)):
+    for penalty in (l2_to_mean(), nuclear_norm(), low_rank(1)):
         torch.testing.assert_close(penalty(two), penalty(params) + penalty(bias))
 
 
 def test_equal_towers_have_finite_gradients() -> None:
-    for penalty in (spread(), nuclear(), subspace(1)):
+    for penalty in (l2_to_mean(), nuclear_norm(), low_rank(1)):
         rows = torch.zeros(T, N, dtype=torch.float64, requires_grad=True)
         params = {f"towers.t{t}.w": rows[t] for t in range(T)}
         assert bool(torch.isfinite(torch.autograd.grad(penalty(params), rows)[0]).all())
@@ -109,7 +109,7 @@ def expected(model: nn.Module, weight: float, share: float) -> dict[str, Tensor]
     params = dict(model.named_parameters())
     losses = sum(LOSS[name](model(X, task=name), e.query.y) for name, e in EPISODES.items())
     plain = torch.autograd.grad(losses, list(params.values()))
-    pull = torch.autograd.grad(nuclear()(params), list(params.values()), allow_unused=True)
+    pull = torch.autograd.grad(nuclear_norm()(params), list(params.values()), allow_unused=True)
     pull = [torch.zeros_like(g) if p is None else p for g, p in zip(plain, pull)]
     return {name: share * g + weight * p for name, g, p in zip(params, plain, pull)}
 
@@ -122,7 +122,7 @@ def test_in_the_objective_a_penalty_enters_once_under_a_mean_and_t_times_under_a
     aggregator: aggregators.Aggregator, share: float, times: int
 ) -> None:
     model = soft()
-    recipe = recipes.joint(objective=penalised(nuclear(), 0.1), aggregator=aggregator)
+    recipe = recipes.joint(objective=penalized(nuclear_norm(), 0.1), aggregator=aggregator)
     outcome = meta_backward(model, recipe, EPISODES, LOSS)
     for name, gradient in expected(model, 0.1 * times, share).items():
         torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=1e-10, atol=1e-13)
@@ -131,11 +131,11 @@ def test_in_the_objective_a_penalty_enters_once_under_a_mean_and_t_times_under_a
 
 
 def test_beside_meta_backward_a_penalty_enters_once_whatever_the_aggregator() -> None:
-    model = nets.Behind(nn.Linear(4, 4), soft()).double()
+    model = nets.SharedBottom(nn.Linear(4, 4), soft()).double()
     recipe = recipes.joint(aggregator=aggregators.TorchJD("Sum"))
     meta_backward(model, recipe, EPISODES, LOSS)
     before = {name: param.grad.clone() for name, param in model.named_parameters()}
-    penalty = nuclear("top.towers")
+    penalty = nuclear_norm("top.towers")
     (0.1 * penalty(dict(model.named_parameters()))).backward()
     params = dict(model.named_parameters())
     pull = torch.autograd.grad(penalty(params), list(params.values()), allow_unused=True)
@@ -154,7 +154,7 @@ def test_a_frozen_tower_is_what_the_other_is_drawn_to() -> None:
     model = soft()
     model.towers["b"].requires_grad_(False)
     model.heads["b"].requires_grad_(False)
-    recipe = recipes.joint(objective=penalised(spread(), 1.0, lambda task: torch.zeros(()).double()))
+    recipe = recipes.joint(objective=penalized(l2_to_mean(), 1.0, lambda task: torch.zeros(()).double()))
     meta_backward(model, recipe, EPISODES, LOSS)
     towers = model.towers
     torch.testing.assert_close(towers["a"].weight.grad, (towers["a"].weight - towers["b"].weight) / 2)
@@ -163,11 +163,11 @@ def test_a_frozen_tower_is_what_the_other_is_drawn_to() -> None:
 @pytest.mark.parametrize(
     ("penalty", "params", "words"),
     [
-        (spread("tower"), {"towers.a.w": X}, r"prefix='tower' holds 0 towers.*under 'towers'"),
-        (nuclear(), {"towers.a.w": X, "heads.a": X}, r"holds 1 towers.*needs two"),
-        (spread(), {"towers.a.w": X, "towers.b.v": X}, r"'a' and 'b' have parameters of different"),
-        (spread(), {"towers.a.w": X, "towers.b.w": X[1:]}, r"\{'w': \[5, 4\]\} and \{'w': \[4, 4\]\}"),
-        (subspace(2), {"towers.a.w": X, "towers.b.w": X}, r"rank=2: 2 towers always lie"),
+        (l2_to_mean("tower"), {"towers.a.w": X}, r"prefix='tower' holds 0 towers.*under 'towers'"),
+        (nuclear_norm(), {"towers.a.w": X, "heads.a": X}, r"holds 1 towers.*needs two"),
+        (l2_to_mean(), {"towers.a.w": X, "towers.b.v": X}, r"'a' and 'b' have parameters of different"),
+        (l2_to_mean(), {"towers.a.w": X, "towers.b.w": X[1:]}, r"\{'w': \[5, 4\]\} and \{'w': \[4, 4\]\}"),
+        (low_rank(2), {"towers.a.w": X, "towers.b.w": X}, r"rank=2: 2 towers always lie"),
     ],
 )
 def test_refused_in_words(penalty: Penalty, params: Params, words: str) -> None:
@@ -177,4 +177,4 @@ def test_refused_in_words(penalty: Penalty, params: Params, words: str) -> None:
 
 def test_a_negative_rank_is_refused() -> None:
     with pytest.raises(ValueError, match="rank=-1 cannot be negative"):
-        subspace(-1)
+        low_rank(-1)

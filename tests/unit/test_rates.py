@@ -127,16 +127,16 @@ def test_the_gradient_is_that_of_central_differences(per: str, steps: int | None
 def test_engines_and_orders_agree(per: str, steps: int | None, rule: Any) -> None:
     model = network()
 
-    def found(engine: engines.Engine, order: str, **options: Any) -> Tensor:
+    def found(engine: engines.Engine, way: Any) -> Tensor:
         rates = varied(Rates(model, 0.05, per, steps=steps))
-        return gradient(model, adapters.Gradient(STEPS, rates, order=order, rule=rule, **options), engine)
+        return gradient(model, adapters.Gradient(STEPS, rates, differentiation=way, rule=rule), engine)
 
     exact = found(engines.Loop(), "exact")
     for engine in (engines.Loop(), engines.Vmap(), engines.Vmap(2)):
         assert error(found(engine, "exact"), exact) <= 1e-10
-        assert error(found(engine, "recompute", segment=3), exact) <= 1e-10
-        assert error(found(engine, "truncated", last=STEPS), exact) <= 1e-10
-    for order in ("first", "truncated"):
+        assert error(found(engine, adapters.Checkpointed(3)), exact) <= 1e-10
+        assert error(found(engine, adapters.Truncated(STEPS)), exact) <= 1e-10
+    for order in ("first_order", "truncated"):
         assert error(found(engines.Vmap(), order), found(engines.Loop(), order)) <= 1e-10
 
 
@@ -144,7 +144,9 @@ def test_engines_and_orders_agree(per: str, steps: int | None, rule: Any) -> Non
 def test_first_order_is_minus_the_products_of_gradients(engine: engines.Engine) -> None:
     """`phi = theta - sum_k a_k g_k` with constant `g_k`: the rate of step k gets `-<g_k, g_query>`."""
     model, episode = network(), data()
-    adapter = adapters.Gradient(STEPS, varied(Rates(model, 0.05, "model", steps=STEPS)), order="first")
+    adapter = adapters.Gradient(
+        STEPS, varied(Rates(model, 0.05, "model", steps=STEPS)), differentiation="first_order"
+    )
     gradient(model, adapter, engine)
     expected = torch.zeros(STEPS, dtype=torch.float64)
     for task in range(T):
@@ -163,11 +165,11 @@ def test_first_order_is_minus_the_products_of_gradients(engine: engines.Engine) 
     assert error(adapter.lr.rates.rate.grad, expected) <= 1e-12
 
 
-@pytest.mark.parametrize("order", ["exact", "recompute", "truncated", "first"])
+@pytest.mark.parametrize("order", ["exact", "checkpointed", "truncated", "first_order"])
 @pytest.mark.parametrize("make", [recipes.metasgd, recipes.lslr])
 def test_training_moves_every_rate(make: Callable[..., Recipe], order: str) -> None:
     model = network()
-    recipe = make(model, STEPS, 0.05, order=order)
+    recipe = make(model, STEPS, 0.05, differentiation=order)
     optimizer = torch.optim.SGD([*model.parameters(), *recipe.adapter.parameters()], lr=0.1)
     for _ in range(2):
         optimizer.zero_grad()
@@ -183,13 +185,13 @@ def test_rates_rule_dropout_and_recomputation_together(engine: engines.Engine, s
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 16), nn.Dropout(0.5), nn.Tanh(), nn.Linear(16, 2)).double()
 
-    def found(order: str) -> Tensor:
+    def found(way: Any) -> Tensor:
         rates = varied(Rates(model, 0.05, "tensor", steps=STEPS))
-        adapter = adapters.Gradient(STEPS, rates, order=order, rule=rules.Adam(), segment=segment)
+        adapter = adapters.Gradient(STEPS, rates, differentiation=way, rule=rules.Adam())
         torch.manual_seed(3)
         return gradient(model, adapter, engine)
 
-    assert error(found("recompute"), found("exact")) <= 1e-10
+    assert error(found(adapters.Checkpointed(segment)), found("exact")) <= 1e-10
 
 
 def test_rates_in_a_chain_and_for_a_part() -> None:

@@ -7,8 +7,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 from torch import nn
 
-from metamtl import Recipe, adapters, aggregators, recipes, rules
-from metamtl.objectives import base as objectives
+from metamtl import Recipe, adapters, aggregators, objectives, recipes, rules
 
 NET = nn.Linear(2, 1)
 
@@ -40,22 +39,31 @@ def test_parts_and_their_replacement(name: str) -> None:
 def test_what_the_gradient_recipes_choose() -> None:
     assert recipes.maml(3, 0.1).adapter.lr == (0.1, 0.1, 0.1)
     assert recipes.maml(2, [0.1, 0.2]).adapter.lr == (0.1, 0.2)
-    assert recipes.maml().adapter.adapts is None and recipes.maml().adapter.order == "exact"
-    assert recipes.fomaml(adapts="head").adapter.order == "first"
+    assert (
+        recipes.maml().adapter.adapts is None
+        and recipes.maml().adapter.differentiation == adapters.Unrolled()
+    )
+    assert recipes.fomaml(adapts="head").adapter.differentiation == adapters.FirstOrder()
     assert recipes.fomaml(adapts="head").adapter.adapts == "head"
     assert recipes.anil().adapter.adapts == "head" and recipes.boil().adapter.adapts == "body"
-    assert recipes.anil(head=("a", "b")).adapter.adapts == ("a", "b")
-    assert recipes.anil(order="first").adapter.order == "first"
-    assert recipes.reptile().adapter.order == "first" and recipes.reptile().adapter.steps == 5
+    assert recipes.anil(adapts=("a", "b")).adapter.adapts == ("a", "b")
+    assert recipes.anil(differentiation="first_order").adapter.differentiation == adapters.FirstOrder()
+    assert (
+        recipes.reptile().adapter.differentiation == adapters.FirstOrder()
+        and recipes.reptile().adapter.steps == 5
+    )
     adam = rules.Adam(betas=(0.0, 0.999))
     for make in (recipes.maml, recipes.anil, recipes.boil, recipes.reptile, recipes.imaml):
         assert make(rule=adam).adapter.rule is adam
-    assert recipes.metasgd(NET, 3, order="first").adapter.order == "first"
+    assert (
+        recipes.metasgd(NET, 3, differentiation="first_order").adapter.differentiation
+        == adapters.FirstOrder()
+    )
     assert (
         recipes.metasgd(NET).adapter.lr.per == "element" and recipes.metasgd(NET).adapter.lr.steps is None
     )
     assert recipes.lslr(NET, 4).adapter.lr.per == "tensor" and recipes.lslr(NET, 4).adapter.lr.steps == 4
-    assert recipes.imaml(adapts="head").adapter.order == "implicit"
+    assert recipes.imaml(adapts="head").adapter.differentiation == adapters.Implicit(proximal=2.0)
 
 
 def test_cost_of_a_task_in_backward_passes() -> None:

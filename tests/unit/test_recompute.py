@@ -38,7 +38,7 @@ def test_the_gradient_is_the_exact_one(adapts, segment, engine):
     model = nets.mlp(4, 8, 3).double()
     rates = (0.1, 0.2, 0.3, 0.4, 0.5)
     exact = _gradient(model, adapters.Gradient(5, rates, adapts), engine)
-    again = adapters.Gradient(5, rates, adapts, order="recompute", segment=segment)
+    again = adapters.Gradient(5, rates, adapts, differentiation=adapters.Checkpointed(segment))
     assert torch.allclose(_gradient(model, again, engine), exact, rtol=1e-12, atol=1e-15)
 
 
@@ -48,13 +48,15 @@ def test_dropout_draws_the_same_numbers_again(segment, engine):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.Tanh(), nn.Linear(16, 3)).double()
     exact = _gradient(model, adapters.Gradient(4, 0.5), engine)
-    again = _gradient(model, adapters.Gradient(4, 0.5, order="recompute", segment=segment), engine)
+    again = _gradient(
+        model, adapters.Gradient(4, 0.5, differentiation=adapters.Checkpointed(segment)), engine
+    )
     assert torch.equal(again, exact)
     state = torch.get_rng_state()
     _gradient(model, adapters.Gradient(4, 0.5), engine)
     after_exact = torch.get_rng_state()
     torch.set_rng_state(state)
-    _gradient(model, adapters.Gradient(4, 0.5, order="recompute", segment=segment), engine)
+    _gradient(model, adapters.Gradient(4, 0.5, differentiation=adapters.Checkpointed(segment)), engine)
     assert torch.equal(torch.get_rng_state(), after_exact)
 
 
@@ -63,9 +65,11 @@ def test_truncated_runs_from_first_order_to_exact():
     model, engine = nets.mlp(4, 8, 3).double(), engines.Loop()
 
     def truncated(last: int) -> torch.Tensor:
-        return _gradient(model, adapters.Gradient(4, 0.3, order="truncated", last=last), engine)
+        return _gradient(model, adapters.Gradient(4, 0.3, differentiation=adapters.Truncated(last)), engine)
 
-    assert torch.equal(truncated(0), _gradient(model, adapters.Gradient(4, 0.3, order="first"), engine))
+    assert torch.equal(
+        truncated(0), _gradient(model, adapters.Gradient(4, 0.3, differentiation="first_order"), engine)
+    )
     exact = _gradient(model, adapters.Gradient(4, 0.3), engine)
     assert torch.equal(truncated(4), exact)
     gaps = [float((truncated(last) - exact).norm()) for last in range(5)]
@@ -79,7 +83,9 @@ def test_one_steps_graph_at_a_time_is_kept(stored):
     x, y = torch.randn(500, 4), torch.randint(3, (500,))
 
     def after(steps: int) -> int:
-        return stored(adapters.Gradient(steps, 0.1, order="recompute")(model, (x, y), F.cross_entropy))
+        return stored(
+            adapters.Gradient(steps, 0.1, differentiation="checkpointed")(model, (x, y), F.cross_entropy)
+        )
 
     size = sum(param.numel() * 4 for param in model.parameters())
     growth = (after(9) - after(3)) / 6
@@ -87,7 +93,7 @@ def test_one_steps_graph_at_a_time_is_kept(stored):
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="segment=0"):
-        adapters.Gradient(3, 0.1, order="recompute", segment=0)
-    with pytest.raises(ValueError, match=r"order='exacte' is not one of 'exact', 'recompute'"):
-        adapters.Gradient(3, 0.1, order="exacte")
+    with pytest.raises(ValueError, match="every=0"):
+        adapters.Gradient(3, 0.1, differentiation=adapters.Checkpointed(0))
+    with pytest.raises(ValueError, match=r"differentiation='exacte' is not one of 'exact', 'checkpointed'"):
+        adapters.Gradient(3, 0.1, differentiation="exacte")

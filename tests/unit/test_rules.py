@@ -149,14 +149,16 @@ def test_engines_and_recomputation_agree(chosen) -> None:
     expected = meta_gradient(network(), exact, engines.Loop())
     assert error(meta_gradient(network(), exact, engines.Vmap()), expected) <= 1e-10
     for segment, engine in ((1, engines.Vmap()), (4, engines.Vmap()), (4, engines.Loop())):
-        again = adapters.Gradient(STEPS, 0.05, order="recompute", segment=segment, rule=make(**options))
+        again = adapters.Gradient(
+            STEPS, 0.05, differentiation=adapters.Checkpointed(segment), rule=make(**options)
+        )
         assert error(meta_gradient(network(), again, engine), expected) <= 1e-10
 
 
-@pytest.mark.parametrize("order", ["truncated", "first"])
+@pytest.mark.parametrize("order", ["truncated", "first_order"])
 @pytest.mark.parametrize("rule", [rules.SGD(momentum=0.9), rules.Adam(), rules.NAdam()], ids=repr)
 def test_engines_agree_in_other_orders(rule: rules.Rule, order: str) -> None:
-    adapter = adapters.Gradient(STEPS, 0.05, order=order, rule=rule)
+    adapter = adapters.Gradient(STEPS, 0.05, differentiation=order, rule=rule)
     expected = meta_gradient(network(), adapter, engines.Loop())
     assert error(meta_gradient(network(), adapter, engines.Vmap()), expected) <= 1e-10
 
@@ -239,8 +241,8 @@ def test_gradients_of_exactly_zero(chosen, engine: engines.Engine, dtype: torch.
 
 def test_a_decay_of_weights_is_differentiated_in_first_order_too() -> None:
     """`p - lr * decay * p` in every step, the gradient of the loss being a constant."""
-    plain = adapters.Gradient(3, 0.05, order="first")
-    decayed = adapters.Gradient(3, 0.05, order="first", rule=rules.SGD(weight_decay=0.1))
+    plain = adapters.Gradient(3, 0.05, differentiation="first_order")
+    decayed = adapters.Gradient(3, 0.05, differentiation="first_order", rule=rules.SGD(weight_decay=0.1))
     model, (x, y) = network(), data()[0].support
     for adapter, factor in ((plain, 1.0), (decayed, (1 - 0.05 * 0.1) ** 3)):
         fast = adapter(model, (x, y), F.mse_loss)

@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metamtl import Metric
-from metamtl.losses import MISSING
+from metamtl.losses import MISSING, image_mse, token_cross_entropy
 from metamtl.metrics import absolute_error, accuracy, binary_accuracy, mse, token_accuracy
 from metamtl.metrics.scoring import check_metrics, score_named, score_tasks
-from metamtl.validation.losses import image_mse, token_cross_entropy
 
 NAN = float("nan")
 T, Q, N = 7, 6, 3

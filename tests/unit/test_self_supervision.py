@@ -8,9 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from metamtl import Batch, Episode, meta_backward, nets, recipes
-from metamtl.losses import MISSING
+from metamtl.losses import MISSING, mean_over_labeled, token_cross_entropy
 from metamtl.tasks.self_supervision import masked_numbers, masked_tokens, rotated
-from metamtl.validation.losses import masked, token_cross_entropy
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -74,7 +73,7 @@ def test_an_auxiliary_task_trains_beside_a_labelled_one() -> None:
         "kind": Episode(None, Batch(x, torch.tensor([0, 1, 2, 0, 1]))),
         "missing": masked_numbers(x, rng()),
     }
-    loss = {"kind": F.cross_entropy, "missing": masked(F.mse_loss)}
+    loss = {"kind": F.cross_entropy, "missing": mean_over_labeled(F.mse_loss)}
     outcome = meta_backward(vectors, recipes.joint(), labelled, loss)
     y = labelled["missing"].query.y
     output = vectors(labelled["missing"].query.x, task="missing")

@@ -1,6 +1,5 @@
 """Ways of sharing parameters between named tasks."""
 
-from .behind import Behind
 from .branching import Branching
 from .cascade import Cascade
 from .cooperative import Cooperative
@@ -14,11 +13,12 @@ from .named import NamedTasks
 from .named_heads import NamedHeads, named_heads
 from .ple import PLE
 from .reversal import reverse_gradient
+from .shared_bottom import SharedBottom
 from .shared_private import SharedPrivate
 from .soft_sharing import SoftSharing
 
 __all__ = [
-    "Behind",
+    "SharedBottom",
     "Branching",
     "Cascade",
     "Constant",

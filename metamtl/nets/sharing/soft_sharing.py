@@ -13,9 +13,9 @@ class SoftSharing(NamedTasks):
     """A tower for each task, `towers.<task>`, of one structure, and its head.
 
     Nothing is shared here but the structure. What ties the towers is a penalty on the distance between
-    them (`metamtl.objectives.penalties`: `spread`, `nuclear`, `subspace`), in the objective:
+    them (`metamtl.objectives.penalties`: `l2_to_mean`, `nuclear_norm`, `low_rank`), in the objective:
 
-        recipes.joint(objective=penalised(nuclear("towers"), 0.01))
+        recipes.joint(objective=penalized(nuclear_norm("towers"), 0.01))
 
     Args:
         make: builds one tower, `x -> [..., features]`, with parameters of its own at each call.

@@ -25,17 +25,17 @@ def steps_on(case: Any, names: list[str], **options: Any) -> Any:
     )
 
 
-@pytest.mark.parametrize("order", ["exact", "recompute", "first"])
+@pytest.mark.parametrize("order", ["exact", "checkpointed", "first_order"])
 def test_all_parameters(case: Any, order: str, engine: engines.Engine) -> None:
-    expected = case.expected(steps_on(case, list(case.net.start), first_order=order == "first"))
-    case.check(recipes.maml(STEPS, RATE, order=order), engine, expected)
+    expected = case.expected(steps_on(case, list(case.net.start), first_order=order == "first_order"))
+    case.check(recipes.maml(STEPS, RATE, differentiation=order), engine, expected)
 
 
 def test_a_part_by_any_of_its_names(part: Any, engine: engines.Engine) -> None:
     """ANIL and BOIL: what is adapted is adapted wherever it stands."""
     case, prefix = part
     expected = case.expected(steps_on(case, case.net.names(prefix)))
-    case.check(recipes.anil(STEPS, RATE, head=prefix), engine, expected)
+    case.check(recipes.anil(STEPS, RATE, adapts=prefix), engine, expected)
 
 
 @pytest.mark.parametrize("per", ["element", "tensor"])

@@ -141,10 +141,10 @@ class Refusal:
     why: str
 
 
-SECOND, UNSLOPED = ("exact", "recompute"), NotImplementedError
+SECOND, UNSLOPED = ("exact", "checkpointed"), NotImplementedError
 WRITES, MARKED = "writes a buffer in place, another value for each task", "is marked `once_differentiable`"
 IN_PLACE = Refusal(("Vmap",), RuntimeError, "writes in place.*engine=Loop", WRITES)
-ONCE = Refusal(SECOND, UNSLOPED, "marked once_differentiable.*order='first'", MARKED)
+ONCE = Refusal(SECOND, UNSLOPED, "marked once_differentiable.*differentiation='first_order'", MARKED)
 NO_RULE = Refusal(("Vmap",), RuntimeError, "vmap.*engine=Loop", "has an operation without a rule for vmap")
 HOOKED = Refusal(("Vmap",), RuntimeError, "saved tensor hooks.*engine=Loop", "has hooks on saved tensors")
 UNKNOWN = Refusal(SECOND, UNSLOPED, "derivative.*not implemented", "torch has no second derivative")

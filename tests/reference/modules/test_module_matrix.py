@@ -26,7 +26,7 @@ from metamtl import Batch, Episode, engines, meta_backward, recipes
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "modules.md"
 ENGINES = {"Loop": engines.Loop(), "Vmap": engines.Vmap()}
-ORDERS = ("exact", "recompute", "first")
+ORDERS = ("exact", "checkpointed", "first_order")
 K, LR, CLASSES = 2, 0.1, 3
 
 
@@ -136,7 +136,7 @@ class Matrix:
         case = Case.of(self.rows[name])
         refusal = case.row.refusal
         refused = refusal is not None and bool({order, engine} & set(refusal.where))
-        recipe = recipes.maml(K, LR, order=order)
+        recipe = recipes.maml(K, LR, differentiation=order)
         torch.manual_seed(1)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Of does not use spare.weight, spare.bias")
@@ -146,7 +146,7 @@ class Matrix:
         if refused:
             assert all(param.grad is None for param in case.model.parameters())
             return refusal.why
-        assert error(case.gradient(), self.reference(name, order == "first")) <= 1e-10
+        assert error(case.gradient(), self.reference(name, order == "first_order")) <= 1e-10
         return "ok"
 
     def peer(self, run: Callable[[Any, Case], None], library: Any, name: str) -> str:

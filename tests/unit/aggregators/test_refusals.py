@@ -126,7 +126,7 @@ def test_a_zero_gradient_that_would_stop_all_tasks(name: str, at: str | None) ->
     model, episodes, losses = two_tasks(torch.randn(5, 4))
     aggregator = getattr(aggregators, name)(**({"c": 0.5} if name == "CAGrad" else {}))
     with pytest.raises(ValueError, match=rf"{name} makes a zero direction, .* tasks \['size'\] is zero"):
-        meta_backward(model, recipes.joint(aggregator=aggregator, at=at), episodes, losses)
+        meta_backward(model, recipes.joint(aggregator=aggregator, layer=at), episodes, losses)
     assert all(param.grad is None for param in model.parameters())
 
 
@@ -135,7 +135,7 @@ def test_a_zero_gradient_that_would_stop_all_tasks(name: str, at: str | None) ->
 def test_a_zero_gradient_that_leaves_the_others_their_say(name: str, at: str | None) -> None:
     model, episodes, losses = two_tasks(torch.randn(5, 4))
     aggregator = getattr(aggregators, name)(**({"alpha": 1.0} if name == "FairGrad" else {}))
-    meta_backward(model, recipes.joint(aggregator=aggregator, at=at), episodes, losses)
+    meta_backward(model, recipes.joint(aggregator=aggregator, layer=at), episodes, losses)
     grads = [param.grad for param in model.body.parameters()]
     assert all(bool(grad.isfinite().all()) and bool(grad.any()) for grad in grads)
 
@@ -155,7 +155,7 @@ class Broken(Aggregator):
 def test_a_direction_that_is_not_finite(at: str | None) -> None:
     model, episodes, losses = two_tasks(torch.randn(5, 4))
     with pytest.raises(FloatingPointError, match=r"of what Broken made of them the direction is not"):
-        meta_backward(model, Recipe(adapters.Shared(), Broken(), at=at), episodes, losses)
+        meta_backward(model, Recipe(adapters.Shared(), Broken(), layer=at), episodes, losses)
     assert all(param.grad is None for param in model.parameters())
 
 

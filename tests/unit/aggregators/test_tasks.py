@@ -259,7 +259,7 @@ def test_parts_of_torchjd_are_wrapped() -> None:
         (lambda: recipes.joint(aggregator=aggregators.UPGrad), r"pass an instance, UPGrad\(...\)"),
         (lambda: recipes.joint(aggregator=nn.Linear(2, 2)), "subclass metamtl.aggregators.Aggregator"),
         (lambda: recipes.joint(objective=3), "objective=3 is not callable"),
-        (lambda: recipes.joint(at=3), "at=3 is not the name of a module"),
+        (lambda: recipes.joint(layer=3), "layer=3 is not the name of a module"),
     ],
 )
 def test_parts_of_the_wrong_kind(build: Callable[[], Any], words: str) -> None:

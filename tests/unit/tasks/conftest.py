@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metamtl.datasets import snips
+from metamtl.datasets import adult, easy_vqa, snips, tox21
 from metamtl.datasets.files import split_file
-from metamtl.tasks import adult, easy_vqa, tox21
 
 WORDS = [
     "play",

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from metamtl.datasets import glyph_drawing
+from metamtl.datasets import glyph_drawing, glyphs
+from metamtl.datasets.files import SPLITS
 from metamtl.episode import Episode
-from metamtl.tasks import glyphs
 from metamtl.tasks.few_shot import FewShot
 from metamtl.tasks.glyph_attributes import TASKS, GlyphAttributes
-from metamtl.tasks.glyphs import SPLITS, Glyphs
+from metamtl.tasks.glyphs import Glyphs
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("PIL")

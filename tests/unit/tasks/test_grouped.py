@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from metamtl.tasks import FewShot, Grouped, Sinusoid
+from metamtl.tasks import FewShot, GroupedTasks, Sinusoid
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -16,8 +16,8 @@ def family(classes: range, shots: int = 1) -> FewShot:
     return FewShot(labels.float()[:, None], labels, ways=2, shots=shots, queries=2, classes=classes)
 
 
-def groups() -> Grouped:
-    return Grouped({"a": family(range(0, 3)), "b": family(range(3, 8)), "c": family(range(8, 12))})
+def groups() -> GroupedTasks:
+    return GroupedTasks({"a": family(range(0, 3)), "b": family(range(3, 8)), "c": family(range(8, 12))})
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 3, 4, 7, 9])
@@ -53,7 +53,7 @@ def test_same_generator_same_episode_and_what_it_knows() -> None:
 
 
 def test_tasks_without_ids() -> None:
-    waves = Grouped({"low": Sinusoid(amplitude=(0.1, 0.1)), "high": Sinusoid(amplitude=(9.0, 9.0))})
+    waves = GroupedTasks({"low": Sinusoid(amplitude=(0.1, 0.1)), "high": Sinusoid(amplitude=(9.0, 9.0))})
     episode = waves.sample(6, rng())
     assert episode.task is None and waves.ids == []
     assert (episode.query.y.abs().amax((1, 2)) > 0.1001).tolist() == 3 * [False] + 3 * [True]
@@ -61,7 +61,7 @@ def test_tasks_without_ids() -> None:
 
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="at least one group of tasks; found none"):
-        Grouped({})
+        GroupedTasks({})
     with pytest.raises(ValueError, match="num_tasks=0 must be at least 1"):
         groups().sample(0, rng())
 
@@ -76,7 +76,7 @@ def test_groups_of_other_types_or_shapes() -> None:
     with pytest.raises(
         ValueError, match=r"group 'a' hold \[2, 3\] torch.int64.*'b' \[2, 3\] torch.float32"
     ):
-        Grouped({"a": tokens, "b": vectors}).sample(2, rng)
+        GroupedTasks({"a": tokens, "b": vectors}).sample(2, rng)
     with pytest.raises(ValueError, match="need the same shapes and types"):
-        Grouped({"a": vectors, "b": source(torch.ones(20, 4))}).sample(2, rng)
-    assert Grouped({"a": tokens, "b": tokens}).sample(3, rng).query.x.dtype == torch.int64
+        GroupedTasks({"a": vectors, "b": source(torch.ones(20, 4))}).sample(2, rng)
+    assert GroupedTasks({"a": tokens, "b": tokens}).sample(3, rng).query.x.dtype == torch.int64

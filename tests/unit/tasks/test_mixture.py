@@ -8,13 +8,13 @@ import torch
 from torch.nn import functional as F
 
 from metamtl import meta_backward, nets, recipes
-from metamtl.tasks import Labelled, Mixture
+from metamtl.tasks import LabeledTasks, TaskMixture
 
 SIZES = {"a": 400, "b": 100, "c": 25}
 
 
-def source(*tasks: str, count: int) -> Labelled:
-    return Labelled(
+def source(*tasks: str, count: int) -> LabeledTasks:
+    return LabeledTasks(
         torch.randn(count, 4),
         {task: torch.randint(2, (count,)) for task in tasks},
         loss=dict.fromkeys(tasks, F.cross_entropy),
@@ -23,8 +23,8 @@ def source(*tasks: str, count: int) -> Labelled:
     )
 
 
-def mixture(**options: Any) -> Mixture:
-    return Mixture({task: source(task, count=count) for task, count in SIZES.items()}, **options)
+def mixture(**options: Any) -> TaskMixture:
+    return TaskMixture({task: source(task, count=count) for task, count in SIZES.items()}, **options)
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -91,7 +91,7 @@ def test_what_is_drawn_depends_on_the_generator_alone() -> None:
 
 
 def test_a_source_with_several_tasks_brings_them_together_on_one_input() -> None:
-    mixed = Mixture({"both": source("left", "right", count=20), "other": source("other", count=30)})
+    mixed = TaskMixture({"both": source("left", "right", count=20), "other": source("other", count=30)})
     episodes = mixed.sample(5, rng())
     assert list(episodes) == ["left", "right", "other"] == list(mixed.tasks)
     assert episodes["left"].query.x is episodes["right"].query.x
@@ -129,6 +129,6 @@ def test_bad_arguments(options: dict[str, Any], message: str) -> None:
 
 def test_bad_sources() -> None:
     with pytest.raises(ValueError, match="at least one source"):
-        Mixture({})
+        TaskMixture({})
     with pytest.raises(ValueError, match="a task stands in two sources"):
-        Mixture({"x": source("a", count=4), "y": source("a", count=4)})
+        TaskMixture({"x": source("a", count=4), "y": source("a", count=4)})

@@ -111,7 +111,7 @@ def test_single_tasks_and_bad_arguments(tiny: Path) -> None:
 def test_missing_and_damaged_data_say_what_to_do(tmp_path: Path) -> None:
     family = MultiMNIST(data_dir=tmp_path)
     with pytest.raises(
-        FileNotFoundError, match=r"no mnist\.npz.*tasks\.prepare mnist --from.*METAMTL_DATA"
+        FileNotFoundError, match=r"no mnist\.npz.*datasets\.prepare mnist --from.*METAMTL_DATA"
     ):
         family.split("train")
     path = tmp_path / "mnist" / "mnist.npz"

@@ -16,7 +16,7 @@ import torch
 
 from metamtl.datasets import files
 from metamtl.datasets import omniglot as omniglot_files
-from metamtl.tasks import Grouped
+from metamtl.tasks import GroupedTasks
 from metamtl.tasks.omniglot import Omniglot
 
 pooch = pytest.importorskip("pooch")
@@ -313,7 +313,7 @@ def test_tasks_within_one_alphabet(server: Server, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("metamtl.tasks.omniglot.split_file", lambda name: split)
     options: dict[str, Any] = {"within": "alphabet", "data_dir": tmp_path, "download": True}
     one = Omniglot(1, 1, 2, **options).split("train")
-    assert isinstance(one, Grouped) and list(one.groups) == ["Aleph", "Alpha", "Beta"]
+    assert isinstance(one, GroupedTasks) and list(one.groups) == ["Aleph", "Alpha", "Beta"]
     assert one.ids == [0, 1, 2, 4]
     two = Omniglot(2, 1, 2, **options)
     assert list(two.split("train").groups) == ["Alpha"]  # the others have one character

@@ -16,10 +16,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metamtl.datasets import mnist, sentiment, snips, wnut17
+from metamtl.datasets import (
+    adult,
+    clinc150,
+    easy_vqa,
+    mnist,
+    parkinsons,
+    sentiment,
+    snips,
+    tox21,
+    wnut17,
+)
 from metamtl.datasets.files import sources
 from metamtl.datasets.prepare import SETS, main, prepare
-from metamtl.tasks import adult, clinc150, easy_vqa, parkinsons, tox21
 
 Image = pytest.importorskip("PIL.Image")
 Arrays = dict[str, np.ndarray]

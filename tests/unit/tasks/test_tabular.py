@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from metamtl import evaluate, meta_backward, nets, recipes
-from metamtl.tasks import Adult, Labelled, Parkinsons, Patients, Tox21
+from metamtl.tasks import Adult, LabeledTasks, Parkinsons, Patients, Tox21
 from metamtl.tasks.adult import LEFT_OUT
 from metamtl.tasks.parkinsons import Recordings
 
@@ -25,7 +25,7 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def whole(split: Labelled) -> dict[str, Any]:
+def whole(split: LabeledTasks) -> dict[str, Any]:
     return {task: episode.query for task, episode in split.at(torch.arange(len(split))).items()}
 
 
@@ -217,7 +217,7 @@ def test_a_patient_is_a_few_shot_task(tiny: Path) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_missing_data_and_bad_names(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name][0]
-    with pytest.raises(FileNotFoundError, match=rf"{name} is not in .*tasks\.prepare {name} --from"):
+    with pytest.raises(FileNotFoundError, match=rf"{name} is not in .*datasets\.prepare {name} --from"):
         family(data_dir=tmp_path).split("train")
     with pytest.raises(ValueError, match="different names out of"):
         family(tasks=["nothing"])

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from metamtl import evaluate, meta_backward, nets, recipes
-from metamtl.datasets import sentiment, wnut17
+from metamtl.datasets import Vocabulary, sentiment, wnut17
 from metamtl.datasets.files import split_file
 from metamtl.datasets.vocabulary import normal, spelled, tokenize, trimmed
 from metamtl.losses import MISSING
-from metamtl.tasks import Clinc150, TextTrio, Vocabulary
+from metamtl.tasks import Clinc150, TextTrio
 
 
 def rng(seed: int = 0) -> torch.Generator:

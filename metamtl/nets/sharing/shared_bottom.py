@@ -9,7 +9,7 @@ from torch import nn
 from .named import apart
 
 
-class Behind(nn.Module):
+class SharedBottom(nn.Module):
     """`top(bottom(x), task=...)`: a bottom that all tasks share, before any architecture of sharing.
 
     For parts that need vectors (gates, towers, stages) where the input is text, an image, several inputs
@@ -18,7 +18,7 @@ class Behind(nn.Module):
     >>> import torch
     >>> from metamtl import nets
     >>> top = nets.NamedHeads(nn.Linear(6, 8), features=8, outputs={"topic": 4, "tone": 2})
-    >>> model = Behind(nn.EmbeddingBag(100, 6), top)
+    >>> model = SharedBottom(nn.EmbeddingBag(100, 6), top)
     >>> model(torch.zeros(5, 7, dtype=torch.long), task="tone").shape
     torch.Size([5, 2])
     """

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves
 
-from metamtl.functional.decompositions import REPLACED, Decomposed
+from metamtl.functional.decompositions import REPLACED, DecomposeOps
 
 SEQUENCE, FLAT = (5, 3, 4), (5, 4)
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -47,7 +47,7 @@ class Twice(nn.Module):
         return self.layer(x, x.sin())
 
 
-class Watch(Decomposed):
+class Watch(DecomposeOps):
     """Notes which functions were replaced."""
 
     def __init__(self) -> None:
@@ -146,6 +146,6 @@ def test_dropout_between_layers(training: bool) -> None:
     torch.manual_seed(0)
     layer = nn.GRU(4, 3, 2, dropout=1.0).double().train(training)  # in training the second layer sees zeros
     x = torch.randn(SEQUENCE, dtype=torch.float64)
-    with Decomposed():
+    with DecomposeOps():
         found = layer(x)
     assert close(found, layer(x)) and not close(found, layer.train(not training)(x))

@@ -8,20 +8,20 @@ import torch
 from torch.nn import functional as F
 
 from metamtl import evaluate, meta_backward, nets, recipes
-from metamtl.datasets.preprocess import chosen, classes, parted, standardised, targets
-from metamtl.functional.labels import MISSING, aligned, labelled
+from metamtl.datasets.preprocess import chosen, classes, split_groups, standardized, targets
+from metamtl.functional.labels import MISSING, aligned, has_label
+from metamtl.losses import image_mse, mean_over_labeled, token_cross_entropy
 from metamtl.metrics import absolute_error, accuracy, binary_accuracy, mse, token_accuracy
-from metamtl.tasks import Labelled
-from metamtl.validation.losses import image_mse, masked, token_cross_entropy
+from metamtl.tasks import LabeledTasks
 
 NAN = float("nan")
 
 
-def family(x: Any, kind: torch.Tensor, size: torch.Tensor, **options: Any) -> Labelled:
-    return Labelled(
+def family(x: Any, kind: torch.Tensor, size: torch.Tensor, **options: Any) -> LabeledTasks:
+    return LabeledTasks(
         x,
         {"kind": kind, "size": size},
-        loss={"kind": F.cross_entropy, "size": masked(F.mse_loss)},
+        loss={"kind": F.cross_entropy, "size": mean_over_labeled(F.mse_loss)},
         metrics={"kind": {"accuracy": accuracy}, "size": {"mse": mse}},
         outputs={"kind": 3, "size": 1},
         **options,
@@ -90,18 +90,20 @@ def test_masked_is_the_mean_over_what_is_there_and_so_is_its_gradient() -> None:
     y = torch.tensor([[1.0], [NAN], [0.0], [NAN], [1.0]], dtype=torch.float64)
     there = torch.tensor([0, 2, 4])
     for function in (F.mse_loss, F.binary_cross_entropy_with_logits):
-        (found,) = torch.autograd.grad(masked(function)(output, y), output)
+        (found,) = torch.autograd.grad(mean_over_labeled(function)(output, y), output)
         (alone,) = torch.autograd.grad(function(output[there], y[there]), output)
         torch.testing.assert_close(found, alone, rtol=1e-14, atol=0)
-        torch.testing.assert_close(masked(function)(output, y), function(output[there], y[there]))
+        torch.testing.assert_close(
+            mean_over_labeled(function)(output, y), function(output[there], y[there])
+        )
     with pytest.raises(ValueError, match=r"output has shape \[5, 1\], the targets \[4\]"):
-        masked(F.mse_loss)(output, y[:4, 0])
+        mean_over_labeled(F.mse_loss)(output, y[:4, 0])
     assert aligned(output, y[:, 0]).shape == (5,)
 
 
 def test_masked_works_under_vmap() -> None:
     y = torch.tensor([[1.0, NAN], [3.0, 5.0]])
-    found = torch.func.vmap(masked(F.mse_loss))(torch.zeros(2, 2), y)
+    found = torch.func.vmap(mean_over_labeled(F.mse_loss))(torch.zeros(2, 2), y)
     assert found.tolist() == [1.0, 17.0]
 
 
@@ -122,31 +124,33 @@ def test_measures() -> None:
     assert token_cross_entropy(of_words, torch.full_like(tags, MISSING)).isnan()
     picture = torch.rand(2, 1, 4, 4)
     assert torch.equal(image_mse(picture.flatten(1), picture * 0), picture.square().mean())
-    assert labelled(torch.tensor([[[NAN, 1.0]], [[NAN, NAN]]])).tolist() == [True, False]
+    assert has_label(torch.tensor([[[NAN, 1.0]], [[NAN, NAN]]])).tolist() == [True, False]
 
 
 def test_parted_keeps_groups_together_and_the_same() -> None:
     groups = np.repeat(np.arange(50), 3)
-    parts = parted(groups, (0.8, 0.1, 0.1))
+    parts = split_groups(groups, (0.8, 0.1, 0.1))
     assert [len(at) for at in parts.values()] == [120, 15, 15]
     assert np.array_equal(np.sort(np.concatenate(list(parts.values()))), np.arange(150))
     held = [set(groups[at]) for at in parts.values()]
     assert not held[0] & held[1] and not held[0] & held[2] and not held[1] & held[2]
-    assert all(np.array_equal(parts[name], at) for name, at in parted(groups, (0.8, 0.1, 0.1)).items())
-    assert not np.array_equal(parts["test"], parted(groups, (0.8, 0.1, 0.1), seed=1)["test"])
+    assert all(
+        np.array_equal(parts[name], at) for name, at in split_groups(groups, (0.8, 0.1, 0.1)).items()
+    )
+    assert not np.array_equal(parts["test"], split_groups(groups, (0.8, 0.1, 0.1), seed=1)["test"])
     with pytest.raises(ValueError, match="3 groups are too few"):
-        parted(np.arange(3), (0.8, 0.1, 0.1))
+        split_groups(np.arange(3), (0.8, 0.1, 0.1))
 
 
 def test_standardised_looks_at_training_rows_alone() -> None:
     values = np.random.default_rng(0).normal(3, 2, (20, 2))
     values[:, 1] = 7
     train = np.arange(10)
-    found, mean, deviation = standardised(values, train)
+    found, mean, deviation = standardized(values, train)
     assert np.allclose(found[train, 0].mean(), 0) and np.allclose(found[train, 0].std(), 1)
     assert np.array_equal(found[:, 1], np.zeros(20))
     values[15:] = 1e6
-    again, *fitted = standardised(values, train)
+    again, *fitted = standardized(values, train)
     assert np.array_equal(found[:15], again[:15])
     assert np.array_equal(mean, fitted[0]) and np.array_equal(deviation, fitted[1])
 
@@ -171,11 +175,11 @@ def test_bad_sources() -> None:
     with pytest.raises(ValueError, match="number of examples is not known"):
         family({"a": x, "b": x[:2]}, kind, torch.zeros(4, 1))
     with pytest.raises(ValueError, match=r"metrics has no entry for tasks \['kind'\]; it has other"):
-        Labelled(
+        LabeledTasks(
             x, {"kind": kind}, loss={"kind": F.cross_entropy}, metrics={"other": {}}, outputs={"kind": 1}
         )
     with pytest.raises(ValueError, match="labels is empty"):
-        Labelled(x, {}, loss={}, metrics={}, outputs={})
+        LabeledTasks(x, {}, loss={}, metrics={}, outputs={})
     with pytest.raises(ValueError, match="inputs are not one tensor"):
         _ = family({"a": x}, kind, torch.zeros(4, 1)).inputs
     for n in (0, 5):
@@ -206,7 +210,7 @@ def test_arrays_and_lists_are_taken(convert: Any) -> None:
 def test_integer_inputs_stay_integers_and_bytes_are_labels() -> None:
     x = np.arange(20).reshape(10, 2).astype(np.uint16)
     y = np.full(10, 156, np.uint8)  # -100 modulo 256
-    own = Labelled(x, {"k": y}, loss={"k": F.cross_entropy}, metrics={"k": {}}, outputs={"k": 200})
+    own = LabeledTasks(x, {"k": y}, loss={"k": F.cross_entropy}, metrics={"k": {}}, outputs={"k": 200})
     query = own.sample(4, rng())["k"].query
     assert query.x.dtype == query.y.dtype == torch.int64 and query.y.tolist() == [156] * 4
 
@@ -220,4 +224,6 @@ def test_integer_inputs_stay_integers_and_bytes_are_labels() -> None:
 )
 def test_strings_have_to_be_encoded(x: Any, y: Any, words: str) -> None:
     with pytest.raises(TypeError, match=words):
-        Labelled(x, {"kind": y}, loss={"kind": F.cross_entropy}, metrics={"kind": {}}, outputs={"kind": 2})
+        LabeledTasks(
+            x, {"kind": y}, loss={"kind": F.cross_entropy}, metrics={"kind": {}}, outputs={"kind": 2}
+        )

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..episode import Batch, Episode
-from ..functional.labels import labelled
+from ..functional.labels import has_label
 from ..losses import Loss
 from ..metrics import Metric
 from .arrays import as_tensor, widened
@@ -18,12 +18,12 @@ from .arrays import as_tensor, widened
 Maker = Callable[[Tensor], Tensor]  # from positions [n] to what stands there
 
 
-class Labelled:
+class LabeledTasks:
     """Batches of examples with one label for each task; all tasks of a batch share their input.
 
-    A label may be missing: NaN where labels are floats, `task.MISSING` (-100) where they are integers.
-    The task's loss has to leave it out (`task.masked`; torch's cross-entropy does). A task of which no
-    example of a batch is labelled is not in that batch's dict: it has no row in that step.
+    A label may be missing: NaN if labels are floats, `losses.MISSING` (-100) if they are integers. The loss
+    of the task must leave it out (`losses.mean_over_labeled`; torch's cross-entropy does). A task without a
+    labeled example in a batch is not in the dict of that batch.
 
     Args:
         inputs: what the model is called with, of all M examples: a tensor, array or list of rows, or
@@ -41,12 +41,12 @@ class Labelled:
         TypeError: labels or inputs that are no numbers.
 
     >>> from torch.nn import functional as F
-    >>> from metamtl.losses import masked
+    >>> from metamtl.losses import mean_over_labeled
     >>> from metamtl.metrics import accuracy, mse
-    >>> own = Labelled(
+    >>> own = LabeledTasks(
     ...     torch.randn(100, 8),
     ...     {"kind": torch.randint(3, (100,)), "size": torch.randn(100, 1)},
-    ...     loss={"kind": F.cross_entropy, "size": masked(F.mse_loss)},
+    ...     loss={"kind": F.cross_entropy, "size": mean_over_labeled(F.mse_loss)},
     ...     metrics={"kind": {"accuracy": accuracy}, "size": {"mse": mse}},
     ...     outputs={"kind": 3, "size": 1},
     ... )
@@ -90,7 +90,7 @@ class Labelled:
         self._inputs = inputs if callable(inputs) else tree_map(lambda leaf: leaf.to(device), inputs)
         self._labels = {task: y.to(device) if isinstance(y, Tensor) else y for task, y in labels.items()}
         self._count = next(iter(sizes.values()))
-        there = {task: labelled(y).cpu() for task, y in kept.items()}
+        there = {task: has_label(y).cpu() for task, y in kept.items()}
         # Only where labels are missing does a batch have to be looked at.
         self._there = {task: some for task, some in there.items() if not bool(some.all())}
 

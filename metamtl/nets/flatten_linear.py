@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 
-class Pixels(nn.Module):
+class FlattenLinear(nn.Module):
     """Flattens its input, under a linear `head`: with `Prototype`, the nearest class mean on raw pixels."""
 
     sequence = ("body", "head")
@@ -20,6 +20,6 @@ class Pixels(nn.Module):
         return self.head(self.body(x))
 
 
-def pixels(inputs: int, outputs: int) -> Pixels:
+def flatten_linear(inputs: int, outputs: int) -> FlattenLinear:
     """The trivial model of `inputs` numbers: the row that every comparison carries."""
-    return Pixels(inputs, outputs)
+    return FlattenLinear(inputs, outputs)

@@ -13,7 +13,7 @@ from ..losses import Loss
 from .base import Adapter, initial_params, require_support
 
 
-class SupportMean(Adapter):
+class MeanPredictor(Adapter):
     """A head that answers every input with the mean of the support targets: `W = 0`, `b = mean(y)`.
 
     The row that every comparison on regression tasks carries: a method that does not beat it has learned
