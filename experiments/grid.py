@@ -25,7 +25,7 @@ from .tables.grid import Key, markdown, summary
 from .tables.report import write_json, write_text
 from .utils import options, parts
 from .utils.measure import higher
-from .utils.runs import Run, combinations, label, once, quality
+from .utils.runs import Run, grid_points, label, quality, run_cached
 
 OWN = ("adapts", "inner_steps", "aggregators", "against", "tune", "seeds", "measures", "gain")
 
@@ -50,16 +50,16 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
         for name, adapts, steps in product(names, cfg.adapts, cfg.inner_steps)
     ]
     # What cannot be built ends the grid before the first training.
-    for key, values in product(keys, combinations(cfg.tune)):
+    for key, values in product(keys, grid_points(cfg.tune)):
         parts.build(training(cfg, key, first, values), sources)
 
     def cell(key: Key, seed: int, values: dict[str, Any]) -> Run:
         place = folder / f"{key[0]}_{key[1]}" / key[2] / label(values) / f"seed{seed}"
-        return once(training(cfg, key, seed, values), place, sources)
+        return run_cached(training(cfg, key, seed, values), place, sources)
 
     cells: dict[Key, dict[str, Any]] = {}
     for key in keys:
-        tries = [(cell(key, first, values), values) for values in combinations(cfg.tune)]
+        tries = [(cell(key, first, values), values) for values in grid_points(cfg.tune)]
         found, values = max(tries, key=lambda tried: quality(tried[0], cfg.metric, higher_is_better=up))
         cells[key] = {"rates": values, "runs": {first: found}}
         for seed in others:

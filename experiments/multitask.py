@@ -26,7 +26,7 @@ from .tables.multitask import markdown
 from .tables.report import environment, sign, write_json, write_text
 from .utils import options, parts
 from .utils.measure import higher
-from .utils.runs import Run, combinations, label, once, quality
+from .utils.runs import Run, grid_points, label, quality, run_cached
 
 OWN = ("methods.", "run=", "seeds=", "tune=", "tune_seeds=", "seed=")
 SINGLE = "single_tasks"  # as teachers: what each task's own run of the same seed has learned
@@ -58,7 +58,7 @@ class Rows:
             ValueError: a row, with its changes, cannot be built.
             ImportError: it needs a package that is not installed.
         """
-        for (row, changes), values in product(rows.items(), combinations(self.cfg.tune)):
+        for (row, changes), values in product(rows.items(), grid_points(self.cfg.tune)):
             try:
                 one = self._config(row, changes, values, self.cfg.seeds[0])
                 if one.teachers == SINGLE:  # their models are trained later
@@ -84,7 +84,7 @@ class Rows:
 
     def _tuned(self, row: str, changes: Any) -> dict[str, Any]:
         """The best of all combinations of `tune` on validation, over the seeds for it."""
-        tries = combinations(self.cfg.tune)
+        tries = grid_points(self.cfg.tune)
         metric = changes.get("metric", self.cfg.metric)
         up = metric == "delta_m" or self.higher[metric]
 
@@ -101,7 +101,7 @@ class Rows:
             one.teachers = {
                 task: str(self._place(row, self.chosen[row], seed)) for task, row in rows.items()
             }
-        return once(one, self._place(row, values, seed), self.sources)
+        return run_cached(one, self._place(row, values, seed), self.sources)
 
     def _config(self, row: str, changes: Any, values: dict[str, Any], seed: int) -> DictConfig:
         """The config of one training; its teachers may still be `SINGLE`."""

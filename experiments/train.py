@@ -1,11 +1,12 @@
 """Train one recipe and test it: `python -m experiments.train experiment=glyphs_5way_1shot seed=0`.
 
-Reads top to bottom: data, model, recipe; steps of `meta_backward`; on validation tasks the choice of the
-way to adapt; one test. Everything it found stands in `result.json`, the model in `model.safetensors`.
+The output folder receives `result.json`, `model.safetensors`, a TensorBoard log and, with
+`checkpoint.every=N`, checkpoints. Rerun with the same folder to resume.
 """
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,18 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
-from metamtl import Recipe, meta_backward
+from metamtl import meta_backward
+from metamtl.losses import WithTeachers
 from metamtl.nets import batchnorm_statistics
 
-from .tables.report import environment, write_json
-from .utils import parts
-from .utils.measure import Choice, choose, measure
+from .tables.report import environment, write_file, write_json
+from .utils import options, parts
+from .utils.checkpoints import Interruption, RunFolder
+from .utils.measure import choose, higher, measure
 from .utils.progress import Clock, Progress
+from .utils.state import TrainingState
 
 CONF = str(Path(__file__).parent / "conf")
 TRAIN, VALIDATION, SELECT, SEEN, TEST = range(5)  # streams of random numbers
@@ -43,109 +46,145 @@ def device() -> str:
 
 
 def run(cfg: DictConfig, folder: Path, sources: parts.Sources | None = None) -> dict[str, Any]:
-    """One training and its test; writes into `folder` and returns what `result.json` holds."""
+    """Train and test one recipe; write into `folder` and return the content of `result.json`.
+
+    If the folder has the result of the same config, it is returned. If it has checkpoints, training
+    continues from the newest one.
+
+    Raises:
+        ValueError: options that cannot work, or the folder belongs to another config.
+        FileExistsError: the folder has a training, and `cfg.resume` is False.
+        FloatingPointError: a loss or a gradient is not finite.
+        SystemExit: after SIGINT or SIGTERM, once a checkpoint is written.
+    """
     if cfg.device == "auto":
         cfg.device = device()
-    config = OmegaConf.to_container(cfg, resolve=False)
+    options.check_training(cfg)
+    config: Any = OmegaConf.to_container(cfg, resolve=False)
+    run_folder = RunFolder(folder, config, resume=cfg.resume, keep=cfg.checkpoint.keep)
+    result = run_folder.result()
+    if result is not None:
+        return result
     built = parts.build(cfg, sources)
-    train, validation, test = built.train, built.validation, built.test
-    model, recipe, optimizer, ways = built.model, built.recipe, built.optimizer, built.strategies
-    tested = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.average))
-    clock = Clock(built.engine, built.evaluator)
+    with run_folder.locked():
+        state = TrainingState(built, cfg.average)
+        saved = run_folder.newest()
+        if saved is not None:
+            state.load_state_dict(saved)
+        train(cfg, built, state, run_folder)
+        result = {"config": config, **test(cfg, built, state)}
+        tensors = built.model.state_dict()
+        tensors |= {f"adapter.{name}": tensor for name, tensor in built.recipe.adapter.state_dict().items()}
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        write_file(folder / "model.safetensors", lambda path: save_file(contiguous, path))
+        write_json(folder / "result.json", result)
+    return result
 
-    validation_tasks = validation.sample(cfg.validate.tasks, stream(cfg.seed, VALIDATION))
-    history: list[dict[str, float]] = []
-    best, best_state = None, None
-    step, evaluations, seconds = 0, 0, 0.0
-    losses: list[torch.Tensor] = []
-    with Progress(cfg, clock) as progress, SummaryWriter(str(folder)) as log:
-        began = clock()
+
+def train(cfg: DictConfig, built: parts.Parts, state: TrainingState, run_folder: RunFolder) -> None:
+    """The steps that remain, with validations and checkpoints."""
+    model, recipe, optimizer = built.model, built.recipe, built.optimizer
+    clock = Clock(built.engine, built.evaluator, before=state.compile_seconds)
+    validation_tasks = built.validation.sample(cfg.validate.tasks, stream(cfg.seed, VALIDATION))
+    larger_is_better = higher(built.validation, cfg.metric)
+    with (
+        Progress(cfg, clock, state) as progress,
+        SummaryWriter(str(run_folder.path), purge_step=state.step or None) as log,
+        Interruption() as interruption,
+    ):
+        began, stored = clock(), state.step
         while True:
-            done = progress.done(step, evaluations)
-            if losses and (done or progress.validation_due(step, evaluations)):
-                train_loss = float(torch.stack(losses).mean())  # waits for the device
-                losses.clear()
-                seconds += clock() - began  # training alone, without validation and compiling
+            done = progress.done()
+            if state.losses and (done or progress.validation_due()):
+                train_loss = float(torch.stack(state.losses).mean())  # waits for the device
+                state.losses.clear()
+                state.seconds += clock() - began  # only training, without validation and compiling
                 choice = choose(
-                    tested.module,
-                    ways,
-                    validation,
+                    state.average.module,
+                    built.strategies,
+                    built.validation,
                     validation_tasks,
                     cfg.metric,
                     cfg.reference,
                     built.evaluator,
                 )
-                history.append(
-                    {
-                        "step": step,
-                        "seconds": seconds,
-                        "gradient_evaluations": evaluations,
-                        "train_loss": train_loss,
-                        "validation": choice.estimate.mean,
-                        "ci95": choice.estimate.ci95,
-                    }
-                )
-                log.add_scalar("loss/train", train_loss, step)
-                log.add_scalar(f"{cfg.metric}/validation", choice.estimate.mean, step)
-                if best is None or choice.better_than(best):
-                    best, best_state = choice, _copy(tested.module, recipe)
+                entry = {
+                    "step": state.step,
+                    "seconds": state.seconds,
+                    "gradient_evaluations": state.evaluations,
+                    "train_loss": train_loss,
+                    "validation": choice.estimate.mean,
+                    "ci95": choice.estimate.ci95,
+                }
+                state.history.append(entry)
+                log.add_scalar("loss/train", train_loss, state.step)
+                log.add_scalar(f"{cfg.metric}/validation", choice.estimate.mean, state.step)
+                gain = choice.estimate.mean - (0.0 if state.best is None else state.best)
+                if state.best is None or (gain > 0 if larger_is_better else gain < 0):
+                    state.keep_weights(choice.estimate.mean)
                 began = clock()
+            every = cfg.checkpoint.every
+            due = every and (state.step % every == 0 or done) and state.step != stored
+            if interruption.signal or due:
+                state.seconds += clock() - began
+                state.compile_seconds, state.elapsed = clock.compile_seconds, progress.elapsed
+                run_folder.save(state.step, state.state_dict())
+                began, stored = clock(), state.step
+            if interruption.signal:
+                interruption.exit(state.step, run_folder.path)
             if done:
-                break
+                state.compile_seconds = clock.compile_seconds
+                return
             optimizer.zero_grad()
-            episodes = train.sample(cfg.meta_batch, stream(cfg.seed, TRAIN, step))
+            episodes = sample(built.train, cfg.meta_batch, stream(cfg.seed, TRAIN, state.step), state.step)
             try:
-                outcome = meta_backward(model, recipe, episodes, train.loss, engine=built.engine)
+                outcome = meta_backward(model, recipe, episodes, built.train.loss, engine=built.engine)
             except FloatingPointError as error:
-                raise FloatingPointError(f"step {step}: {error}") from error
+                raise FloatingPointError(f"step {state.step}: {error}") from error
             optimizer.step()
             built.schedule.step()
-            tested.update_parameters(model)
-            losses.append(outcome.losses.mean())
-            step += 1
-            evaluations += outcome.gradient_evaluations
-            progress.show(step, evaluations, losses, best and best.estimate.mean)
+            state.average.update_parameters(model)
+            state.losses.append(outcome.losses.mean())
+            state.step += 1
+            state.evaluations += outcome.gradient_evaluations
+            progress.show()
 
-    # The best weights of the validations, then the way to adapt, on more tasks; then one test.
-    if best_state is not None:
-        model.load_state_dict(best_state[0])
-        recipe.adapter.load_state_dict(best_state[1])
-    more = validation.sample(cfg.select.tasks, stream(cfg.seed, SELECT))
-    chosen: Choice = choose(model, ways, validation, more, cfg.metric, cfg.reference, built.evaluator)
+
+def sample(source: Any, num_tasks: int, generator: torch.Generator, step: int) -> Any:
+    """The episodes of a training step. A source that has a schedule is told the step."""
+    inner = source.tasks if isinstance(source, WithTeachers) else source
+    scheduled = "step" in inspect.signature(inner.sample).parameters
+    return source.sample(num_tasks, generator, **({"step": step} if scheduled else {}))
+
+
+def test(cfg: DictConfig, built: parts.Parts, state: TrainingState) -> dict[str, Any]:
+    """Load the best weights, select the adaptation strategy on validation tasks, and test once."""
+    model, strategies, evaluator = built.model, built.strategies, built.evaluator
+    state.restore_best_weights()
+    more = built.validation.sample(cfg.select.tasks, stream(cfg.seed, SELECT))
+    choice = choose(model, strategies, built.validation, more, cfg.metric, cfg.reference, evaluator)
+    strategy, stage = strategies[choice.way], choice.stage
     seen = built.source.split("train").sample(cfg.test.tasks, stream(cfg.seed, SEEN))
-    new = test.sample(cfg.test.tasks, stream(cfg.seed, TEST))
-    way, stage = ways[chosen.way], chosen.stage
-    found, curve = measure(model, way, stage, test, new, cfg.reference, built.evaluator)
-    result = {
-        "config": config,
+    new = built.test.sample(cfg.test.tasks, stream(cfg.seed, TEST))
+    on_new, curve = measure(model, strategy, stage, built.test, new, cfg.reference, evaluator)
+    on_seen, _ = measure(model, strategy, stage, built.test, seen, cfg.reference, evaluator)
+    return {
         **environment(cfg.device),
         "seeds": [cfg.seed],
-        "steps": step,
-        "seconds": seconds,
-        "compile_seconds": clock.compile_seconds,
-        "gradient_evaluations": evaluations,
+        "steps": state.step,
+        "seconds": state.seconds,
+        "compile_seconds": state.compile_seconds,
+        "gradient_evaluations": state.evaluations,
         "batchnorm": batchnorm_statistics(model),
         "interval": "95 %, Student t over test tasks (over examples, for named tasks)",
         "parameters": sum(param.numel() for param in model.parameters()),
-        "adaptation": {"way": chosen.way, "steps": stage, "chosen_by": f"validation {cfg.metric}"},
-        "validation": {name: found.as_dict() for name, found in chosen.found.items()},
-        "seen": measure(model, way, stage, test, seen, cfg.reference, built.evaluator)[0],
-        "test": found,
+        "adaptation": {"way": choice.way, "steps": stage, "chosen_by": f"validation {cfg.metric}"},
+        "validation": {name: estimate.as_dict() for name, estimate in choice.found.items()},
+        "seen": on_seen,
+        "test": on_new,
         "curve": curve,
-        "history": history,
+        "history": state.history,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {**model.state_dict(), **{f"adapter.{k}": v for k, v in recipe.adapter.state_dict().items()}}
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
-    write_json(folder / "result.json", result)
-    return result
-
-
-def _copy(model: torch.nn.Module, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
-    return tuple(  # type: ignore[return-value]
-        {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-        for module in (model, recipe.adapter)
-    )
 
 
 @hydra.main(version_base=None, config_path=CONF, config_name="train")

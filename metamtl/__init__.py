@@ -7,6 +7,7 @@ An adapter says which parameters a task uses, an aggregator what the tasks' grad
 from . import (
     adapters,
     aggregators,
+    checkpoint,
     datasets,
     engines,
     losses,
@@ -37,6 +38,7 @@ __all__ = [
     "adaptation_curve",
     "adapters",
     "aggregators",
+    "checkpoint",
     "datasets",
     "delta_m",
     "engines",

@@ -9,7 +9,13 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 LIMITS = ("steps", "gradient_evaluations", "max_minutes")  # of a training; null sets no limit
-COUNTS = ("meta_batch", "tasks_per_step", "validate.times", "validate.tasks", "select.tasks", "test.tasks")
+COUNTS = (
+    *("checkpoint.keep", "meta_batch", "tasks_per_step"),
+    "validate.times",
+    "validate.tasks",
+    "select.tasks",
+    "test.tasks",
+)
 NUMBERS = ("inner.lr", "optimizer.lr")
 
 
@@ -30,6 +36,10 @@ def check_training(cfg: DictConfig) -> None:
             f"{', '.join(f'{name}=null' for name in LIMITS)}: training would never end; set one of them."
         )
     check_counts(cfg, COUNTS)
+    if cfg.checkpoint.every is not None:
+        check_counts(cfg, ["checkpoint.every"])
+    if not isinstance(cfg.resume, bool):
+        raise ValueError(f"resume={cfg.resume}: expected true or false.")
     for name in NUMBERS:
         value = OmegaConf.select(cfg, name)
         per_step = list(value) if isinstance(value, ListConfig) else [value]

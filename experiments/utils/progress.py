@@ -1,4 +1,4 @@
-"""How far a run is: when to stop, when to validate, and a bar that says so on a terminal."""
+"""The progress of a run: when to stop, when to validate, and a progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import sys
 import time
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -14,19 +13,24 @@ from rich.progress import Progress as Bar
 
 from metamtl import engines
 
+from .state import TrainingState
+
 
 class Clock:
-    """Seconds of wall-clock time, without those that these engines spend on compiling."""
+    """Seconds of wall-clock time, without those that these engines spend on compiling.
 
-    def __init__(self, *of: engines.Engine | None) -> None:
-        self.engines = of
+    `before` are the seconds of compiling before a training was resumed.
+    """
+
+    def __init__(self, *of: engines.Engine | None, before: float = 0.0) -> None:
+        self.engines, self.before = of, before
 
     @property
     def compile_seconds(self) -> float:
         """Seconds of compiling so far."""
         # Engines that never compile have no such attribute.
         different = {id(engine): engine for engine in self.engines}.values()
-        return sum(getattr(engine, "compile_seconds", 0.0) for engine in different)
+        return self.before + sum(getattr(engine, "compile_seconds", 0.0) for engine in different)
 
     def __call__(self) -> float:
         return time.perf_counter() - self.compile_seconds
@@ -38,10 +42,9 @@ class Progress:
     The bar stands on standard error, and only where that is a terminal.
     """
 
-    def __init__(self, cfg: DictConfig, clock: Clock) -> None:
-        self.cfg, self.clock = cfg, clock
-        self.began = clock()
-        self.validated = 0
+    def __init__(self, cfg: DictConfig, clock: Clock, state: TrainingState) -> None:
+        self.cfg, self.clock, self.state = cfg, clock, state
+        self.began = clock() - state.elapsed
         self.shown = 0.0
         console = Console(stderr=True)
         columns = (
@@ -60,34 +63,38 @@ class Progress:
     def __exit__(self, *_: Any) -> None:
         self.bar.stop()
 
-    def fraction(self, step: int, evaluations: int) -> float:
-        """Part of the run that is done, by the limit that is nearest."""
-        limits = [0.0 if self.cfg.steps is None else step / self.cfg.steps]
+    @property
+    def elapsed(self) -> float:
+        """Seconds of the run so far, those before it was resumed included."""
+        return self.clock() - self.began
+
+    def fraction(self) -> float:
+        """The part of the run that is done, by the nearest limit."""
+        limits = [0.0 if self.cfg.steps is None else self.state.step / self.cfg.steps]
         if self.cfg.gradient_evaluations:
-            limits.append(evaluations / self.cfg.gradient_evaluations)
+            limits.append(self.state.evaluations / self.cfg.gradient_evaluations)
         if self.cfg.max_minutes is not None:
-            limits.append((self.clock() - self.began) / (60 * self.cfg.max_minutes))
+            limits.append(self.elapsed / (60 * self.cfg.max_minutes))
         return max(limits)
 
-    def done(self, step: int, evaluations: int) -> bool:
+    def done(self) -> bool:
         """Whether a limit is reached."""
-        return self.fraction(step, evaluations) >= 1
+        return self.fraction() >= 1
 
-    def validation_due(self, step: int, evaluations: int) -> bool:
+    def validation_due(self) -> bool:
         """Whether the run has passed the next of its `validate.times` equal parts."""
-        due = int(self.fraction(step, evaluations) * self.cfg.validate.times)
-        passed, self.validated = due > self.validated, max(due, self.validated)
+        due = int(self.fraction() * self.cfg.validate.times)
+        passed, self.state.validated = due > self.state.validated, max(due, self.state.validated)
         return passed
 
-    def show(
-        self, step: int, evaluations: int, losses: list[torch.Tensor], validation: float | None
-    ) -> None:
-        """Bring the bar up to date, a few times a second: reading a loss waits for the device."""
+    def show(self) -> None:
+        """Update the bar, a few times per second: reading a loss waits for the device."""
         now = time.perf_counter()
         if self.bar.disable or now - self.shown < 0.3:
             return
         self.shown = now
-        loss = f" loss {float(losses[-1]):.4f}" if losses else ""
-        quality = f" validation {self.cfg.metric} {validation:.4f}" if validation is not None else ""
-        text = f"{self.cfg.recipe._target_.rpartition('.')[2]} step {step}{loss}{quality}"
-        self.bar.update(self.task, completed=self.fraction(step, evaluations), description=text)
+        state, cfg = self.state, self.cfg
+        loss = f" loss {float(state.losses[-1]):.4f}" if state.losses else ""
+        quality = f" validation {cfg.metric} {state.best:.4f}" if state.best is not None else ""
+        text = f"{cfg.recipe._target_.rpartition('.')[2]} step {state.step}{loss}{quality}"
+        self.bar.update(self.task, completed=self.fraction(), description=text)

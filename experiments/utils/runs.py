@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from itertools import product
 from math import inf
@@ -18,31 +17,17 @@ from .parts import Sources
 Run = dict[str, Any]
 
 
-def once(cfg: DictConfig, folder: Path, sources: Sources | None = None) -> Run:
-    """One training and its test, or what it wrote into the folder the last time.
-
-    A training whose loss is not finite is a result too, `{"config": ..., "diverged": ...}`: a rate was too
-    high.
-
-    Raises:
-        ValueError: the folder has a result of another config.
-    """
-    path = folder / "result.json"
-    config = OmegaConf.to_container(cfg, resolve=False)
-    if path.is_file():
-        known: Run = json.loads(path.read_text(encoding="utf-8"))
-        if known["config"] != json.loads(json.dumps(config)):
-            raise ValueError(f"{path} is of another config; take another hydra.run.dir, or delete it.")
-        return known
+def run_cached(cfg: DictConfig, folder: Path, sources: Sources | None = None) -> Run:
+    """`train.run`; if a loss is not finite, the result is `{"config": ..., "diverged": ...}`."""
     try:
         return train.run(cfg, folder, sources)
     except FloatingPointError as error:
-        diverged = {"config": config, "diverged": str(error)}
-        write_json(path, diverged)
+        diverged = {"config": OmegaConf.to_container(cfg, resolve=False), "diverged": str(error)}
+        write_json(folder / "result.json", diverged)
         return diverged
 
 
-def combinations(tune: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def grid_points(tune: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """`{"optimizer.lr": [1e-3, 3e-3]}` as `[{"optimizer.lr": 1e-3}, {"optimizer.lr": 3e-3}]`."""
     tune = tune or {}
     return [dict(zip(tune, values)) for values in product(*tune.values())]

@@ -91,9 +91,9 @@ class WithTeachers:
         own = {task: distillation_loss(tasks.loss[task], divergence, weight, mask) for task in teachers}
         self.loss: dict[str, Loss] = {**tasks.loss, **own}
 
-    def sample(self, n: int, generator: torch.Generator) -> dict[str, Episode]:
-        """The episodes of the source, with the teachers' outputs."""
-        episodes = self.tasks.sample(n, generator)
+    def sample(self, n: int, generator: torch.Generator, **options: Any) -> dict[str, Episode]:
+        """The episodes of the source, with the teachers' outputs; `options` are those of the source."""
+        episodes = self.tasks.sample(n, generator, **options)
         return add_teacher_targets(
             episodes, {task: model for task, model in self.teachers.items() if task in episodes}
         )

@@ -134,7 +134,7 @@ def test_a_row_that_diverges_is_named(overrides: Overrides, tmp_path: Path) -> N
 def test_finished_runs_are_not_run_again(
     overrides: Overrides, table: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "run", lambda *_: pytest.fail("a finished run was started again"))
+    monkeypatch.setattr(train, "train", lambda *_: pytest.fail("a finished run was started again"))
     given = [*table["experiment"]["overrides"], *OWN[1:]]
     assert multitask.run(compose("multitask", given), given, folder)["rows"] == table["rows"]
 

@@ -1,0 +1,91 @@
+"""What a training changes: all of it is in a checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from metamtl import checkpoint
+
+from .parts import Parts
+
+Weights = dict[str, dict[str, Any]]  # the state dicts of a model and of an adapter
+
+
+class TrainingState:
+    """Weights, optimizer and counters of a training.
+
+    Attributes:
+        average: the model with averaged weights, which is evaluated.
+        step, evaluations: outer steps and gradient evaluations so far.
+        seconds, compile_seconds: of training so far, without validation and compiling; of compiling.
+        elapsed: seconds of the whole run so far, for `max_minutes`.
+        losses: the mean loss of every step since the last validation.
+        history: one entry for every validation.
+        validated: how many of the `validate.times` parts of the run have been validated.
+        best: the best validation result so far.
+        best_weights: the weights that reached it.
+    """
+
+    def __init__(self, parts: Parts, decay: float) -> None:
+        self.model, self.recipe = parts.model, parts.recipe
+        self.optimizer, self.schedule = parts.optimizer, parts.schedule
+        self.average = AveragedModel(parts.model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.step, self.evaluations, self.validated = 0, 0, 0
+        self.seconds, self.compile_seconds, self.elapsed = 0.0, 0.0, 0.0
+        self.losses: list[Tensor] = []
+        self.history: list[dict[str, float]] = []
+        self.best: float | None = None
+        self.best_weights: Weights | None = None
+
+    def keep_weights(self, result: float) -> None:
+        """Store the averaged weights as the best ones."""
+        self.best = result
+        self.best_weights = {
+            name: {key: _copy(value) for key, value in module.state_dict().items()}
+            for name, module in (("model", self.average.module), ("adapter", self.recipe.adapter))
+        }
+
+    def restore_best_weights(self) -> None:
+        """Load the best weights into the model and the adapter."""
+        if self.best_weights is not None:
+            self.model.load_state_dict(self.best_weights["model"])
+            self.recipe.adapter.load_state_dict(self.best_weights["adapter"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, random numbers included."""
+        modules = {name: module.state_dict() for name, module in self._modules().items()}
+        values = {name: getattr(self, name) for name in _VALUES}
+        return {**modules, **values, "random": checkpoint.random_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the result of `state_dict`."""
+        for name, module in self._modules().items():
+            module.load_state_dict(state[name])
+        for name in _VALUES:
+            setattr(self, name, state[name])
+        device = next(self.model.parameters()).device
+        self.losses = [loss.to(device) for loss in self.losses]
+        checkpoint.set_random_state(state["random"])
+
+    def _modules(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "recipe": self.recipe,
+            "average": self.average,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+        }
+
+
+_VALUES = (
+    *("step", "evaluations", "validated", "seconds", "compile_seconds", "elapsed"),
+    *("losses", "history", "best", "best_weights"),
+)
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,175 @@
+"""Files that hold a state: tensors in safetensors, everything else as JSON in the file's header."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FORMAT = "metamtl checkpoint 1"
+
+
+def save(path: str | os.PathLike[str], state: Any) -> None:
+    """Write `state` to a file, atomically: after a crash the file is complete, or it is not there.
+
+    Args:
+        path: of the file; its folder is created.
+        state: tensors, numbers, strings, booleans and None in any nesting of dicts, lists and tuples, such
+            as the `state_dict()` of a module or an optimizer. Keys of dicts are strings or integers.
+
+    Raises:
+        TypeError: a value of another kind; the message names its place.
+        ImportError: `safetensors` is missing.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "state.safetensors"
+    >>> save(path, {"step": 3, "weights": [torch.ones(2)]})
+    >>> load(path)
+    {'step': 3, 'weights': [tensor([1., 1.])]}
+    """
+    safetensors = _safetensors()
+    tensors: dict[str, Tensor] = {}
+    content = json.dumps(_encode(state, "state", tensors))
+    metadata = {"format": FORMAT, "state": content, "sha256": _checksum(content, tensors)}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        safetensors.torch.save_file(tensors, partial, metadata=metadata)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str]) -> Any:
+    """Read the state that `save` wrote. Tensors are on the CPU. Nothing in the file is executed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is incomplete, was changed, or is not a checkpoint.
+        ImportError: `safetensors` is missing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist.")
+    try:
+        with _safetensors().safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors raises its own errors, and those of the operating system
+        raise ValueError(f"{path} is incomplete or was changed ({error}).") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a checkpoint of metamtl ({FORMAT!r}).")
+    content = metadata.get("state", "")
+    if metadata.get("sha256") != _checksum(content, tensors):
+        raise ValueError(f"{path} was changed: its checksum differs.")
+    return _decode(json.loads(content), tensors)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of the random number generators of torch, Python and, if imported, NumPy."""
+    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    if numpy := _numpy():
+        kind, keys, *rest = numpy.random.get_state()
+        state["numpy"] = [kind, keys.tolist(), *rest]
+    return state
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Restore the result of `random_state`."""
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    if "numpy" in state and (numpy := _numpy()):
+        kind, keys, *rest = state["numpy"]
+        numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), *rest))
+
+
+def _numpy() -> Any:
+    import sys
+
+    return sys.modules.get("numpy")
+
+
+def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+    """`value` as JSON; its tensors are moved to `tensors`."""
+    if isinstance(value, Tensor):
+        name = f"{len(tensors)} {place}"
+        # safetensors stores every tensor by itself, so that views are copied.
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": name}
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        return value if abs(value) < 2**53 else {"int": str(value)}
+    if isinstance(value, float):
+        return {"float": value.hex()}  # exact, also for infinities and NaN
+    if isinstance(value, Mapping):
+        if bad := [key for key in value if not isinstance(key, str | int) or isinstance(key, bool)]:
+            raise TypeError(f"{place} has the key {bad[0]!r}; keys must be strings or integers.")
+        return {"dict": [[key, _encode(item, f"{place}.{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        items = [_encode(item, f"{place}.{i}", tensors) for i, item in enumerate(value)]
+        return {"tuple": items} if isinstance(value, tuple) else items
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, torch.device):
+        return {"device": str(value)}
+    raise TypeError(
+        f"{place} is a {type(value).__name__}; a checkpoint holds tensors, numbers, strings, booleans and"
+        " None, in dicts, lists and tuples."
+    )
+
+
+def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "int":
+        return int(content)
+    if kind == "float":
+        return float.fromhex(content)
+    if kind == "dtype":
+        return getattr(torch, content)
+    if kind == "device":
+        return torch.device(content)
+    if kind == "tuple":
+        return tuple(_decode(item, tensors) for item in content)
+    return {key: _decode(item, tensors) for key, item in content}
+
+
+def _checksum(content: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(content.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        if tensor.numel():
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError(
+            "checkpoints are safetensors files: pip install 'metamtl[experiments]', or pip install"
+            " safetensors."
+        ) from error
+    return safetensors

@@ -1,0 +1,138 @@
+"""A training that is interrupted ends as if it had not been."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from experiments import train
+from experiments.utils.checkpoints import RunFolder
+
+from .test_train import VMAP, read, timeless
+
+ROOT = Path(__file__).resolve().parents[2]
+Compose = Callable[..., DictConfig]
+SMALL = (
+    *("experiment=sinusoid", "steps=40", "meta_batch=4", "validate.tasks=4", "select.tasks=4"),
+    *("test.tasks=4", "average=0.9", "schedule=cosine", VMAP),
+)
+
+
+def command(folder: Path, *overrides: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "experiments.train", *SMALL, "checkpoint.every=5"),
+        *(f"hydra.run.dir={folder}", *overrides),
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training without an interruption."""
+    folder = tmp_path_factory.mktemp("whole")
+    subprocess.run(command(folder), cwd=ROOT, check=True, capture_output=True)
+    return folder
+
+
+def assert_same(folder: Path, whole: Path) -> None:
+    assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert timeless(read(folder)) == timeless(read(whole))
+
+
+def started(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    """A training in a process of its own, once it has written a checkpoint."""
+    process = subprocess.Popen(command(folder, *overrides), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not list((folder / "checkpoints").glob("step-*.safetensors")):
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.005)
+    return process
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.03])
+def test_a_killed_training_ends_with_the_same_bytes(delay: float, whole: Path, tmp_path: Path) -> None:
+    process = started(tmp_path)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    subprocess.run(command(tmp_path), cwd=ROOT, check=True, capture_output=True)
+    assert_same(tmp_path, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_writes_a_checkpoint_and_says_how_to_resume(
+    number: signal.Signals, whole: Path, tmp_path: Path
+) -> None:
+    process = started(tmp_path, "steps=100000")
+    process.send_signal(number)
+    _, words = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert f"hydra.run.dir={tmp_path}" in words and "Traceback" not in words
+    newest = RunFolder(tmp_path, {}, resume=True, keep=2).checkpoints()[0]
+    step = int(newest.stem.partition("-")[2])
+    assert f"after step {step};" in words
+
+
+def composed_small(composed: Compose, *overrides: str) -> DictConfig:
+    return composed(*SMALL, "checkpoint.every=5", *overrides)
+
+
+def test_damaged_checkpoints_are_skipped(
+    composed: Compose, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train.run(composed_small(composed), tmp_path)
+    for name in ("result.json", "model.safetensors"):
+        (tmp_path / name).unlink()
+    newest, before = RunFolder(tmp_path, {}, resume=True, keep=2).checkpoints()
+    newest.write_bytes(newest.read_bytes()[:-1])
+    caplog.clear()
+    result = train.run(composed_small(composed), tmp_path)
+    assert str(newest) in caplog.text and result["steps"] == 40
+    before.write_bytes(b"")
+    newest.write_bytes(b"")
+    (tmp_path / "result.json").unlink()
+    again = train.run(composed_small(composed), tmp_path)  # from the first step
+    assert timeless(again) == timeless(result)
+
+
+def test_a_finished_training_is_returned_and_not_overwritten(composed: Compose, tmp_path: Path) -> None:
+    result = train.run(composed_small(composed), tmp_path)
+    written = (tmp_path / "result.json").stat().st_mtime_ns
+    assert timeless(train.run(composed_small(composed), tmp_path)) == timeless(result)
+    assert (tmp_path / "result.json").stat().st_mtime_ns == written
+    with pytest.raises(ValueError, match=r"another config: optimizer\.lr differ .* was .*, is 0\.5"):
+        train.run(composed_small(composed, "optimizer.lr=0.5"), tmp_path)
+    with pytest.raises(FileExistsError, match="resume=true to continue it, or another folder"):
+        train.run(composed_small(composed, "resume=false"), tmp_path)
+    (tmp_path / "result.json").unlink()
+    with pytest.raises(ValueError, match=r"checkpoints/step-.* is of another config: seed"):
+        train.run(composed_small(composed, "seed=5"), tmp_path)
+
+
+def test_one_process_at_a_time(composed: Compose, tmp_path: Path) -> None:
+    process = started(tmp_path, "steps=100000")
+    try:
+        with pytest.raises(RuntimeError, match="another process is training in"):
+            train.run(composed_small(composed, "steps=100000"), tmp_path)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("checkpoint.every=0", r"checkpoint\.every=0: expected a positive integer"),
+        ("checkpoint.keep=0", r"checkpoint\.keep=0"),
+        ("resume=perhaps", "resume=perhaps: expected true or false"),
+    ],
+)
+def test_options_are_checked(option: str, words: str, composed: Compose, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        train.run(composed_small(composed, option), tmp_path)
+    assert not list(tmp_path.iterdir())
