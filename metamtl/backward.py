@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .engines import Auto, Engine, TaskGradients, TaskProblem, named_gradients
+from .engines import Auto, Engine, TaskGradients, TaskProblem, combine, named_gradients
 from .episode import Episode
 from .functional import Params, trainable
 from .losses import Loss
@@ -126,8 +126,12 @@ def _accumulate(
         parts = [g if weights is None else weights[task].to(g) * g for task, g in by_task.items()]
         pairs.append((shared[name], parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)))
     for name, rows in grads.adapter_params.items():
-        mean = rows.mean(0) if weights is None else torch.tensordot(weights.to(rows), rows, 1)
-        pairs.append((own[name], mean))
+        if weights is None:
+            gradient = grads.exchange.mean(rows)
+        else:
+            own_weights = grads.exchange.select(weights).to(rows)
+            gradient = grads.exchange.sum(torch.tensordot(own_weights, rows, 1))
+        pairs.append((own[name], gradient))
     if not pairs:
         return
     # As backward() does it, so that the hooks of parameters are called, each once.
@@ -143,11 +147,15 @@ def _aggregate(
     if not grads.shared:  # a frozen model: only the adapter learns, or features are not shared
         only_losses = aggregator.reads == "losses"
         return {}, aggregator.combine(grads.losses, None, names).weights if only_losses else None
-    columns = [rows.reshape(len(rows), -1) for rows in grads.shared.values()]
+    columns = [rows.reshape(len(rows), rows.shape[1:].numel()) for rows in grads.shared.values()]
     matrix = columns[0] if len(columns) == 1 else torch.cat(columns, 1)
-    combined = aggregator.combine(grads.losses, matrix, names)
+    combined = combine(aggregator, grads.losses, matrix, names, grads.exchange)
     assert combined.direction is not None
-    sizes = [rows[0].numel() for rows in grads.shared.values()]
+    sizes = [rows.shape[1:].numel() for rows in grads.shared.values()]
     directions = grads.to_parameters(dict(zip(grads.shared, combined.direction.split(sizes))))
-    check_direction(aggregator, episodes, matrix, combined.direction, directions)
+
+    def zero_rows() -> Tensor:
+        return grads.exchange.gather(~matrix.any(1))
+
+    check_direction(aggregator, episodes, zero_rows, combined.direction, directions)
     return directions, combined.weights

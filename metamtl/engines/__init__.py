@@ -6,6 +6,7 @@ from .compiled import Compiled
 from .loop import Loop
 from .named import named_gradients
 from .problem import TaskProblem
+from .sharded import Sharded, combine
 from .vmap import Vmap
 
 __all__ = [
@@ -14,8 +15,10 @@ __all__ = [
     "Compiled",
     "Engine",
     "Loop",
+    "Sharded",
     "TaskGradients",
     "TaskProblem",
     "Vmap",
+    "combine",
     "named_gradients",
 ]

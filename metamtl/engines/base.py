@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from ..functional import Params
+from .exchange import LOCAL, Exchange
 from .problem import TaskProblem
 
 
@@ -31,6 +32,8 @@ class TaskGradients(NamedTuple):
         evaluations: backward passes over a support or query set, summed over tasks.
         to_parameters: from an aggregated direction, by the names in `shared`, to gradients by parameter.
             The direction is the gradient, unless the gradients are with respect to features.
+        exchange: among the processes that share the tasks. `shared` and `adapter_params` have the rows of
+            this process's tasks, `losses` and `evaluations` those of all tasks.
     """
 
     losses: Tensor
@@ -39,6 +42,7 @@ class TaskGradients(NamedTuple):
     task_specific: dict[str, dict[int, Tensor]]
     evaluations: int
     to_parameters: Callable[[Params], Params] = _identity
+    exchange: Exchange = LOCAL
 
 
 class Engine(ABC):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -39,14 +39,16 @@ def check_finite(
     alone = dict(grads.adapter_params)
     for name, by_task in grads.task_specific.items():
         alone |= {f"{name} (task {task})": gradient for task, gradient in by_task.items()}
-    if _finite_sum(grads.losses, *grads.shared.values(), *alone.values()):
+    if grads.exchange.all(_finite_sum(grads.losses, *grads.shared.values(), *alone.values())):
         return
     bad_loss = ~torch.isfinite(grads.losses)
-    bad_row = torch.zeros_like(bad_loss)
+    bad_row = grads.exchange.select(torch.zeros_like(bad_loss))
     for rows in grads.shared.values():
-        bad_row |= ~torch.isfinite(rows.reshape(len(rows), -1)).all(1)
+        bad_row = bad_row | ~torch.isfinite(rows.reshape(len(rows), rows.shape[1:].numel())).all(1)
+    bad_row = grads.exchange.gather(bad_row)
     if not bool((bad_loss | bad_row).any()):
-        wrong_ones = [name for name, gradient in alone.items() if not bool(torch.isfinite(gradient).all())]
+        finite = {name: bool(torch.isfinite(gradient).all()) for name, gradient in alone.items()}
+        wrong_ones = [name for name, is_finite in finite.items() if not grads.exchange.all(is_finite)]
         if not wrong_ones:
             return  # finite values whose sum overflowed
         raise FloatingPointError(
@@ -96,11 +98,14 @@ def _has_label(batch: Batch | None) -> bool:
 def check_direction(
     aggregator: Aggregator,
     episodes: Episode | Mapping[str, Episode],
-    rows: Tensor,
+    zero_rows: Callable[[], Tensor],
     direction: Tensor,
     gradients: Params,
 ) -> None:
-    """Refuse what became of finite rows `[T, n]`: not finite, or zero because the row of one task is."""
+    """Reject an aggregated direction that is not finite, or zero because the gradient of a task is.
+
+    `zero_rows()` `[T]`: whether the gradient of each task is zero.
+    """
     name = getattr(aggregator, "name", type(aggregator).__name__)  # any module may aggregate
     if not _finite_sum(direction, *gradients.values()):
         for what, found in (("direction", [direction]), ("gradient behind it", [*gradients.values()])):
@@ -110,9 +115,9 @@ def check_direction(
                     " Nothing was added to .grad. Lower the learning rates, or rescale the losses."
                 )
     if not bool(direction.any()):
-        zero = ~rows.any(1)
+        zero = zero_rows()
         if bool(zero.any()) and not bool(zero.all()):
-            names = list(episodes) if isinstance(episodes, Mapping) else list(range(len(rows)))
+            names = list(episodes) if isinstance(episodes, Mapping) else list(range(len(zero)))
             still = [names[position] for position in zero.nonzero().flatten().tolist()]
             raise ValueError(
                 f"{name} makes a zero direction, for the gradient of tasks {still[:10]} is zero; no task"
