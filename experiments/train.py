@@ -7,6 +7,7 @@ The output folder receives `result.json`, `model.safetensors`, a TensorBoard log
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from metamtl.nets import batchnorm_statistics
 
 from .tables.report import environment, write_file, write_json
 from .utils import options, parts
-from .utils.checkpoints import Interruption, RunFolder
+from .utils.checkpoints import Interruption, RunFolder, exit_after
 from .utils.measure import choose, higher, measure
+from .utils.processes import from_first, is_first, largest, process_group
 from .utils.progress import Clock, Progress
 from .utils.state import TrainingState
 
@@ -66,7 +68,8 @@ def run(cfg: DictConfig, folder: Path, sources: parts.Sources | None = None) -> 
     if result is not None:
         return result
     built = parts.build(cfg, sources)
-    with run_folder.locked():
+    with run_folder.locked() if is_first() else nullcontext():
+        from_first(None)  # the others begin once the first process has the folder
         state = TrainingState(built, cfg.average)
         saved = run_folder.newest()
         if saved is not None:
@@ -76,8 +79,9 @@ def run(cfg: DictConfig, folder: Path, sources: parts.Sources | None = None) -> 
         tensors = built.model.state_dict()
         tensors |= {f"adapter.{name}": tensor for name, tensor in built.recipe.adapter.state_dict().items()}
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        write_file(folder / "model.safetensors", lambda path: save_file(contiguous, path))
-        write_json(folder / "result.json", result)
+        if is_first():
+            write_file(folder / "model.safetensors", lambda path: save_file(contiguous, path))
+            write_json(folder / "result.json", result)
     return result
 
 
@@ -89,13 +93,17 @@ def train(cfg: DictConfig, built: parts.Parts, state: TrainingState, run_folder:
     larger_is_better = higher(built.validation, cfg.metric)
     with (
         Progress(cfg, clock, state) as progress,
-        SummaryWriter(str(run_folder.path), purge_step=state.step or None) as log,
+        SummaryWriter(str(run_folder.path), purge_step=state.step or None)
+        if is_first()
+        else nullcontext() as log,
         Interruption() as interruption,
     ):
         began, stored = clock(), state.step
         while True:
-            done = progress.done()
-            if state.losses and (done or progress.validation_due()):
+            # Clocks and signals differ between processes, so the first one decides.
+            done, due, state.validated = from_first(progress.decide())
+            signal = largest(interruption.signal or 0)
+            if state.losses and (done or due):
                 train_loss = float(torch.stack(state.losses).mean())  # waits for the device
                 state.losses.clear()
                 state.seconds += clock() - began  # only training, without validation and compiling
@@ -117,21 +125,23 @@ def train(cfg: DictConfig, built: parts.Parts, state: TrainingState, run_folder:
                     "ci95": choice.estimate.ci95,
                 }
                 state.history.append(entry)
-                log.add_scalar("loss/train", train_loss, state.step)
-                log.add_scalar(f"{cfg.metric}/validation", choice.estimate.mean, state.step)
+                if log is not None:
+                    log.add_scalar("loss/train", train_loss, state.step)
+                    log.add_scalar(f"{cfg.metric}/validation", choice.estimate.mean, state.step)
                 gain = choice.estimate.mean - (0.0 if state.best is None else state.best)
                 if state.best is None or (gain > 0 if larger_is_better else gain < 0):
                     state.keep_weights(choice.estimate.mean)
                 began = clock()
             every = cfg.checkpoint.every
-            due = every and (state.step % every == 0 or done) and state.step != stored
-            if interruption.signal or due:
+            store = every and (state.step % every == 0 or done) and state.step != stored
+            if signal or store:
                 state.seconds += clock() - began
                 state.compile_seconds, state.elapsed = clock.compile_seconds, progress.elapsed
-                run_folder.save(state.step, state.state_dict())
+                if is_first():
+                    run_folder.save(state.step, state.state_dict())
                 began, stored = clock(), state.step
-            if interruption.signal:
-                interruption.exit(state.step, run_folder.path)
+            if signal:
+                exit_after(signal, state.step, run_folder.path)
             if done:
                 state.compile_seconds = clock.compile_seconds
                 return
@@ -189,8 +199,15 @@ def test(cfg: DictConfig, built: parts.Parts, state: TrainingState) -> dict[str,
 
 @hydra.main(version_base=None, config_path=CONF, config_name="train")
 def main(cfg: DictConfig) -> None:
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    result = run(cfg, folder)
+    with process_group():
+        folder = from_first(Path(HydraConfig.get().runtime.output_dir))
+        result = run(cfg, folder)
+        if is_first():
+            report(result, folder)
+
+
+def report(result: dict[str, Any], folder: Path) -> None:
+    """Print the metrics of a training."""
     for split in ("seen", "test"):
         for name, found in result[split].items():
             print(f"{split:>5} {name}: {found['mean']:.4f} ± {found['ci95']:.4f} (n={found['n']})")

@@ -18,6 +18,8 @@ from filelock import FileLock, Timeout
 
 from metamtl import checkpoint
 
+from .processes import is_first
+
 log = logging.getLogger(__name__)
 NAME = re.compile(r"step-\d{9}\.safetensors")
 NEUTRAL = ("checkpoint", "resume")  # options that do not change what a training computes
@@ -145,14 +147,16 @@ class Interruption:
         self.signal = number
         self.__exit__()
 
-    def exit(self, step: int, folder: Path) -> None:
-        """End the process, and say how to resume."""
+
+def exit_after(number: int, step: int, folder: Path) -> None:
+    """End the process after a signal, and say how to resume."""
+    if is_first():
         print(
             f"interrupted after step {step}; a checkpoint is in {folder / 'checkpoints'}. Run the same"
             f" command with hydra.run.dir={folder} to resume.",
             file=sys.stderr,
         )
-        raise SystemExit(128 + (self.signal or 0))
+    raise SystemExit(128 + number)
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

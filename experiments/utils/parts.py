@@ -19,6 +19,7 @@ from metamtl.losses import WithTeachers
 
 from . import options
 from .measure import higher
+from .processes import is_distributed
 
 
 class Parts(NamedTuple):
@@ -103,6 +104,10 @@ def build(cfg: DictConfig, sources: Sources | None = None) -> Parts:
             engines.Auto(steps=num_steps(cfg, recipe)),
             engines.Auto(steps=cfg.validate.times),
         )
+    if is_distributed():
+        if isinstance(train.loss, Mapping):
+            raise ValueError("named tasks run in one process; start this experiment without torchrun.")
+        engine, evaluator = engines.Sharded(engine), engines.Sharded(evaluator)
     return Parts(
         source, train, validation, test, model, recipe, strategies, optimizer, schedule, engine, evaluator
     )

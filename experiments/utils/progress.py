@@ -77,15 +77,14 @@ class Progress:
             limits.append(self.elapsed / (60 * self.cfg.max_minutes))
         return max(limits)
 
-    def done(self) -> bool:
-        """Whether a limit is reached."""
-        return self.fraction() >= 1
+    def decide(self) -> tuple[bool, bool, int]:
+        """Whether a limit is reached, whether a validation is due, and how many of them are then done.
 
-    def validation_due(self) -> bool:
-        """Whether the run has passed the next of its `validate.times` equal parts."""
-        due = int(self.fraction() * self.cfg.validate.times)
-        passed, self.state.validated = due > self.state.validated, max(due, self.state.validated)
-        return passed
+        A validation is due after each of `validate.times` equal parts of the run.
+        """
+        fraction = self.fraction()
+        parts = int(fraction * self.cfg.validate.times)
+        return fraction >= 1, parts > self.state.validated, max(parts, self.state.validated)
 
     def show(self) -> None:
         """Update the bar, a few times per second: reading a loss waits for the device."""
