@@ -1,12 +1,14 @@
 """Recipes side by side: `python -m experiments.compare experiment=glyphs_5way_1shot 'recipes=[mtl,maml]'`.
 
-Same net, same episodes, same number of gradient evaluations; at test every recipe may adapt in the same
-ways to the same support sets. Writes `table.md`, `table.json` and `figure.png`, and the folder of every
-run: `<recipe>/seed<seed>/`.
+All recipes have the same net, the same episodes and the same number of gradient evaluations. Every one is
+tested with the adaptation strategy that validation selects among those of `adapt=`, and as it was trained.
+Writes `table.md`, `table.json` and `figure.png`, and a folder for every run: `<recipe>/seed<seed>/`. Rerun
+with the same folder to resume.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from . import train
 from .tables.figure import draw
 from .tables.report import environment, markdown, write_json, write_text
 from .utils import options, parts
-from .utils.measure import trivial
+from .utils.measure import higher, trivial
 
 OWN = ("recipes=", "seeds=", "recipe=", "seed=")
 
@@ -63,6 +65,10 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
             place = folder / recipe / f"seed{seed}"
             runs.setdefault(recipe, []).append(train.run(training(recipe, seed), place, sources))
     rows = [_row(recipe, results, cfg.metric) for recipe, results in runs.items()]
+    sign = 1 if higher(sources(cfg).split("test"), cfg.metric) else -1
+    best = max(rows, key=lambda row: sign * row["new"]["mean"])["recipe"]
+    for row in rows:
+        row["to_best"] = _difference(folder, row["recipe"], best, cfg)
     rows.append(_trivial_row(cfg))
     table = {
         "experiment": {"overrides": passed_on, "metric": cfg.metric, "gradient_evaluations": budget},
@@ -93,12 +99,29 @@ def _row(recipe: str, results: list[dict[str, Any]], metric: str) -> dict[str, A
         "recipe": recipe,
         "seen": over_seeds("seen"),
         "new": over_seeds("test"),
+        "as_trained": over_seeds("test_as_trained") if results[0]["test_as_trained"] else None,
         "worst_tenth": over_seeds("test", "worst_decile"),
         "adaptation": [f"{r['adaptation']['way']}, {r['adaptation']['steps']}" for r in results],
         "gradient_evaluations": results[0]["gradient_evaluations"],
         "steps": results[0]["steps"],
         "seconds": sum(result["seconds"] for result in results) / len(results),
     }
+
+
+def _difference(folder: Path, recipe: str, best: str, cfg: DictConfig) -> dict[str, float] | None:
+    """The paired difference to the best recipe on the new tasks: over tasks, or over several seeds."""
+    if recipe == best:
+        return None
+    pairs = []
+    for seed in cfg.seeds:
+        paths = [folder / name / f"seed{seed}" / "tasks.json" for name in (recipe, best)]
+        values = [json.loads(path.read_text(encoding="utf-8"))["test"][cfg.metric] for path in paths]
+        ours, others = (Estimate.of(torch.tensor(value, dtype=torch.float64)) for value in values)
+        pairs.append(ours.difference(others))
+    if len(pairs) == 1:
+        return {"mean": pairs[0].mean, "ci95": pairs[0].ci95}
+    over_seeds = Estimate.of(torch.tensor([pair.mean for pair in pairs], dtype=torch.float64))
+    return {"mean": over_seeds.mean, "ci95": over_seeds.ci95}
 
 
 def _trivial_row(cfg: DictConfig) -> dict[str, Any]:
@@ -121,6 +144,8 @@ def _trivial_row(cfg: DictConfig) -> dict[str, Any]:
     return {
         "recipe": f"trivial: {cfg.trivial.name}",
         **{name: {"mean": value["mean"], "ci95": value["ci95"]} for name, value in found.items()},
+        "as_trained": None,
+        "to_best": None,
         "worst_tenth": {"mean": found["new"]["worst_decile"], "ci95": None},
         "adaptation": [],
         "gradient_evaluations": 0,

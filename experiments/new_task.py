@@ -100,10 +100,10 @@ def _one(
     episodes = validation.sample(cfg.select.tasks, train.stream(0, train.SELECT))
     chosen = choose(classifier, ways, validation, episodes, "accuracy", engine=engine)
     new = test.sample(cfg.test.tasks, train.stream(0, train.TEST))
-    found, _ = measure(classifier, ways[chosen.way], chosen.stage, test, new, engine=engine)
+    measured, _ = measure(classifier, ways[chosen.way], chosen.stage, test, new, engine=engine)
     return {
-        "accuracy": found["accuracy"]["mean"],
-        "worst_decile": found["accuracy"]["worst_decile"],
+        "accuracy": measured["accuracy"].mean,
+        "worst_decile": measured["accuracy"].worst_decile,
         "adaptation": f"{chosen.way}, {chosen.stage}",
     }
 

@@ -7,6 +7,7 @@ The output folder receives `result.json`, `model.safetensors`, a TensorBoard log
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,14 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 from torch.utils.tensorboard import SummaryWriter
 
-from metamtl import meta_backward
+from metamtl import Estimate, Recipe, meta_backward
 from metamtl.losses import WithTeachers
 from metamtl.nets import batchnorm_statistics
 
 from .tables.report import environment, write_file, write_json
 from .utils import options, parts
 from .utils.checkpoints import Interruption, RunFolder, exit_after
-from .utils.measure import choose, higher, measure
+from .utils.measure import as_dicts, choose, higher, measure
 from .utils.processes import from_first, is_first, largest, process_group
 from .utils.progress import Clock, Progress
 from .utils.state import TrainingState
@@ -75,7 +76,7 @@ def run(cfg: DictConfig, folder: Path, sources: parts.Sources | None = None) -> 
         if saved is not None:
             state.load_state_dict(saved)
         train(cfg, built, state, run_folder)
-        result = {"config": config, **test(cfg, built, state)}
+        result = {"config": config, **test(cfg, built, state, folder)}
         tensors = built.model.state_dict()
         tensors |= {f"adapter.{name}": tensor for name, tensor in built.recipe.adapter.state_dict().items()}
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -167,7 +168,23 @@ def sample(source: Any, num_tasks: int, generator: torch.Generator, step: int) -
     return source.sample(num_tasks, generator, **({"step": step} if scheduled else {}))
 
 
-def test(cfg: DictConfig, built: parts.Parts, state: TrainingState) -> dict[str, Any]:
+def test_as_trained(cfg: DictConfig, built: parts.Parts, episodes: Any) -> dict[str, Estimate] | None:
+    """Every metric with the adapter of the training, learned parameters included.
+
+    None for named tasks, which adapt to nothing, and for an adapter that knows only the training tasks,
+    such as a table of heads.
+    """
+    if isinstance(episodes, Mapping):
+        return None
+    try:
+        built.recipe.adapter.check(built.model, episodes.task)
+    except ValueError:
+        return None
+    recipe = Recipe(built.recipe.adapter)
+    return measure(built.model, recipe, -1, built.test, episodes, cfg.reference, built.evaluator)[0]
+
+
+def test(cfg: DictConfig, built: parts.Parts, state: TrainingState, folder: Path) -> dict[str, Any]:
     """Load the best weights, select the adaptation strategy on validation tasks, and test once."""
     model, strategies, evaluator = built.model, built.strategies, built.evaluator
     state.restore_best_weights()
@@ -178,6 +195,14 @@ def test(cfg: DictConfig, built: parts.Parts, state: TrainingState) -> dict[str,
     new = built.test.sample(cfg.test.tasks, stream(cfg.seed, TEST))
     on_new, curve = measure(model, strategy, stage, built.test, new, cfg.reference, evaluator)
     on_seen, _ = measure(model, strategy, stage, built.test, seen, cfg.reference, evaluator)
+    as_trained = test_as_trained(cfg, built, new)
+    if is_first():
+        values = {"test": on_new, "test_as_trained": as_trained or {}}
+        lists = {
+            split: {name: estimate.values.tolist() for name, estimate in estimates.items()}
+            for split, estimates in values.items()
+        }
+        write_json(folder / "tasks.json", lists)
     return {
         **environment(cfg.device),
         "seeds": [cfg.seed],
@@ -189,10 +214,11 @@ def test(cfg: DictConfig, built: parts.Parts, state: TrainingState) -> dict[str,
         "interval": "95 %, Student t over test tasks (over examples, for named tasks)",
         "parameters": sum(param.numel() for param in model.parameters()),
         "adaptation": {"way": choice.way, "steps": stage, "chosen_by": f"validation {cfg.metric}"},
-        "validation": {name: estimate.as_dict() for name, estimate in choice.found.items()},
-        "seen": on_seen,
-        "test": on_new,
-        "curve": curve,
+        "validation": as_dicts(choice.found),
+        "seen": as_dicts(on_seen),
+        "test": as_dicts(on_new),
+        "test_as_trained": None if as_trained is None else as_dicts(as_trained),
+        "curve": [as_dicts(entry) for entry in curve],
         "history": state.history,
     }
 

@@ -49,6 +49,27 @@ class Estimate:
         tail = values.sort(descending=not higher_is_better).values[: max(1, n // 10)]
         return cls(float(values.mean()), ci95, n, float(tail.mean()), values, num_missing)
 
+    def difference(self, other: Estimate) -> Estimate:
+        """The paired difference `self - other` over the same tasks, in the same order.
+
+        Its interval is that of the mean of the n differences. It is usually much narrower than those of the
+        two means, because a hard task is hard for both. The difference is within the noise if its interval
+        contains 0.
+
+        Raises:
+            ValueError: the numbers of values differ.
+
+        >>> first, second = (Estimate.of(torch.tensor(x)) for x in ([0.5, 0.8, 0.9], [0.4, 0.7, 0.9]))
+        >>> first.difference(second)
+        Estimate(mean=0.066..., ci95=0.143..., n=3, worst_decile=0.0, num_missing=0)
+        """
+        if self.n != other.n:
+            raise ValueError(
+                f"a paired difference needs the same tasks, but the estimates have {self.n} and {other.n}"
+                " values; evaluate both on the same episodes."
+            )
+        return Estimate.of(self.values - other.values, higher_is_better=True)
+
     def as_dict(self) -> dict[str, float]:
         """`{mean, ci95, n, worst_decile, num_missing}`, for a result file."""
         return {

@@ -96,21 +96,32 @@ def markdown(table: dict[str, Any]) -> str:
         known = found["ci95"] is not None and math.isfinite(found["ci95"])
         return f"{mean} ± {found['ci95'] * factor:.{1 if percent else 3}f}" if known else mean
 
+    def to_best(row: dict[str, Any]) -> str:
+        if not row.get("to_best"):
+            return "-"
+        factor = 100 if percent else 1
+        scaled = {key: factor * value for key, value in row["to_best"].items() if value is not None}
+        return f"{signed({'ci95': None, **scaled}, digits=1 if percent else 3)} ({sign(row['to_best'])})"
+
     unit = f"{table['experiment']['metric']}{', %' if percent else ''}"
     lines = [
         f"| recipe | seen tasks ({unit}) | new tasks | worst tenth, new | adapts (way, steps)"
-        " | gradient evaluations | steps | training s |",
-        "|---|---|---|---|---|---|---|---|",
+        " | new tasks, adapted as trained | to the best | gradient evaluations | steps | training s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in table["rows"]:
+        trained = cell(row["as_trained"]) if row.get("as_trained") else "-"
         lines.append(
             f"| {row['recipe']} | {cell(row['seen'])} | {cell(row['new'])} | {cell(row['worst_tenth'])}"
-            f" | {'; '.join(sorted(set(row['adaptation']))) or '-'} | {row['gradient_evaluations']:,}"
+            f" | {'; '.join(sorted(set(row['adaptation']))) or '-'} | {trained} | {to_best(row)}"
+            f" | {row['gradient_evaluations']:,}"
             f" | {row['steps']:,} | {row['seconds']:.1f} |"
         )
     hardware = table["hardware"]
     lines += [
         "",
+        "To the best: the paired difference to the best recipe on the same new tasks; (=) is within the"
+        " noise. Training seconds are without validation and compiling.",
         f"Seeds {table['seeds']}; intervals: {table['interval']}; BatchNorm: {table['batchnorm']}."
         f" {hardware['device']}, {hardware['threads']} threads; torch {table['versions']['torch']}.",
     ]

@@ -56,11 +56,15 @@ def measure(
     episodes: Any,
     reference: Reference | None = None,
     engine: engines.Engine | None = None,
-) -> tuple[dict[str, dict[str, float]], list[dict[str, dict[str, float]]]]:
-    """Every metric after `stage` steps, and the whole curve over the steps."""
-    stages = _stages(model, recipe, family, episodes, reference, engine)
-    curve = [{name: found.as_dict() for name, found in entry.items()} for entry in stages]
+) -> tuple[dict[str, Estimate], list[dict[str, Estimate]]]:
+    """Every metric after `stage` steps (-1: after all), and after every number of steps."""
+    curve = _stages(model, recipe, family, episodes, reference, engine)
     return curve[stage], curve
+
+
+def as_dicts(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
+    """The estimates for a result file."""
+    return {name: estimate.as_dict() for name, estimate in estimates.items()}
 
 
 def _stages(

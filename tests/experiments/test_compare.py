@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from experiments import compare, train
 from experiments.tables import __main__ as tables
 from experiments.tables.report import markdown
+from metamtl import Estimate
 
 Overrides = Callable[..., list[str]]
 
@@ -103,6 +104,29 @@ def test_what_it_writes(overrides: Overrides, tmp_path: Path) -> None:
             found.append(result["test"]["accuracy"]["mean"])
         row = next(row for row in table["rows"] if row["recipe"] == recipe)
         assert row["new"]["mean"] == pytest.approx(sum(found) / 2)
+
+
+def test_differences_are_paired_and_the_adapter_is_that_of_the_training(
+    overrides: Overrides, tmp_path: Path
+) -> None:
+    given = overrides("experiment=sinusoid", "steps=4", "meta_batch=4")
+    table = compared(given, tmp_path, "[joint,maml]", "[0]")
+    rows = {row["recipe"]: row for row in table["rows"]}
+    best, other = sorted(("joint", "maml"), key=lambda name: rows[name]["new"]["mean"])
+    assert rows[best]["to_best"] is None
+    values = {
+        name: json.loads((tmp_path / name / "seed0" / "tasks.json").read_text(encoding="utf-8"))["test"][
+            "mse"
+        ]
+        for name in rows
+        if not name.startswith("trivial")
+    }
+    gaps = Estimate.of(torch.tensor([a - b for a, b in zip(values[other], values[best])]).double())
+    assert rows[other]["to_best"] == {"mean": pytest.approx(gaps.mean), "ci95": pytest.approx(gaps.ci95)}
+    trained = json.loads((tmp_path / "maml" / "seed0" / "result.json").read_text(encoding="utf-8"))
+    assert rows["maml"]["as_trained"]["mean"] == trained["test_as_trained"]["mse"]["mean"]
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "adapted as trained" in text and "within the noise" in text
 
 
 def test_one_seed_and_the_trivial_row(overrides: Overrides, tmp_path: Path) -> None:

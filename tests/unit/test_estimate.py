@@ -106,3 +106,13 @@ def test_delta_m_of_estimates_asks_for_their_means() -> None:
         TypeError, match=r"found holds {'tone': 'Estimate'}; pass numbers, such as the mean"
     ):
         delta_m(estimates, {"tone": 1.0}, {"tone": True})  # type: ignore[arg-type]
+
+
+def test_a_paired_difference_is_over_the_same_tasks() -> None:
+    hard = torch.tensor([0.1, 0.9, 0.5, 0.3])
+    first, second = Estimate.of(hard + 0.05), Estimate.of(hard)
+    difference = first.difference(second)
+    assert difference.mean == pytest.approx(0.05) and difference.ci95 < 1e-6 < first.ci95
+    assert second.difference(first).mean == pytest.approx(-0.05)
+    with pytest.raises(ValueError, match="the same tasks, but the estimates have 4 and 3 values"):
+        first.difference(Estimate.of(torch.ones(3)))
