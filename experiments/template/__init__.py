@@ -1,0 +1,1 @@
+"""Files that `metamtl init` copies."""
