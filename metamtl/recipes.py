@@ -76,7 +76,9 @@ class Recipe:
                 " such as metamtl.objectives.query_loss."
             )
         if self.layer is not None and not isinstance(self.layer, str):
-            raise TypeError(f"Recipe: layer={self.layer!r} is neither the name of a module nor None.")
+            raise TypeError(
+                f"Recipe: layer={self.layer!r} is not the name of a module; pass a name or None."
+            )
         if self.layer is not None and self.aggregator.by_parameter:
             raise ValueError(
                 f"{self.aggregator.name} remembers the gradient of each parameter from step to step, but"

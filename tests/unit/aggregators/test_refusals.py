@@ -94,7 +94,7 @@ def test_a_look_ahead_that_does_not_fit() -> None:
     ("build", "words"),
     [
         (lambda: aggregators.DWA(0), "calls_per_epoch=0: an epoch has at least one call"),
-        (lambda: aggregators.NashMTL(-1.0), "max_norm=-1.0: give a length, or 0"),
+        (lambda: aggregators.NashMTL(-1.0), "max_norm=-1.0: pass a norm, or 0"),
         (lambda: aggregators.Rescaled(aggregators.Mean(), "median"), "norm='median': pass 'mean'"),
         (lambda: aggregators.Rescaled(aggregators.Mean(), 0.0), "norm=0.0: pass 'mean'.*above 0"),
     ],
