@@ -92,7 +92,7 @@ class PerStepBatchNorm(BatchNorm):
     `[K + 1, C]`: row k is used after k inner steps, the last row also after more than K.
 
     Differs from their code in: 1. there are no running statistics for each step (their code writes and
-    never reads them); 2. an inner loop over all parameters adapts row k in step k, but no later step uses it.
+    never reads them); 2. an inner loop over all parameters adapts row k in step k, and then never uses it.
     """
 
     statistics = "transductive: support and query batch, each its own; scale and shift per_step"
