@@ -99,9 +99,9 @@ def delta_m(
             f"the direction of {', '.join(unclear)} is {higher_is_better[unclear[0]]!r}; pass True if a"
             " higher value is better, else False."
         )
-    for what, values in (("found", found), ("baseline", baseline)):
+    for argument, values in (("found", found), ("baseline", baseline)):
         if wrong := {n: type(v).__name__ for n, v in values.items() if not hasattr(v, "__float__")}:
-            raise TypeError(f"{what} holds {wrong}; pass numbers, such as the mean of an Estimate.")
+            raise TypeError(f"{argument} holds {wrong}; pass numbers, such as the mean of an Estimate.")
     if unusable := [name for name, value in baseline.items() if value == 0 or not math.isfinite(value)]:
         raise ValueError(
             f"the baseline of {', '.join(unusable)} is zero or not finite, so the relative change is not"

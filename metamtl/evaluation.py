@@ -68,8 +68,8 @@ def evaluate(
         loss: the loss of the tasks, or a dict of losses by task name.
         metrics: `{name: Metric}`, for named tasks a dict of such dicts by task; if None, the loss is
             measured.
-        engine: as in `meta_backward`; if None, `Auto()`: it runs as many tasks at a time as fit in the CPU
-            caches, and compiles once evaluations of the same kind have taken as long as compiling takes.
+        engine: as in `meta_backward`; if None, `Auto()`, which runs tasks in chunks that fit the caches
+            and compiles once evaluations of the same kind have taken as long as compiling takes.
 
     Returns:
         The `Estimate` of the loss, or with `metrics` a dict of Estimates; for named tasks a dict of either

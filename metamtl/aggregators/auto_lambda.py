@@ -21,13 +21,13 @@ class AutoLambda(LossWeighting):
     includes a.
 
         weights = aggregators.AutoLambda(rate=1e-3)
-        train, judge = recipes.joint(aggregator=weights), recipes.joint(aggregator=weights.look_ahead())
+        train, validate = recipes.joint(aggregator=weights), recipes.joint(aggregator=weights.look_ahead())
         ...
         optimizer.zero_grad()
         meta_backward(model, train, episodes, loss)
         optimizer.step()
         optimizer.zero_grad()
-        meta_backward(model, judge, validation_episodes, loss)  # updates the weights; discard .grad
+        meta_backward(model, validate, validation_episodes, loss)  # updates the weights; discard .grad
 
     Scale: own, that of the weights, which are initialized to 0.1 as in the authors' code.
 

@@ -146,13 +146,13 @@ class Aggregator(nn.Module, ABC):
         )
 
     def _difference(self, tasks: Sequence[str]) -> str:
-        stored = self.tasks or ()
-        missing = [name for name in stored if name not in tasks]
-        unknown = [name for name in tasks if name not in stored]
+        names = self.tasks or ()
+        missing = [name for name in names if name not in tasks]
+        unknown = [name for name in tasks if name not in names]
         parts = [f"without {', '.join(missing)}"] if missing else []
         parts += [f"with the unknown {', '.join(unknown)}"] if unknown else []
         return (
-            f"{self.name} has a state for each of the tasks {', '.join(stored)}; this batch has"
+            f"{self.name} has a state for each of the tasks {', '.join(names)}; this batch has"
             f" {', '.join(tasks)}: {' and '.join(parts)}. {_REMEDY}"
         )
 
@@ -173,7 +173,7 @@ class Aggregator(nn.Module, ABC):
 
         Tensors of `memory` are referenced, because they are never written in place; others are copied.
         """
-        saved = []
+        states = []
         for module in self.modules():
             references = module.memory if isinstance(module, Aggregator) else ()
             buffers = {
@@ -188,8 +188,8 @@ class Aggregator(nn.Module, ABC):
             plain = {
                 k: v for k, v in vars(module).items() if k not in ("_buffers", "_parameters", "_modules")
             }
-            saved.append((module, buffers, params, plain))
-        return saved
+            states.append((module, buffers, params, plain))
+        return states
 
     def restore(self, snapshot: Any) -> None:
         """Restore the state of a snapshot."""
@@ -218,8 +218,8 @@ class Aggregator(nn.Module, ABC):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # A buffer that is None cannot be loaded; allocate it first.
         for name in self.memory:
-            saved = state_dict.get(prefix + name)
-            setattr(self, name, None if saved is None else torch.empty_like(saved))
+            state = state_dict.get(prefix + name)
+            setattr(self, name, None if state is None else torch.empty_like(state))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

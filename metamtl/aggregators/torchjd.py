@@ -97,8 +97,8 @@ class TorchJD(Aggregator):
                 f"{name!r} is neither the name of an aggregator of TorchJD nor such an aggregator."
             )
         self.name, self.seed, self.options = name, seed, options
-        known = wrapped_class(name) if hasattr(aggregation, _WEIGHTINGS.get(name, name)) else None
-        if name not in _WEIGHTINGS and type(self.inner) is not known:
+        cls = wrapped_class(name) if hasattr(aggregation, _WEIGHTINGS.get(name, name)) else None
+        if name not in _WEIGHTINGS and type(self.inner) is not cls:
             self.scale = "own"  # a user-defined class
         else:
             self.scale = "sum" if name in _SUM else "own" if name in _OWN else "mean"
@@ -132,8 +132,8 @@ class TorchJD(Aggregator):
         # TorchJD's buffers are also None until the first call.
         for path, module in self.inner.named_modules(prefix=f"{prefix}inner"):
             for name in dict(module._buffers):
-                saved = state_dict.get(f"{path}.{name}")
-                setattr(module, name, None if saved is None else torch.empty_like(saved))
+                state = state_dict.get(f"{path}.{name}")
+                setattr(module, name, None if state is None else torch.empty_like(state))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def weights(self, losses: Tensor, gradients: Tensor | None = None) -> Tensor | None:

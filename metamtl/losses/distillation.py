@@ -129,8 +129,8 @@ def distillation_loss(
                 f"a distillation loss takes y as (y, teacher's output), found a {type(y).__name__}; make"
                 " the episodes with add_teacher_targets(episodes, teachers)."
             )
-        selected = slice(None) if mask is None else mask(y[0])
-        distance = divergence(output[selected], y[1].detach()[selected])
+        index = slice(None) if mask is None else mask(y[0])
+        distance = divergence(output[index], y[1].detach()[index])
         return distance if weight == 1 else (1 - weight) * loss(output, y[0]) + weight * distance
 
     return total

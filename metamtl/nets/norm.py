@@ -184,13 +184,13 @@ def _converted(norm: nn.Module, name: str, kind: Callable[..., BatchNorm]) -> Ba
         rows = param.detach().expand_as(getattr(new, key)).clone()
         setattr(new, key, nn.Parameter(rows, requires_grad=param.requires_grad))
     if isinstance(new, FrozenBatchNorm):
-        stored = {key: getattr(norm, key, None) for key in ("running_mean", "running_var")}
-        if stored["running_mean"] is None:
+        statistics = {key: getattr(norm, key, None) for key in ("running_mean", "running_var")}
+        if statistics["running_mean"] is None:
             raise ValueError(
                 f"{name!r} has no stored statistics to freeze; use another policy, or convert a model that"
                 " was trained with track_running_stats=True."
             )
-        new.load_state_dict({**new.state_dict(), **stored})
+        new.load_state_dict({**new.state_dict(), **statistics})
     return new.train(norm.training)
 
 
@@ -205,6 +205,6 @@ def batchnorm_statistics(model: nn.Module) -> str:
         if isinstance(module, BatchNorm):
             kinds.add(module.statistics)
         elif isinstance(module, _BatchNorm):
-            stored = module.running_mean is not None and not module.training
-            kinds.add((FrozenBatchNorm if stored else BatchNorm).statistics)
+            frozen = module.running_mean is not None and not module.training
+            kinds.add((FrozenBatchNorm if frozen else BatchNorm).statistics)
     return "; ".join(sorted(kinds)) or "no BatchNorm"

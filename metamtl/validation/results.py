@@ -53,7 +53,7 @@ def check_finite(
             f"the gradient of {', '.join(bad_names[:10])} is not finite, but the loss of every task is."
             " Nothing was added to .grad."
         )
-    what, mask = ("loss", bad_loss) if bool(bad_loss.any()) else ("gradient", bad_row)
+    kind, mask = ("loss", bad_loss) if bool(bad_loss.any()) else ("gradient", bad_row)
     positions = mask.nonzero().flatten().tolist()
     names = list(episodes) if isinstance(episodes, Mapping) else list(range(len(mask)))
     bad = [names[position] for position in positions]
@@ -63,9 +63,9 @@ def check_finite(
         detail = _inner_step(model, adapter, episodes, loss, first)
     elif unlabeled := _unlabeled(episodes, bad_loss):
         detail = f" None of the examples of {unlabeled} is labeled: exclude these tasks from the step."
-    values = f" (losses {grads.losses[positions[:5]].tolist()})" if what == "loss" else ""
+    values = f" (losses {grads.losses[positions[:5]].tolist()})" if kind == "loss" else ""
     raise FloatingPointError(
-        f"the {what} of tasks {bad[:10]} of {len(names)} is not finite{values}.{detail}"
+        f"the {kind} of tasks {bad[:10]} of {len(names)} is not finite{values}.{detail}"
         " Nothing was added to .grad. Check the data of these tasks, or lower the learning rates."
     )
 
@@ -104,10 +104,10 @@ def check_direction(
     name = getattr(aggregator, "name", type(aggregator).__name__)  # any module can be an aggregator
     if not _finite_sum(direction, *gradients.values()):
         parts = ("direction", [direction]), ("gradient of a parameter", [*gradients.values()])
-        for what, tensors in parts:
+        for kind, tensors in parts:
             if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
                 raise FloatingPointError(
-                    f"every task's gradient is finite, but the {what} that {name} computes is not."
+                    f"every task's gradient is finite, but the {kind} that {name} computes is not."
                     " Nothing was added to .grad. Lower the learning rates, or rescale the losses."
                 )
     if not bool(direction.any()):
@@ -131,4 +131,6 @@ def _inner_step(model: nn.Module, adapter: Adapter, episodes: Episode, loss: Los
             value = loss(forward(model, params, support.x), support.y)
             if not torch.isfinite(value):
                 return f" Task {task}: the support loss is {float(value)} after {step} inner steps."
-    return f" Task {task}: the support loss stays finite in every inner step; the query set does not."
+    return (
+        f" Task {task}: the support loss stays finite in all inner steps; that of the query set does not."
+    )

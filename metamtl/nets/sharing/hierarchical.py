@@ -51,13 +51,13 @@ class Hierarchical(NamedTasks):
                 " give each group one middle."
             )
         members = [task for tasks in groups.values() for task in tasks]
-        wrong = sorted(
+        invalid = sorted(
             {task for task in members if members.count(task) > 1 or task not in outputs}
             | (set(outputs) - set(members))
         )
-        if wrong:
+        if invalid:
             raise ValueError(
-                f"{kind}: tasks {wrong} are not in exactly one group, or have no head; groups are"
+                f"{kind}: tasks {invalid} are not in exactly one group, or have no head; groups are"
                 f" { ({group: list(tasks) for group, tasks in groups.items()}) }, heads {list(outputs)}."
             )
         distinct([bottom, *middles.values()], f"the bottom and the middles of {kind}")

@@ -78,13 +78,13 @@ class NamedTasks(nn.Module, ABC):
         head = self.heads[name]
         if not isinstance(features, Tensor):
             raise ValueError(
-                f"{type(self).__name__}: what reaches the head of task {name!r} is a"
+                f"{type(self).__name__}: the input of the head of task {name!r} is a"
                 f" {type(features).__name__}, not a tensor of features; wrap the body so that it"
                 " returns one."
             )
         if isinstance(head, nn.Linear) and features.shape[-1:] != (head.in_features,):
             raise ValueError(
-                f"{type(self).__name__}: what reaches the head of task {name!r} has shape"
+                f"{type(self).__name__}: the input of the head of task {name!r} has shape"
                 f" {list(features.shape)}, but the head takes {head.in_features} features; pass the width"
                 " of the last axis as features=, or another body."
             )
@@ -105,8 +105,7 @@ def check_names(kind: str, names: Iterable[str]) -> None:
         if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name):
             raise ValueError(
                 f"{kind}: {name!r} cannot be a name here: torch does not allow module names with a dot, or"
-                f" names of its own attributes; call it {str(name).replace('.', '_') or 'task'}_,"
-                " say."
+                f" names of its own attributes; use, for example, {str(name).replace('.', '_') or 'task'}_."
             )
 
 

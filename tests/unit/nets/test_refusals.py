@@ -35,7 +35,7 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "a name of torch's": (lambda: nets.NamedHeads(body(), 6, {"type": 1}), r"'type' cannot be.*type_"),
     "features of another width": (
         lambda: nets.NamedHeads(body(), 7, OUT)(X),
-        r"NamedHeads: what reaches the head of task 'a' has shape \[5, 6\], but the head takes 7 features",
+        r"NamedHeads: the input of the head of task 'a' has shape \[5, 6\], but the head takes 7 features",
     ),
     "features of another width, in a mixture": (
         lambda: nets.MMoE([body()], nets.Constant, 7, OUT)(X),
