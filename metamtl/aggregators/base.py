@@ -169,7 +169,7 @@ class Aggregator(nn.Module, ABC):
         return state.to(start)
 
     def snapshot(self) -> Any:
-        """A copy of the state for `restore`: buffers, parameters with their `.grad`, and plain attributes.
+        """The state to pass to `restore`: buffers, parameters with their `.grad`, and plain attributes.
 
         Tensors of `memory` are referenced, because they are never written in place; others are copied.
         """

@@ -89,7 +89,7 @@ def episode_loss(task: Adaptation) -> Tensor:
 
 
 def _num_labels(batch: Batch) -> Tensor:
-    """Number of labels that are not missing, a scalar; if `y` has no tensor, of examples."""
+    """Number of labels that are not missing, or of examples if `y` has no tensor, as a scalar."""
     tensors = [leaf for leaf in tree_leaves((batch.y, batch.x)) if isinstance(leaf, Tensor)]
     labels = [leaf for leaf in tree_leaves(batch.y) if isinstance(leaf, Tensor)]
     if labels:
