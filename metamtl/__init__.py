@@ -1,7 +1,7 @@
-"""Multi-task learning and meta-learning as one thing.
+"""Multi-task learning and meta-learning with one interface.
 
-An adapter says which parameters a task uses, an aggregator what the tasks' gradients say together;
-`meta_backward` goes from episodes to `.grad` through both.
+An adapter computes the parameters that a task uses. An aggregator combines the per-task gradients into one
+update. `meta_backward` applies both: it turns episodes into `.grad`.
 """
 
 from . import (

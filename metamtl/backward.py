@@ -1,4 +1,4 @@
-"""The outer loop's one line: from episodes to `.grad`."""
+"""`meta_backward`: compute `.grad` from episodes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .losses import Loss
 from .recipes import Recipe
 from .validation import check_call, check_direction, check_features, check_finite, checked_loss
 
-DEFAULT = Auto()  # one for all calls, because it remembers what is fast
+DEFAULT = Auto()  # shared by all calls, because it stores which engine is fastest
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `meta_backward` reports.
+    """The result of `meta_backward`.
 
     Attributes:
-        losses: the query loss of each task after adaptation, `[T]` (whatever the objective was).
+        losses: the query loss of each task after adaptation, `[T]`, independent of the objective.
         tasks: the names of the tasks, in the order of `losses`; None for a meta-batch.
-        gradient_evaluations: backward passes over one task's support or query set, summed over tasks.
+        gradient_evaluations: number of backward passes over a support or query set, summed over tasks.
     """
 
     losses: Tensor
@@ -35,7 +35,7 @@ class Outcome:
 
     @property
     def loss(self) -> float:
-        """The mean of `losses`, as a number (waits for the device)."""
+        """The mean of `losses` as a float (synchronizes with the device)."""
         return float(self.losses.mean())
 
 
@@ -47,35 +47,36 @@ def meta_backward(
     *,
     engine: Engine | None = None,
 ) -> Outcome:
-    """Adapt to every task, differentiate through it, aggregate the gradients, add the result to `.grad`.
+    """Adapt to every task, differentiate through the adaptation, aggregate, and add the result to `.grad`.
 
-    It replaces `loss.backward()`: `zero_grad()` before it, `optimizer.step()` after it. With theta the
-    shared parameters:
+    It replaces `loss.backward()`: call `zero_grad()` before it and `optimizer.step()` after it. With theta
+    the shared parameters:
 
         phi_t = adapter(theta, support_t);   g_t = d objective(phi_t, query_t) / d theta
         theta.grad += aggregator([L_1 ... L_T], [g_1 ... g_T])
 
-    An aggregator that weights losses is the gradient of the weighted loss, `sum_t w_t L_t`, for every
-    parameter: for a task's own head, and for the adapter's parameters, too. An aggregator that combines
-    gradients acts on the parameters that all tasks share; of a named task's own parameters, such as its
-    head, `.grad` receives the gradient of the task's objective, and of the adapter's parameters that of the
+    With an aggregator that weights losses, every parameter receives the gradient of the weighted loss,
+    `sum_t w_t L_t`, including task-specific heads and the adapter's parameters. An aggregator that combines
+    gradients acts only on the parameters that all tasks share. Task-specific parameters, such as heads,
+    then receive the gradient of their task's objective, and the adapter's parameters the gradient of the
     mean objective.
 
     Args:
         model: any module; only `.grad` changes.
-        recipe: adapter, aggregator and objective, and where gradients are taken.
-        episodes: T tasks in one `Episode`, or a dict of named tasks. Named tasks whose `query.x` is one and
-            the same object share one pass through the model.
-        loss: `loss(output, y) -> scalar`; a dict of them for named tasks.
-        engine: how a meta-batch is run; if None, `Auto()`: the engine that the first steps show to be the
-            fastest. Named tasks differ in shape and run one by one, so they take `Loop()` or `Auto()` only.
+        recipe: adapter, aggregator and objective, and the layer at which gradients are taken.
+        episodes: T tasks in one `Episode`, or a dict of named tasks. Named tasks whose `query.x` is the
+            same object share one forward pass through the model.
+        loss: `loss(output, y) -> scalar`; for named tasks a dict of such functions.
+        engine: how a meta-batch is run; if None, `Auto()`, which measures the engines in the first steps
+            and uses the fastest. Named tasks differ in shape and run one by one, so they take only
+            `Loop()` or `Auto()`.
 
     Raises:
-        TypeError: an argument of the wrong kind.
-        ValueError: shapes, devices, prefixes, ids, labels or modules that cannot work; an aggregator whose
-            result is zero because the gradient of a task is zero.
+        TypeError: an argument has the wrong type.
+        ValueError: shapes, devices, prefixes, ids, labels or modules do not work together, or the
+            aggregator's result is zero because the gradient of a task is zero.
         FloatingPointError: a loss or gradient is not finite; the message names tasks and inner step.
-            In all cases neither `.grad` nor the aggregator's state has changed.
+            In all cases `.grad` and the state of the aggregator are unchanged.
 
     >>> from metamtl import nets, recipes, tasks
     >>> family, model = tasks.Sinusoid(), nets.mlp(1, 8, 1)
@@ -85,7 +86,7 @@ def meta_backward(
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
-            "meta_backward needs gradients, and torch.inference_mode() records none; call it outside."
+            "meta_backward needs gradients, but torch.inference_mode() records none; call it outside."
         )
     episodes = check_call(model, recipe, episodes, loss, engine)
     check_features(recipe, episodes)
@@ -118,7 +119,7 @@ def meta_backward(
 def _accumulate(
     shared: Params, own: Params, recipe: Recipe, episodes: Any, grads: TaskGradients, names: Any
 ) -> None:
-    """Aggregate, and add the result to `.grad`; nothing has changed if an error is raised."""
+    """Aggregate and add the result to `.grad`; if an error is raised, nothing has changed."""
     with recipe.aggregator.restored_on_error():
         directions, weights = _aggregate(recipe, episodes, grads, names)
     pairs = [(shared[name], gradient) for name, gradient in directions.items()]
@@ -134,7 +135,7 @@ def _accumulate(
         pairs.append((own[name], gradient))
     if not pairs:
         return
-    # As backward() does it, so that the hooks of parameters are called, each once.
+    # Use backward(), so that every hook of a parameter is called once.
     tensors = [param for param, _ in pairs]
     torch.autograd.backward(tensors, [g.reshape(p.shape).to(p.dtype) for p, g in pairs])
 
@@ -142,9 +143,9 @@ def _accumulate(
 def _aggregate(
     recipe: Recipe, episodes: Any, grads: TaskGradients, names: tuple[str, ...] | None
 ) -> tuple[Params, Tensor | None]:
-    """The gradients of the shared parameters, and the weights of the losses if these are weighted."""
+    """The gradients of the shared parameters, and the weights of the losses or None."""
     aggregator = recipe.aggregator
-    if not grads.shared:  # a frozen model: only the adapter learns, or features are not shared
+    if not grads.shared:  # only the adapter is trained, or no features are shared
         only_losses = aggregator.reads == "losses"
         return {}, aggregator.combine(grads.losses, None, names).weights if only_losses else None
     columns = [rows.reshape(len(rows), rows.shape[1:].numel()) for rows in grads.shared.values()]

@@ -1,4 +1,4 @@
-"""Files that hold a state: tensors in safetensors, everything else as JSON in the file's header."""
+"""Checkpoint files: tensors in safetensors format, everything else as JSON in the header of the file."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ FORMAT = "metamtl checkpoint 1"
 
 
 def save(path: str | os.PathLike[str], state: Any) -> None:
-    """Write `state` to a file, atomically: after a crash the file is complete, or it is not there.
+    """Write `state` to a file atomically: after a crash the file is either complete or absent.
 
     Args:
-        path: of the file; its folder is created.
-        state: tensors, numbers, strings, booleans and None in any nesting of dicts, lists and tuples, such
-            as the `state_dict()` of a module or an optimizer. Keys of dicts are strings or integers.
+        path: path of the file; its folder is created.
+        state: tensors, numbers, strings, booleans and None in nested dicts, lists and tuples, such as the
+            `state_dict()` of a module or an optimizer. Keys of dicts are strings or integers.
 
     Raises:
-        TypeError: a value of another kind; the message names its place.
-        ImportError: `safetensors` is missing.
+        TypeError: a value has another type; the message names its position in `state`.
+        ImportError: `safetensors` is not installed.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "state.safetensors"
@@ -54,9 +54,9 @@ def load(path: str | os.PathLike[str]) -> Any:
     """Read the state that `save` wrote. Tensors are on the CPU. Nothing in the file is executed.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is incomplete, was changed, or is not a checkpoint.
-        ImportError: `safetensors` is missing.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is incomplete, was modified, or is not a checkpoint.
+        ImportError: `safetensors` is not installed.
     """
     path = Path(path)
     if not path.is_file():
@@ -65,7 +65,7 @@ def load(path: str | os.PathLike[str]) -> Any:
         with _safetensors().safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:  # safetensors raises its own errors, and those of the operating system
+    except Exception as error:  # safetensors raises its own errors and OSError
         raise ValueError(f"{path} is incomplete or was changed ({error}).") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of metamtl ({FORMAT!r}).")
@@ -104,10 +104,10 @@ def _numpy() -> Any:
 
 
 def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON; its tensors are moved to `tensors`."""
+    """`value` as JSON; its tensors are added to `tensors`."""
     if isinstance(value, Tensor):
         name = f"{len(tensors)} {place}"
-        # safetensors stores every tensor by itself, so that views are copied.
+        # safetensors does not support shared memory, so views are copied.
         tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": name}
     if value is None or isinstance(value, bool | str):
@@ -115,7 +115,7 @@ def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, int):
         return value if abs(value) < 2**53 else {"int": str(value)}
     if isinstance(value, float):
-        return {"float": value.hex()}  # exact, also for infinities and NaN
+        return {"float": value.hex()}  # exact, including infinities and NaN
     if isinstance(value, Mapping):
         if bad := [key for key in value if not isinstance(key, str | int) or isinstance(key, bool)]:
             raise TypeError(f"{place} has the key {bad[0]!r}; keys must be strings or integers.")

@@ -1,4 +1,4 @@
-"""Batches, and episodes made of a support and a query batch."""
+"""Batches and episodes. An episode consists of a support batch and a query batch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .functional.inputs import Inputs
 
-Tree = Any  # a tensor, or tensors in any nesting of tuples, lists and mappings
+Tree = Any  # a tensor, or tensors in nested tuples, lists and mappings
 
 
 class Batch(NamedTuple):
     """Inputs and targets of one task, or of T homogeneous tasks with a leading task axis.
 
-    `x` is what the model is called with: a tensor, a tuple (positional arguments), a mapping (keyword
-    arguments) or `Inputs` (both). It may hold strings, numbers and None beside tensors. `y` is the second
-    argument of the loss, after the model's output. A plain tuple `(x, y)` serves wherever a `Batch` does.
+    `x` holds the arguments of the model: a tensor, a tuple (positional arguments), a mapping (keyword
+    arguments) or `Inputs` (both). Besides tensors it may contain strings, numbers and None. `y` is the
+    second argument of the loss, after the model's output. A plain tuple `(x, y)` is accepted in place of a
+    `Batch`.
 
     >>> import torch
     >>> Batch(torch.zeros(10, 1), torch.zeros(10, 1)).x.shape
@@ -36,26 +37,26 @@ class Episode:
     """A meta-batch of T homogeneous tasks, or the data of one named task.
 
     **Homogeneous tasks.** Every tensor has a leading task axis: `support.x` is `[T, S, ...]`, `query.x`
-    is `[T, Q, ...]`. `task` holds what identifies the tasks: `[T]` ids, or for few-shot classification
-    the `[T, N]` class ids behind the labels `0 .. N-1`.
+    is `[T, Q, ...]`. `task` identifies the tasks: ids `[T]`, or for few-shot classification `[T, N]`, the
+    ids of the classes that the labels `0 .. N-1` stand for.
 
     **One named task** (a value in a dict of episodes): no task axis; `task` is not needed, because the key
     of the dict is the name.
 
-    Some tensors of `x` may have no axis of examples, such as the edges `[T, 2, E]` of a graph or one number
-    per task `[T]`: the targets and at least one tensor of `x` must have the same number of examples. On
-    construction plain tuples `(x, y)` become a `Batch`, and mappings that are no dict (the `BatchEncoding`
-    of a tokenizer) become a dict.
+    Some tensors of `x` may have no example axis, such as the edges `[T, 2, E]` of a graph or one number per
+    task `[T]`. The targets and at least one tensor of `x` must have the same number of examples. On
+    construction, a plain tuple `(x, y)` is converted to a `Batch`, and a mapping that is not a dict (the
+    `BatchEncoding` of a tokenizer) to a dict.
 
     Args:
-        support: None if nothing is adapted.
-        query: the examples on which the adapted parameters are judged.
+        support: the examples to adapt to; None if nothing is adapted.
+        query: the examples on which the adapted parameters are evaluated.
         task: ids, or None.
-        ways: number of classes N, if it is known; otherwise it is read from the labels.
+        ways: number of classes N; if None, it is inferred from the labels.
 
     Raises:
-        TypeError: a part that is no pair `(x, y)`, or has NumPy arrays in it.
-        ValueError: `ways` that is no positive integer.
+        TypeError: a part is not a pair `(x, y)`, or contains NumPy arrays.
+        ValueError: `ways` is not a positive integer.
 
     >>> import torch
     >>> Episode(None, Batch(torch.zeros(4, 10, 1), torch.zeros(4, 10, 1))).num_tasks
@@ -82,7 +83,7 @@ class Episode:
         return int(_filled(self.query)[0].shape[0])
 
     def __getitem__(self, index: Any) -> Episode:
-        """The tasks that `index` names: a slice or an index tensor keeps the task axis, an int drops it."""
+        """The tasks at `index`; a slice or an index tensor keeps the task axis, an int removes it."""
         return self.map(lambda leaf: leaf[index])
 
     def map(self, function: Any) -> Episode:
@@ -98,13 +99,13 @@ class Episode:
         return self.map(lambda leaf: leaf.to(*args, **kwargs))
 
     def check(self, *, named: str | None = None) -> None:
-        """Check that the tensors of the episode fit together.
+        """Check that the tensors of the episode are consistent.
 
-        `named` is the name of the task if the episode is a value in a dict and has no task axis.
+        `named` is the name of the task if the episode is a value of a dict and has no task axis.
 
         Raises:
-            ValueError: support and query on different devices, or of shapes that do not fit.
-            TypeError: ids in `task` that are no tensor.
+            ValueError: support and query are on different devices, or shapes are inconsistent.
+            TypeError: `task` is not a tensor.
         """
         where = f"task {named!r}: " if named is not None else ""
         parts = {"query": self.query}
@@ -121,20 +122,20 @@ class Episode:
             raise TypeError(f"task is a {type(self.task).__name__}; pass a tensor: torch.as_tensor(task).")
         if self.task.shape[:1] != (self.num_tasks,):
             raise ValueError(
-                f"task has shape {list(self.task.shape)}, but the query holds {self.num_tasks} tasks;"
+                f"task has shape {list(self.task.shape)}, but the query has {self.num_tasks} tasks;"
                 " its first axis must be the task axis."
             )
 
 
 def as_episode(value: Any, name: str | None = None) -> Episode:
-    """`value` as an Episode: itself, or a pair `(support, query)` of pairs `(x, y)`.
+    """Convert `value` to an Episode; it is an Episode or a pair `(support, query)` of pairs `(x, y)`.
 
     Args:
-        value: what a caller passed as an episode.
-        name: of the task, for error messages.
+        value: the object that was passed as an episode.
+        name: name of the task for error messages.
 
     Raises:
-        TypeError: anything else, such as a single Batch, a list or a DataLoader.
+        TypeError: `value` is anything else, such as a single Batch, a list or a DataLoader.
 
     >>> import torch
     >>> x, y = torch.zeros(4, 5, 2), torch.zeros(4, 5, 1)
@@ -162,7 +163,7 @@ def _is_pair(part: Any) -> bool:
 
 
 def _batch(name: str, part: Any) -> Batch:
-    """A part of an episode as a Batch whose containers are all known to `tree_map`."""
+    """Convert a part of an episode to a Batch; `tree_map` supports all its containers."""
     if not _is_pair(part):
         raise TypeError(f"{name} is a {type(part).__name__}; pass Batch(x, y) or a tuple (x, y).")
     x, y = (_plain(tree, f"{name}.{field}") for field, tree in zip("xy", part))
@@ -173,7 +174,7 @@ def _batch(name: str, part: Any) -> Batch:
 
 
 def _plain(tree: Tree, name: str) -> Tree:
-    """`tree` with every mapping as a dict; the same object if there is nothing to convert."""
+    """`tree` with every mapping converted to a dict; the same object if there is none to convert."""
     if isinstance(tree, Tensor):
         return tree
     if hasattr(tree, "__array__") and getattr(tree, "ndim", 0) > 0:
@@ -187,7 +188,7 @@ def _plain(tree: Tree, name: str) -> Tree:
             " tuple of positional arguments and a mapping of keyword arguments."
         )
     if isinstance(tree, UserDict):
-        tree = tree.data  # the same object each time, so that tasks which share an input still share it
+        tree = tree.data  # always the same object, so that tasks that share an input still share it
     if isinstance(tree, Mapping):
         parts = {key: _plain(value, name) for key, value in tree.items()}
         same = type(tree) in (dict, OrderedDict, defaultdict)
@@ -201,7 +202,7 @@ def _plain(tree: Tree, name: str) -> Tree:
 
 
 def _filled(batch: Batch) -> list[Tensor]:
-    """The tensors of a batch, which has at least one."""
+    """The tensors of a batch; raises ValueError if there are none."""
     tensors = _tensors((batch[0], batch[1]))
     if not tensors:
         raise ValueError("a Batch needs at least one tensor in x or y; this one has none.")
@@ -213,7 +214,7 @@ def _tensors(tree: Tree) -> list[Tensor]:
 
 
 def _check_batch(name: str, batch: Batch, axes: int) -> None:
-    """All tensors have the task axis (if `axes` is 2); targets and some tensor of x the same examples."""
+    """Check the task axis of all tensors (if `axes` is 2) and the number of examples in x and y."""
     tensors, x, y = _filled(batch), _tensors(batch[0]), _tensors(batch[1])
     shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors)
     if axes == 2 and any(t.dim() == 0 or t.shape[0] != tensors[0].shape[0] for t in tensors):
@@ -242,7 +243,7 @@ def _has_examples(tensor: Tensor, counts: set[int], axes: int) -> bool:
 
 
 def _check_pair(where: str, support: Batch, query: Batch, axes: int) -> None:
-    """Support and query hold the same tasks, the same kind of inputs, on the same device."""
+    """Check that support and query have the same tasks, kinds of inputs and device."""
     first, second = _tensors(support[0]), _tensors(query[0])
     devices = {str(t.device) for t in _tensors(support)} | {str(t.device) for t in _tensors(query)}
     if len(devices) > 1:
@@ -255,13 +256,13 @@ def _check_pair(where: str, support: Batch, query: Batch, axes: int) -> None:
             f"{where}support.x has {_arguments(support[0])}, query.x has {_arguments(query[0])}; the"
             " model is called with the same arguments for both."
         )
-    alone = len(first) == 1
+    single = len(first) == 1
     counts = [
         {tensor.shape[axes - 1] for tensor in _tensors(batch[1]) if tensor.dim() >= axes}
         for batch in (support, query)
     ]
     for a, b in zip(first, second):
-        examples = alone or (_has_examples(a, counts[0], axes) and _has_examples(b, counts[1], axes))
+        examples = single or (_has_examples(a, counts[0], axes) and _has_examples(b, counts[1], axes))
         shapes_differ = a.shape[axes:] != b.shape[axes:] if examples else a.dim() != b.dim()
         tasks_differ = axes == 2 and a.shape[0] != b.shape[0]
         if tasks_differ or shapes_differ or a.dtype != b.dtype:
@@ -272,7 +273,7 @@ def _check_pair(where: str, support: Batch, query: Batch, axes: int) -> None:
 
 
 def _arguments(x: Tree) -> str:
-    """The arguments of the model that x holds, in words."""
+    """Describe the arguments of the model in `x` for error messages."""
     if isinstance(x, Inputs):
         return f"{_arguments(x.args)}, {_arguments(x.kwargs)}"
     if isinstance(x, Mapping):

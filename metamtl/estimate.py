@@ -1,4 +1,4 @@
-"""A mean over tasks, and how far it can be trusted."""
+"""Means over tasks with confidence intervals."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Estimate:
 
     Attributes:
         mean: the mean.
-        ci95: half width of its 95 % interval, Student t over the n values; NaN if n = 1.
+        ci95: half width of the 95 % confidence interval (Student's t over the n values); NaN if n = 1.
         n: number of values.
         worst_decile: mean of the worst tenth of the values (the worst one if n < 20).
         values: the values themselves, `[n]`.
-        num_missing: number of examples that were left out because they have no label.
+        num_missing: number of examples that were excluded because they have no label.
     """
 
     mean: float
@@ -34,7 +34,7 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Tensor, *, higher_is_better: bool = False, num_missing: int = 0) -> Estimate:
-        """From one value for each task.
+        """Compute the estimate from one value per task.
 
         >>> Estimate.of(torch.tensor([1.0, 2.0, 3.0]))
         Estimate(mean=2.0, ci95=2.484..., n=3, worst_decile=3.0, num_missing=0)
@@ -44,8 +44,8 @@ class Estimate:
         n = values.numel()
         if n == 0:
             raise ValueError("an Estimate needs at least one value.")
-        spread = float(values.std()) if n > 1 else math.nan
-        ci95 = student_t(n - 1) * spread / math.sqrt(n) if n > 1 else math.nan
+        std = float(values.std()) if n > 1 else math.nan
+        ci95 = student_t(n - 1) * std / math.sqrt(n) if n > 1 else math.nan
         tail = values.sort(descending=not higher_is_better).values[: max(1, n // 10)]
         return cls(float(values.mean()), ci95, n, float(tail.mean()), values, num_missing)
 
@@ -94,14 +94,14 @@ def delta_m(
     -1: above 0 is better than the baseline (Maninis et al. 2019, https://arxiv.org/abs/1904.08918).
 
     Args:
-        found: a measure of each task, by name.
-        baseline: the same of models for one task each.
+        found: the measure of each task, by name.
+        baseline: the same measures of single-task models.
         higher_is_better: the direction of each measure.
 
     Raises:
-        ValueError: no task; names that differ; a task without a direction; a value that is not finite, or
-            a baseline of zero, to which nothing is relative.
-        TypeError: a value that is no number, or a direction that is no bool.
+        ValueError: there is no task, names differ, a task has no direction, a value is not finite, or a
+            baseline is zero, so that no relative change is defined.
+        TypeError: a value is not a number, or a direction is not a bool.
 
     >>> delta_m({"tone": 0.9, "length": 3.0}, {"tone": 0.8, "length": 4.0}, {"tone": True, "length": False})
     18.75
@@ -120,17 +120,17 @@ def delta_m(
             f"the direction of {', '.join(unclear)} is {higher_is_better[unclear[0]]!r}; pass True if a"
             " higher value is better, else False."
         )
-    for what, values in (("found", found), ("baseline", baseline)):
+    for argument, values in (("found", found), ("baseline", baseline)):
         if wrong := {n: type(v).__name__ for n, v in values.items() if not hasattr(v, "__float__")}:
-            raise TypeError(f"{what} holds {wrong}; pass numbers, such as the mean of an Estimate.")
+            raise TypeError(f"{argument} holds {wrong}; pass numbers, such as the mean of an Estimate.")
     if unusable := [name for name, value in baseline.items() if value == 0 or not math.isfinite(value)]:
         raise ValueError(
-            f"the baseline of {', '.join(unusable)} is zero or not finite, and no change is relative to"
-            " that; train it for longer, or leave the task out."
+            f"the baseline of {', '.join(unusable)} is zero or not finite, so the relative change is not"
+            " defined; train it for longer, or exclude the task."
         )
     if diverged := [name for name, value in found.items() if not math.isfinite(value)]:
         raise ValueError(
-            f"the measure of {', '.join(diverged)} is not finite; leave the task out of both, or lower the"
+            f"the measure of {', '.join(diverged)} is not finite; exclude the task from both, or lower the"
             " learning rate."
         )
     changes = [
@@ -142,10 +142,10 @@ def delta_m(
 
 @lru_cache(maxsize=256)
 def student_t(df: int, level: float = 0.975) -> float:
-    """Quantile of Student's t with `df` degrees of freedom, 97.5 % unless told.
+    """Quantile of Student's t distribution with `df` degrees of freedom at `level`.
 
-    By bisection on the distribution function, `1/2 + c int_0^a cos^(df-1)` with `a = atan(t/sqrt(df))`,
-    integrated by Gauss and Legendre: ten digits, without a statistics package.
+    Computed by bisection on the distribution function `1/2 + c int_0^a cos^(df-1)`, `a = atan(t/sqrt(df))`,
+    with Gauss-Legendre quadrature: ten digits, without a statistics package.
     """
     nodes, weights = np.polynomial.legendre.leggauss(200)
     scale = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)

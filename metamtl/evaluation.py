@@ -1,4 +1,4 @@
-"""How good is a recipe on tasks: adapt, measure, and say how sure that is."""
+"""Evaluate a recipe on tasks: adapt, measure, and estimate the mean with its confidence interval."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .recipes import Recipe
 from .validation import check_call, checked_loss
 
 Metrics = Mapping[str, Metric]
-DEFAULT = Auto()  # one for all calls, because it remembers what is fast
+DEFAULT = Auto()  # shared by all calls, because it stores which engine is fastest
 
 
 @overload
@@ -58,32 +58,32 @@ def evaluate(
 ) -> Any:
     """Adapt to each task's support set and measure on its query set. No graph is recorded.
 
-    Metrics are computed from the outputs of the whole meta-batch, outside of any transform, so any function
-    of tensors can be one.
+    Metrics are computed from the outputs of the whole meta-batch, outside of any torch.func transform, so
+    any function of tensors can be a metric.
 
     Args:
         model: any module.
-        recipe: its adapter is what is tested.
-        episodes: test tasks; a meta-batch, or a dict of named ones.
-        loss: the task's loss, or a dict of losses by name.
-        metrics: what to measure, `{name: Metric}` (for named tasks a dict of those by task); if None, the
-            loss.
-        engine: as in `meta_backward`; if None, `Auto()`: as many tasks at a time as fit the caches, and
-            compiled once evaluations of the same kind have taken as long as that takes.
+        recipe: the recipe whose adapter is evaluated.
+        episodes: test tasks, as a meta-batch or a dict of named tasks.
+        loss: the loss of the tasks, or a dict of losses by task name.
+        metrics: `{name: Metric}`, for named tasks a dict of such dicts by task; if None, the loss is
+            measured.
+        engine: as in `meta_backward`; if None, `Auto()`, which runs tasks in chunks that fit the caches
+            and compiles once evaluations of the same kind have taken as long as compiling takes.
 
     Returns:
-        Without `metrics` the `Estimate` of the loss, with them a dict of Estimates; for named tasks a dict
-        by task of either. An interval is over tasks; for a named task, over its query examples, or
-        unknown (NaN) for a measure that has one value for the whole set, as a loss has.
+        The `Estimate` of the loss, or with `metrics` a dict of Estimates; for named tasks a dict of either
+        by task. The confidence interval is over tasks. For a named task it is over query examples, or NaN
+        for a measure with one value for the whole set, such as a loss.
 
     Raises:
-        TypeError, ValueError: arguments that cannot work; outputs that are not finite; a task without a
-            labeled query example.
+        TypeError, ValueError: arguments are invalid, outputs are not finite, or a task has no labeled query
+            example.
     """
     episodes = check_call(model, recipe, episodes, loss, engine)
     if not isinstance(episodes, Mapping):
-        (last,) = _stages(model, recipe, episodes, loss, metrics, engine, every=False)
-        return last["loss"] if metrics is None else last
+        (estimates,) = _stages(model, recipe, episodes, loss, metrics, engine, every=False)
+        return estimates["loss"] if metrics is None else estimates
     unmeasured = [] if metrics is None else sorted(set(episodes) - set(metrics))
     if unmeasured:
         raise ValueError(
@@ -106,7 +106,7 @@ def adaptation_curve(
     metrics: Metrics,
     engine: Engine | None = None,
 ) -> list[dict[str, Estimate]]:
-    """As `evaluate`, after every stage of adaptation: for K gradient steps, K + 1 measurements."""
+    """Evaluate after every stage of adaptation: K gradient steps give K + 1 results of `evaluate`."""
     episodes = check_call(model, recipe, episodes, loss, engine)
     return _stages(model, recipe, episodes, loss, metrics, engine, every=True)
 
@@ -125,7 +125,7 @@ def _stages(
         check_metrics(metrics)
     engine = DEFAULT if engine is None else engine
     engine.check(model)
-    with torch.inference_mode(False):  # adaptation takes gradients
+    with torch.inference_mode(False):  # adaptation needs gradients
         episodes = episodes.map(_recordable)
         problem = TaskProblem.of(model, recipe.adapter, query_loss, checked_loss(loss, episodes), episodes)
         data = (episodes.support, episodes.query, episodes.task)
@@ -137,7 +137,7 @@ def _stages(
 def _named(
     model: nn.Module, recipe: Recipe, episode: Episode, loss: Loss, metrics: Metrics | None, name: str
 ) -> Any:
-    """The Estimates of one named task, over its query examples."""
+    """The Estimates of one named task over its query examples."""
     with torch.inference_mode(False), torch.no_grad():
         episode = episode.map(_recordable)
         problem = TaskProblem.of(
@@ -151,5 +151,5 @@ def _named(
 
 
 def _recordable(tensor: Tensor) -> Tensor:
-    """A tensor of which autograd can record operations, even if inference mode made it."""
+    """`tensor`, or a copy that autograd can record if it was created in inference mode."""
     return tensor.clone() if tensor.is_inference() else tensor

@@ -1,6 +1,6 @@
-"""Named algorithms: parts chosen, nothing new.
+"""Named algorithms, each a combination of an adapter, an aggregator and an objective.
 
-Every recipe takes `aggregator=` (default `Mean()`), `objective=` and `at=` beside its own arguments.
+Besides its own arguments every recipe takes `aggregator=` (default `Mean()`), `objective=` and `layer=`.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ How = Differentiation | Shorthand
 
 @dataclass(frozen=True)
 class Recipe:
-    """An adapter, an aggregator and an objective: everything that distinguishes one method from another.
+    """An adapter, an aggregator and an objective, which together define a method.
 
     Args:
-        adapter: which parameters a task uses.
-        aggregator: how the per-task gradients are combined; one of TorchJD's, or a scalarizer, is wrapped.
-        objective: what is minimized, a function of `objectives.Adaptation`.
+        adapter: computes the parameters that a task uses.
+        aggregator: combines the per-task gradients; TorchJD's aggregators and scalarizers are wrapped.
+        objective: the function of `objectives.Adaptation` that is minimized.
         layer: where the per-task gradients are taken. If None, at the parameters; otherwise at the output
-            of the module of this name (`layer="body"`), the features that named tasks with one input share.
-            A step then costs one backward pass through the body, whatever the number of tasks.
+            of the module with this name (`layer="body"`), the features that named tasks with one input
+            share. A step then costs one backward pass through the body, for any number of tasks.
 
     The adapter and the aggregator may have parameters (a table of heads, learned rates, the uncertainties
-    of `UW`). They are learned only if an optimizer has them:
+    of `UW`). They are learned only if they are passed to an optimizer:
     `Adam([*model.parameters(), *recipe.parameters()])`.
 
     Raises:
-        TypeError: a part of the wrong kind.
-        ValueError: `layer` with an aggregator that has state for each parameter.
+        TypeError: a part has the wrong type.
+        ValueError: `layer` is set, and the aggregator has state for each parameter.
 
     >>> from metamtl import aggregators
     >>> recipe = Recipe(Shared(), aggregators.UW(3))
@@ -76,16 +76,18 @@ class Recipe:
                 " such as metamtl.objectives.query_loss."
             )
         if self.layer is not None and not isinstance(self.layer, str):
-            raise TypeError(f"Recipe: layer={self.layer!r} is not the name of a module, nor None.")
+            raise TypeError(
+                f"Recipe: layer={self.layer!r} is not the name of a module; pass a name or None."
+            )
         if self.layer is not None and self.aggregator.by_parameter:
             raise ValueError(
-                f"{self.aggregator.name} remembers the gradients of single parameters from step to step,"
-                f" and those of features, layer={self.layer!r}, are of other examples each time; use"
+                f"{self.aggregator.name} remembers the gradient of each parameter from step to step, but"
+                f" gradients at features, layer={self.layer!r}, belong to other examples in each step; use"
                 " layer=None."
             )
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters of the adapter and of the aggregator, for an optimizer."""
+        """The parameters of the adapter and the aggregator, for an optimizer."""
         return self._parts().parameters()
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -93,7 +95,7 @@ class Recipe:
         return self._parts().named_parameters()
 
     def state_dict(self) -> dict[str, Any]:
-        """The parameters and the state of the adapter and of the aggregator."""
+        """The parameters and the state of the adapter and the aggregator."""
         return self._parts().state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
@@ -115,7 +117,7 @@ def joint(
     objective: Objective = query_loss,
     layer: str | None = None,
 ) -> Recipe:
-    """Joint training: the shared parameters for every task."""
+    """Joint training: every task uses the shared parameters."""
     return _recipe(Shared(), aggregator, objective, layer)
 
 
@@ -128,10 +130,10 @@ def mtl(
     objective: Objective = episode_loss,
     layer: str | None = None,
 ) -> Recipe:
-    """Multi-task learning: shared body, a persistent head row for every class (Wang et al. 2021).
+    """Multi-task learning: a shared body and one persistent head row per class (Wang et al. 2021).
 
-    Learns from support and query set, because no inner loop separates them. The table of heads is learned
-    by the optimizer that has `recipe.parameters()`.
+    Learns from both support and query sets, because no inner loop separates them. Pass
+    `recipe.parameters()` to the optimizer to learn the table of heads.
     """
     return _recipe(HeadTable(ids, features, head), aggregator, objective, layer)
 
@@ -147,7 +149,7 @@ def maml(
     objective: Objective = query_loss,
     layer: str | None = None,
 ) -> Recipe:
-    """MAML: K gradient steps, differentiated through (Finn et al. 2017)."""
+    """MAML: differentiate through K gradient steps (Finn et al. 2017)."""
     return _recipe(Gradient(steps, lr, adapts, differentiation, rule=rule), aggregator, objective, layer)
 
 
@@ -209,7 +211,7 @@ def metasgd(
 ) -> Recipe:
     """Meta-SGD: MAML with a learned step size for each element of a parameter (Li et al. 2017).
 
-    Differs from the paper in: all step sizes start from `lr`, instead of random numbers.
+    Differs from the paper in: all step sizes are initialized to `lr` instead of random numbers.
     """
     rates = LearnedRates(model, lr, per="element", adapts=adapts)
     return _recipe(Gradient(steps, rates, adapts, differentiation, rule=rule), aggregator, objective, layer)
@@ -245,7 +247,7 @@ def imaml(
     objective: Objective = query_loss,
     layer: str | None = None,
 ) -> Recipe:
-    """iMAML: the gradient of the minimum that the steps approach (Rajeswaran et al. 2019)."""
+    """iMAML: the implicit gradient at the minimum of the inner loop (Rajeswaran et al. 2019)."""
     implicit = Implicit(proximal, solver, solver_steps)
     return _recipe(Gradient(steps, lr, adapts, implicit, rule=rule), aggregator, objective, layer)
 
@@ -260,11 +262,11 @@ def reptile(
     objective: Objective = displacement,
     layer: str | None = None,
 ) -> Recipe:
-    """Reptile: towards the parameters that K steps on the support set lead to (Nichol et al. 2018).
+    """Reptile: move towards the parameters after K steps on the support set (Nichol et al. 2018).
 
-    Differs from the authors' code in: 1. plain gradient steps instead of Adam, which
-    `rule=rules.Adam(betas=(0.0, 0.999))` is; 2. each step uses the whole support set instead of a
-    mini-batch; 3. the rule's averages start again in every task.
+    Differs from the authors' code in: 1. plain gradient steps instead of Adam (for Adam pass
+    `rule=rules.Adam(betas=(0.0, 0.999))`); 2. each step uses the whole support set instead of a
+    mini-batch; 3. the rule's moving averages are reset for every task.
     """
     return _recipe(Gradient(steps, lr, adapts, "first_order", rule=rule), aggregator, objective, layer)
 

@@ -1,7 +1,7 @@
-"""Aggregators: how are the per-task gradients combined?
+"""Aggregators combine the per-task gradients into one update.
 
-`names()` lists all methods. Those of [TorchJD](https://torchjd.org) have its options:
-`aggregators.PCGrad()`, `aggregators.CAGrad(c=0.5)`, `aggregators.UW(3)`, ... Some need packages that
+`names()` lists all methods. Methods of [TorchJD](https://torchjd.org) have TorchJD's options:
+`aggregators.PCGrad()`, `aggregators.CAGrad(c=0.5)`, `aggregators.UW(3)`, ... Some need the packages that
 `pip install 'metamtl[aggregators]'` installs.
 """
 
@@ -65,10 +65,10 @@ def names() -> list[str]:
 
 
 def as_aggregator(value: Any) -> Aggregator:
-    """`value` if it is an aggregator; an aggregator or scalarizer of TorchJD, wrapped.
+    """Return `value` if it is an aggregator; wrap an aggregator or scalarizer of TorchJD.
 
     Raises:
-        TypeError: anything else.
+        TypeError: `value` is anything else.
     """
     if isinstance(value, Aggregator):
         return value
@@ -90,7 +90,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    # Classes of TorchJD's methods are created on first use: importing TorchJD takes longer than metamtl.
+    # Classes of TorchJD's methods are created on first use, because importing TorchJD is slow.
     if name.startswith("_"):
         raise AttributeError(name)
     if name in scalarized.names():
@@ -103,7 +103,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _subclass(base: type[Aggregator], name: str, wrapped: type) -> type[Aggregator]:
-    """The class `metamtl.aggregators.<name>`, with the arguments and the documentation of TorchJD's."""
+    """The class `metamtl.aggregators.<name>`, with the arguments and the docstring of TorchJD's class."""
     signature = inspect.signature(wrapped)
     parameters = list(signature.parameters.values())
     if base is TorchJD and name in torchjd.DRAWS:
@@ -119,11 +119,11 @@ def _subclass(base: type[Aggregator], name: str, wrapped: type) -> type[Aggregat
             raise TypeError(f"aggregators.{name}{signature}: {error}.") from error
         base.__init__(self, name, **arguments)  # type: ignore[call-arg]
 
-    words = inspect.cleandoc(wrapped.__doc__ or "")
+    docstring = inspect.cleandoc(wrapped.__doc__ or "")
     namespace = {
         "__init__": __init__,
         "__signature__": signature,
         "__module__": __name__,
-        "__doc__": f"TorchJD's `{name}`, a `{base.__name__}`.\n\n{words}",
+        "__doc__": f"TorchJD's `{name}`, a `{base.__name__}`.\n\n{docstring}",
     }
     return type(name, (base,), namespace)

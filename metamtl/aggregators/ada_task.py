@@ -1,4 +1,4 @@
-"""A learning rate of its own for every task and parameter."""
+"""AdaTask: adaptive learning rates for every task and parameter."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from .base import Aggregator
 
 
 class AdaTask(Aggregator):
-    """AdaTask: Adam's moments kept for each task by itself, so that none drowns another.
+    """AdaTask: separate Adam moments for each task, so that no task dominates the others.
 
     Yang et al. 2023, https://arxiv.org/abs/2211.15055. With `m_t`, `v_t` the running means of `g_t` and
-    `g_t^2` (bias-corrected), `d = sum_t m_t / (sqrt(v_t) + eps)`, entry by entry. One Adam for all tasks
-    divides by moments that the longest gradient alone decides.
+    `g_t^2` (bias-corrected), `d = sum_t m_t / (sqrt(v_t) + eps)`, entry by entry. A single Adam for all
+    tasks divides by moments that the largest gradient dominates.
 
-    Scale: own; every task adds entries of about one, whatever its loss, so step along it with plain
-    `torch.optim.SGD` at an Adam's learning rate. Remembers two matrices `[T, n]`.
+    Scale: own; every task adds entries of about one, independent of its loss. Use plain `torch.optim.SGD`
+    with a learning rate suitable for Adam. The state is two matrices `[T, n]`.
 
     >>> adapt = AdaTask()
     >>> adapt(torch.ones(2), torch.tensor([[1000.0, 1.0], [0.0, 0.5]])).round(decimals=4)

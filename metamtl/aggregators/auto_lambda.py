@@ -1,4 +1,4 @@
-"""Task weights learned by looking one step ahead, on validation data."""
+"""Auto-Lambda: task weights that minimize the validation loss after one step."""
 
 from __future__ import annotations
 
@@ -12,35 +12,36 @@ from .base import Aggregator, Combined, LossWeighting
 
 
 class AutoLambda(LossWeighting):
-    """Auto-Lambda: weights that descend the validation loss after the step which they cause.
+    """Auto-Lambda: weights learned by gradient descent on the validation loss after the next step.
 
     Liu, James, Davison, Johns 2022, https://arxiv.org/abs/2202.03091. The direction is `sum_t w_t g_t`.
-    After a step of size a, `theta' = theta - a sum_t w_t g_t`, the validation loss changes with a weight by
-    `dL_val(theta')/dw_t = -a <grad L_val(theta'), g_t>`, exactly. So `look_ahead()`, a second aggregator,
-    sees a validation batch at theta' and moves the weights by `rate <grad L_val, g_t>`; `rate` includes a.
+    After a step of size a, `theta' = theta - a sum_t w_t g_t`, the derivative of the validation loss is
+    exactly `dL_val(theta')/dw_t = -a <grad L_val(theta'), g_t>`. Therefore `look_ahead()`, a second
+    aggregator, takes a validation batch at theta' and adds `rate <grad L_val, g_t>` to the weights. `rate`
+    includes a.
 
         weights = aggregators.AutoLambda(rate=1e-3)
-        train, judge = recipes.joint(aggregator=weights), recipes.joint(aggregator=weights.look_ahead())
+        train, validate = recipes.joint(aggregator=weights), recipes.joint(aggregator=weights.look_ahead())
         ...
         optimizer.zero_grad()
         meta_backward(model, train, episodes, loss)
         optimizer.step()
         optimizer.zero_grad()
-        meta_backward(model, judge, validation_episodes, loss)  # its .grad is for the weights; drop it
+        meta_backward(model, validate, validation_episodes, loss)  # updates the weights; discard .grad
 
-    Scale: own, that of the weights, which start at 0.1 each as in the authors' code.
+    Scale: own, that of the weights, which are initialized to 0.1 as in the authors' code.
 
-    Differs from the paper in: 1. the optimizer's own step is the look-ahead, and what is learned from it
-    serves from the next step on; 2. the inner product itself, which the authors approach by finite
-    differences; 3. plain gradient steps for the weights, where the authors take Adam.
+    Differs from the paper in: 1. the optimizer's own step is the look-ahead, so new weights take effect in
+    the next step; 2. the exact inner product instead of finite differences; 3. plain gradient steps for the
+    weights instead of Adam.
 
     Args:
-        rate: step size of the weights, the learning rate of the model included.
-        start: the first weights.
-        every: there must be a look-ahead at least after so many calls.
+        rate: step size of the weights, including the learning rate of the model.
+        start: initial value of the weights.
+        every: the maximum number of calls between two look-aheads.
 
     Raises:
-        RuntimeError: calls without a look-ahead; the weights would never move.
+        RuntimeError: more than `every` calls without a look-ahead, so that the weights are not learned.
     """
 
     memory = ("task_weights", "rows")
@@ -72,13 +73,13 @@ class AutoLambda(LossWeighting):
         """The aggregator for validation batches after the step: the mean of the primary tasks' gradients.
 
         Args:
-            primary: the tasks whose validation loss counts, by name, or by position in the validation
-                batch; if None, all of that batch.
+            primary: the tasks whose validation loss is minimized, by name or by position in the validation
+                batch; if None, all tasks of the batch.
         """
         return _LookAhead(self, primary)
 
     def learn(self, validation: Tensor) -> None:
-        """Move the weights; `validation` is the gradient `[n]` of the validation loss after the step."""
+        """Update the weights; `validation` is the gradient `[n]` of the validation loss after the step."""
         if self.rows is None:
             raise RuntimeError("a look-ahead comes after a training step of the same AutoLambda.")
         if self.rows.shape[1:] != validation.shape:
@@ -98,7 +99,7 @@ class _LookAhead(Aggregator):
 
     def __init__(self, weights: AutoLambda, primary: Sequence[int | str] | None) -> None:
         super().__init__()
-        self._weights = (weights,)  # in a tuple, because its state is not ours
+        self._weights = (weights,)  # in a tuple, so that it is not registered as a submodule
         self.primary = primary
 
     def snapshot(self) -> Any:

@@ -25,27 +25,27 @@ class Combined(NamedTuple):
 
 
 class Aggregator(nn.Module, ABC):
-    """Combines the losses `[T]` and the per-task gradients `[T, n]` into one update direction `[n]`.
+    """Base class. Combines losses `[T]` and per-task gradients `[T, n]` into an update direction `[n]`.
 
     `meta_backward` calls `combine`; a subclass defines `forward`, or `weights` if it is a `LossWeighting`.
-    State and given weights belong to tasks, not to positions: the names of the tasks are stored at the
-    first call of `combine`, and later batches are brought into their order.
+    State and fixed weights belong to tasks, not to positions: the first call of `combine` stores the names
+    of the tasks, and later batches are permuted into this order.
 
     Attributes:
-        scale: what T equal gradients `g` become at the first call, with losses of one: `g` ("mean"), `T g`
-            ("sum"), or what the docstring says ("own"). `Rescaled` gives any two the same norm.
-        reads: what the result depends on. "losses": `sum_t w_t g_t` with weights that depend on the losses
-            alone. "gramian": weights that depend on the losses and on `J J^T`. "columns": every entry of
-            the direction depends on that column of the gradients alone. "rows": the whole matrix.
-        memory: names of buffers that are state. They are None until the first call determines shape, dtype
-            and device, and are replaced, never written in place. They are part of the state dict, and
-            training continues from it bit for bit.
+        scale: the direction for T equal gradients `g` at the first call with losses of 1: `g` ("mean"),
+            `T g` ("sum"), or as the docstring states ("own"). `Rescaled` equalizes the norms.
+        reads: what the result depends on. "losses": `sum_t w_t g_t`, with weights that depend only on the
+            losses. "gramian": with weights that depend on the losses and on `J J^T`. "columns": every entry
+            of the direction depends only on that column of the gradients. "rows": the whole matrix.
+        memory: names of the buffers that hold state. They are None until the first call determines shape,
+            dtype and device, and are replaced, never written in place. They are part of the state dict, and
+            training resumes from it bit for bit.
         by_parameter: whether there is state for each of the n columns. Such an aggregator needs gradients
-            at parameters: those at features belong to other examples at every call.
+            at parameters, because gradients at features belong to other examples at every call.
         per_task: whether a state or an option belongs to a single task.
         tasks: the names of the tasks of the state; `()` for tasks without names, None before the first
             call.
-        num_tasks: the number of tasks of the state, None before the first call.
+        num_tasks: the number of tasks of the state; None before the first call.
     """
 
     scale: str = "own"
@@ -64,10 +64,10 @@ class Aggregator(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, losses: Tensor, gradients: Tensor) -> Tensor:
-        """The direction, which replaces the gradient: the optimizer steps against it."""
+        """The update direction `[n]`, which takes the place of the gradient in the optimizer step."""
 
     def __call__(self, losses: Tensor, gradients: Tensor) -> Tensor:
-        """`forward`; the number of tasks must not change if there is state for each of them."""
+        """Call `forward`; with state for each task the number of tasks must not change."""
         self._check_number(None, len(losses))
         direction = super().__call__(losses, gradients)
         if self.per_task:
@@ -81,7 +81,7 @@ class Aggregator(nn.Module, ABC):
     def combine(
         self, losses: Tensor, gradients: Tensor | None, tasks: Sequence[str] | None = None
     ) -> Combined:
-        """The direction, and the weights of the losses if the aggregator weights losses.
+        """Compute the direction, and the weights of the losses if the aggregator weights losses.
 
         Args:
             losses: `[T]`.
@@ -89,7 +89,7 @@ class Aggregator(nn.Module, ABC):
             tasks: the names of the tasks, in the order of `losses`; None for a meta-batch.
 
         Raises:
-            ValueError: other tasks, or another number of tasks, than the state belongs to.
+            ValueError: the tasks, or their number, differ from those of the state.
         """
         if gradients is None and self.reads != "losses":
             raise ValueError(f"{self.name} depends on the gradients of the tasks; pass gradients [T, n].")
@@ -107,18 +107,18 @@ class Aggregator(nn.Module, ABC):
         return Combined(direction, weights)
 
     def arrange(self, tasks: Sequence[str] | None, num_tasks: int) -> list[int] | None:
-        """The permutation that brings a batch into the order of the state; None if no change is needed.
+        """The permutation of a batch into the order of the state; None if the order is already the same.
 
         Raises:
-            ValueError: other tasks, or another number of tasks, than the state belongs to.
+            ValueError: the tasks, or their number, differ from those of the state.
         """
         self._check_number(tasks, num_tasks)
         if not self.per_task or self.tasks is None or tuple(tasks or ()) == self.tasks:
             return None
         if not tasks or not self.tasks:
-            stored = f"the tasks {', '.join(self.tasks)}" if self.tasks else "tasks without names"
-            given = f"the tasks {', '.join(tasks)}" if tasks else "a meta-batch of tasks without names"
-            raise ValueError(f"{self.name} has a state for {stored}; this batch has {given}. {_REMEDY}")
+            state = f"the tasks {', '.join(self.tasks)}" if self.tasks else "tasks without names"
+            batch = f"the tasks {', '.join(tasks)}" if tasks else "a meta-batch of tasks without names"
+            raise ValueError(f"{self.name} has a state for {state}; this batch has {batch}. {_REMEDY}")
         if set(tasks) != set(self.tasks):
             raise ValueError(self._difference(tasks))
         return [list(tasks).index(name) for name in self.tasks]
@@ -130,7 +130,7 @@ class Aggregator(nn.Module, ABC):
             self.tasks = tuple(tasks or ()) if self.tasks is None else self.tasks
 
     def expect(self, num_tasks: int, tasks: Sequence[str] | None = None) -> None:
-        """State the number of tasks, or their names, when options are given for each of them."""
+        """Set the number of tasks, or their names, if an option has one entry for each task."""
         self.per_task, self.num_tasks = True, num_tasks
         self.tasks = None if tasks is None else tuple(tasks)
 
@@ -146,38 +146,38 @@ class Aggregator(nn.Module, ABC):
         )
 
     def _difference(self, tasks: Sequence[str]) -> str:
-        stored = self.tasks or ()
-        missing = [name for name in stored if name not in tasks]
-        unknown = [name for name in tasks if name not in stored]
+        names = self.tasks or ()
+        missing = [name for name in names if name not in tasks]
+        unknown = [name for name in tasks if name not in names]
         parts = [f"without {', '.join(missing)}"] if missing else []
         parts += [f"with the unknown {', '.join(unknown)}"] if unknown else []
         return (
-            f"{self.name} has a state for each of the tasks {', '.join(stored)}; this batch has"
+            f"{self.name} has a state for each of the tasks {', '.join(names)}; this batch has"
             f" {', '.join(tasks)}: {' and '.join(parts)}. {_REMEDY}"
         )
 
     def recall(self, name: str, start: Tensor) -> Tensor:
-        """The state `name`; `start` at the first call."""
+        """The state `name`, or `start` at the first call."""
         state = getattr(self, name)
         if state is None:
             return start
         if state.shape != start.shape:
             raise ValueError(
-                f"{self.name} has a state {name} of shape {list(state.shape)} from the calls before, but"
+                f"{self.name} has a state {name} of shape {list(state.shape)} from earlier calls, but"
                 f" these gradients need {list(start.shape)}. {_REMEDY}"
             )
         return state.to(start)
 
     def snapshot(self) -> Any:
-        """The state, for `restore`: buffers, parameters with their `.grad`, and plain attributes.
+        """The state to pass to `restore`: buffers, parameters with their `.grad`, and plain attributes.
 
         Tensors of `memory` are referenced, because they are never written in place; others are copied.
         """
-        saved = []
+        states = []
         for module in self.modules():
-            kept = module.memory if isinstance(module, Aggregator) else ()
+            references = module.memory if isinstance(module, Aggregator) else ()
             buffers = {
-                name: buffer if buffer is None or name in kept else buffer.clone()
+                name: buffer if buffer is None or name in references else buffer.clone()
                 for name, buffer in module._buffers.items()
             }
             params = {
@@ -188,11 +188,11 @@ class Aggregator(nn.Module, ABC):
             plain = {
                 k: v for k, v in vars(module).items() if k not in ("_buffers", "_parameters", "_modules")
             }
-            saved.append((module, buffers, params, plain))
-        return saved
+            states.append((module, buffers, params, plain))
+        return states
 
     def restore(self, snapshot: Any) -> None:
-        """Set the state to that of a snapshot."""
+        """Restore the state of a snapshot."""
         for module, buffers, params, plain in snapshot:
             module._buffers.update(buffers)
             for param, value, gradient in params.values():
@@ -201,7 +201,7 @@ class Aggregator(nn.Module, ABC):
 
     @contextmanager
     def restored_on_error(self) -> Iterator[None]:
-        """Within this context an exception leaves the state unchanged."""
+        """A context that restores the state if an exception is raised in it."""
         snapshot = self.snapshot()
         try:
             yield
@@ -216,10 +216,10 @@ class Aggregator(nn.Module, ABC):
         self.tasks, self.num_tasks = state["tasks"], state["num_tasks"]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # A buffer that is None until the first call cannot be loaded into.
+        # A buffer that is None cannot be loaded; allocate it first.
         for name in self.memory:
-            saved = state_dict.get(prefix + name)
-            setattr(self, name, None if saved is None else torch.empty_like(saved))
+            state = state_dict.get(prefix + name)
+            setattr(self, name, None if state is None else torch.empty_like(state))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -227,17 +227,17 @@ _REMEDY = "Use one aggregator for one set of tasks, or one without a state, such
 
 
 class LossWeighting(Aggregator):
-    """Base class of aggregators that weight losses: the gradient of `sum_t w_t L_t`, `sum_t w_t g_t`.
+    """Base class of aggregators that weight losses: `sum_t w_t g_t`, the gradient of `sum_t w_t L_t`.
 
-    The weights are constants of the derivative. They hold for every parameter: `meta_backward` applies them
-    to the shared parameters and to the parameters that belong to single tasks (heads, the adapter's).
+    The weights are constants in the derivative. They apply to every parameter: `meta_backward` uses them
+    for shared parameters, task-specific parameters (heads) and the parameters of the adapter.
     """
 
     reads = "losses"
 
     @abstractmethod
     def weights(self, losses: Tensor, gradients: Tensor | None = None) -> Tensor:
-        """The weights `[T]` of losses `[T]`; this is one call, which updates the state.
+        """Compute the weights `[T]` of losses `[T]`, and update the state.
 
         `gradients` `[T, n]` may be None if `reads` is "losses".
         """
@@ -252,10 +252,10 @@ def weighted(weights: Tensor, gradients: Tensor) -> Tensor:
 
 
 def check_positive(method: str, losses: Tensor) -> None:
-    """Raise an error for losses that a method cannot divide by or take the logarithm of."""
+    """Raise ValueError for losses of zero or less, whose inverse or logarithm a method needs."""
     bad = (~(losses > 0)).nonzero().flatten().tolist()
     if bad:
         raise ValueError(
             f"{method} needs positive losses, but those of tasks {bad} are {losses[bad].tolist()}; add a"
-            " constant to these losses, or use an aggregator that depends on the gradients alone."
+            " constant to these losses, or use an aggregator that depends only on the gradients."
         )

@@ -14,7 +14,7 @@ class Constant(TorchJD):
     """Fixed weights of the losses, `sum_t w_t g_t`. Scale: own, that of the weights.
 
     Args:
-        weights: one for each task, in the order of the tasks or by their names.
+        weights: one weight for each task, in the order of the tasks or by name.
 
     >>> constant = Constant({"depth": 1.0, "normals": 0.5})
     >>> constant.combine(torch.ones(2), torch.eye(2), ("normals", "depth")).direction

@@ -1,4 +1,4 @@
-"""Losses balanced by their logarithm, gradients by their length."""
+"""DB-MTL: balance losses by their logarithm and gradients by their norm."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from .base import Aggregator, check_positive
 
 
 class DBMTL(Aggregator):
-    """Dual balancing: gradients of the log-losses, smoothed, all as long as the longest, summed.
+    """Dual balancing: the sum of the smoothed gradients of the log-losses, all scaled to the largest norm.
 
     Lin et al. 2023, https://arxiv.org/abs/2308.12029. With `u_t = g_t / L_t` and the running mean
     `m_t <- u_t + beta / k^sigma (m_t - u_t)` at call k, `d = max_s |m_s| sum_t m_t / |m_t|`. Scale: own,
-    the sum of T rows of the longest one's norm, in units of the losses. A task whose gradient is zero adds
-    nothing. Remembers a matrix `[T, n]`.
+    a sum of T vectors of the largest norm, in units of the losses. A task whose gradient is zero adds
+    nothing. The state is one matrix `[T, n]`.
 
-    Differs from the authors' code in: the running mean starts at the first rows, not at zero.
+    Differs from the authors' code in: the running mean starts from the first gradients instead of zero.
 
     Raises:
-        ValueError: a loss of zero or less.
+        ValueError: a loss is zero or negative.
 
     >>> DBMTL()(torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 0.0], [0.0, 2.0]]))
     tensor([3., 3.])
@@ -36,9 +36,9 @@ class DBMTL(Aggregator):
 
     def forward(self, losses: Tensor, rows: Tensor) -> Tensor:
         check_positive("DBMTL", losses)
-        found = rows.detach() / losses.detach().to(rows)[:, None]
-        keep = self.beta / (int(self.calls) + 1) ** self.sigma
-        self.average = found + keep * (self.recall("average", found) - found)
+        log_grads = rows.detach() / losses.detach().to(rows)[:, None]
+        decay = self.beta / (int(self.calls) + 1) ** self.sigma
+        self.average = log_grads + decay * (self.recall("average", log_grads) - log_grads)
         self.calls = self.calls + 1
         norms = self.average.norm(dim=1)
         return torch.where(norms > 0, norms.max() / norms, 0.0) @ self.average

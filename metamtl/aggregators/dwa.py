@@ -1,4 +1,4 @@
-"""Weights from how fast each loss has been falling."""
+"""DWA: weights that depend on how fast each loss decreases."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _MEMORY = ("_loss_sum", "_n_batches", "_previous_averages")
 
 
 class DWA(LossWeighting):
-    """Dynamic weight average: more weight to the tasks whose loss falls more slowly.
+    """Dynamic weight average: larger weights for tasks whose loss decreases more slowly.
 
-    Liu, Johns, Davison 2019, https://arxiv.org/abs/1803.10704, by TorchJD's `DWA`. With `r_t` the mean loss
-    of the last epoch over that of the epoch before, `w = T softmax(r / temperature)`; all one in the first
-    two epochs. Scale: sum.
+    Liu, Johns, Davison 2019, https://arxiv.org/abs/1803.10704, computed by TorchJD's `DWA`. With `r_t` the
+    ratio of the mean losses of the last two epochs, `w = T softmax(r / temperature)`; all weights are 1 in
+    the first two epochs. Scale: sum.
 
     Args:
-        calls_per_epoch: after so many calls an epoch ends.
-        temperature: larger makes the weights more equal.
+        calls_per_epoch: number of calls in an epoch.
+        temperature: larger values make the weights more equal.
 
     Raises:
-        ValueError: a loss of zero or less.
+        ValueError: a loss is zero or negative.
 
     >>> dwa = DWA(calls_per_epoch=1)
     >>> for losses in ([4.0, 4.0], [1.0, 4.0], [1.0, 4.0]):

@@ -1,4 +1,4 @@
-"""Equal rates of decrease, from the losses alone."""
+"""FAMO: equal rates of decrease of the log-losses, computed only from the losses."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from .scalarized import slopes
 
 
 class FAMO(LossWeighting):
-    """Fast adaptive multitask optimization: weights under which all log-losses fall alike.
+    """Fast adaptive multitask optimization: weights that make all log-losses decrease at the same rate.
 
-    Liu, Feng, Stone, Liu 2023, https://arxiv.org/abs/2306.03792, by TorchJD's `FAMO`. With `z = softmax(w)`
-    and `b` the lower bounds, `d = c sum_t z_t / (L_t - b_t) g_t`, `c` such that the weights sum to one.
-    Scale: mean. The logits `w` learn by an Adam of their own from how far each log-loss fell in the step.
+    Liu, Feng, Stone, Liu 2023, https://arxiv.org/abs/2306.03792, computed by TorchJD's `FAMO`. With
+    `z = softmax(w)` and lower bounds `b`, `d = c sum_t z_t / (L_t - b_t) g_t`, where `c` makes the weights
+    sum to 1. Scale: mean. The logits `w` are learned by a separate Adam optimizer from the decrease of each
+    log-loss in the step.
 
-    The paper looks at the losses of the same batch after the step: hand them to `update`. Where nobody
-    does, the losses of the next call stand in for them.
+    The paper uses the losses of the same batch after the step: pass them to `update`. If `update` is not
+    called, the losses of the next call are used instead.
 
     Args:
         num_tasks: T.
-        lr, weight_decay: of the Adam that learns the logits.
-        min_losses: lower bounds `b`, `[T]`; zero, where None.
+        lr, weight_decay: options of the Adam optimizer of the logits.
+        min_losses: lower bounds `b`, `[T]`; if None, zero.
 
     Raises:
-        ValueError: a loss that is not above its bound; another number of tasks.
+        ValueError: a loss is not above its bound, or the number of tasks changes.
 
     >>> famo = FAMO(2)
     >>> famo(torch.tensor([1.0, 3.0]), torch.eye(2))
     tensor([0.7500, 0.2500])
-    >>> famo.update(torch.tensor([0.5, 3.0]))  # the first has fallen: the second gets more
+    >>> famo.update(torch.tensor([0.5, 3.0]))  # the weight of the second increases
     >>> famo(torch.tensor([1.0, 3.0]), torch.eye(2))
     tensor([0.7405, 0.2595])
     """
@@ -54,7 +55,7 @@ class FAMO(LossWeighting):
 
         self.inner = scalarization.FAMO(num_tasks, min_losses, lr, weight_decay)
         self.expect(num_tasks)
-        self.waiting = False  # for the losses after the step
+        self.waiting = False  # whether the losses after the step are still missing
 
     def get_extra_state(self) -> dict[str, Any]:
         adam = self.inner._optimizer
@@ -68,7 +69,7 @@ class FAMO(LossWeighting):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         super().set_extra_state(state)
         if state["before"] is not None:
-            self.inner.to(state["before"])  # or the logits, loaded next, would be rounded
+            self.inner.to(state["before"])  # otherwise loading would round the logits
         self.inner._prev_losses, self.waiting = state["before"], state["waiting"]
         self.inner._optimizer = None
         if state["adam"] is not None:
@@ -93,12 +94,12 @@ class FAMO(LossWeighting):
         return weights
 
     def update(self, losses: Tensor, tasks: Sequence[str] | None = None) -> None:
-        """Learn from the losses of the same batch after the optimizer's step.
+        """Update the logits from the losses of the same batch after the optimizer step.
 
         Args:
             losses: `[T]`.
-            tasks: the names of the tasks in the order of `losses` (`Outcome.tasks`); if None, the order is
-                that of the first call.
+            tasks: the names of the tasks in the order of `losses` (`Outcome.tasks`); if None, the order of
+                the first call.
         """
         order = None if tasks is None else self.arrange(tasks, len(losses))
         losses = losses if order is None else losses[order]

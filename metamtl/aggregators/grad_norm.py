@@ -1,4 +1,4 @@
-"""Gradients of comparable norm, longer where a task lags behind."""
+"""GradNorm: gradients of similar norm, larger for tasks that learn more slowly."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from .base import LossWeighting, check_positive
 
 
 class GradNorm(LossWeighting):
-    """GradNorm: weights that bring the norms of the weighted gradients to a common target.
+    """GradNorm: weights that move the norms of the weighted gradients towards a common target.
 
     Chen, Badrinarayanan, Lee, Rabinovich 2018, https://arxiv.org/abs/1711.02257. With `G_t = w_t |g_t|` and
-    `r_t = (L_t / L_t(0)) / mean_s(L_s / L_s(0))`, the weights descend `sum_t |G_t - mean(G) r_t^alpha|`,
-    the target held constant; then they are scaled to sum to T. Scale: sum.
+    `r_t = (L_t / L_t(0)) / mean_s(L_s / L_s(0))`, the weights minimize `sum_t |G_t - mean(G) r_t^alpha|` by
+    gradient descent, with a constant target, and are then scaled to sum to T. Scale: sum.
 
-    The weights have an update of their own, beside the model's, as in the paper: a call returns the weights
-    of the previous one and then moves them.
+    As in the paper, the weights are updated separately from the model: a call returns the weights of the
+    previous call and then updates them.
 
-    Differs from the paper in: 1. norms are over all the rows' columns, not one layer; 2. the step of the
-    weights is measured in the mean norm of the gradients, so that `rate` means the same for any scale of
-    the losses; 3. no weight falls below 1e-6.
+    Differs from the paper in: 1. norms are over all columns of the gradients, not over one layer; 2. the
+    step of the weights is in units of the mean gradient norm, so that `rate` does not depend on the scale
+    of the losses; 3. no weight is below 1e-6.
 
     Args:
-        alpha: how strongly tasks that lag behind are pulled; 0 asks for equal norms.
+        alpha: how strongly slow tasks are favored; 0 means equal norms.
         rate: step size of the weights.
 
     Raises:
-        ValueError: a loss of zero or less.
+        ValueError: a loss is zero or negative.
 
     >>> balance = GradNorm(alpha=0.0)
     >>> for _ in range(200):
@@ -50,10 +50,11 @@ class GradNorm(LossWeighting):
         losses, norms = losses.detach(), gradients.detach().norm(dim=1)
         weights = self.recall("task_weights", torch.ones_like(losses))
         first = self.recall("first", losses)
-        pace = losses / first
-        lengths = weights * norms
-        target = lengths.mean() * (pace / pace.mean()) ** self.alpha
+        ratios = losses / first
+        weighted_norms = weights * norms
+        target = weighted_norms.mean() * (ratios / ratios.mean()) ** self.alpha
         unit = norms.mean().clamp(min=torch.finfo(norms.dtype).tiny)
-        moved = (weights - self.rate * (lengths - target).sign() * norms / unit).clamp(min=1e-6)
-        self.task_weights, self.first = moved * len(moved) / moved.sum(), first.clone()
+        step = self.rate * (weighted_norms - target).sign() * norms / unit
+        new = (weights - step).clamp(min=1e-6)
+        self.task_weights, self.first = new * len(new) / new.sum(), first.clone()
         return weights

@@ -1,4 +1,4 @@
-"""Weights that climb where the loss is high: on the simplex, and raw."""
+"""Weights learned by gradient ascent on the losses, on the simplex or without a constraint."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .base import LossWeighting
 
 
 class LossAscent(LossWeighting):
-    """`w_t <- w_t exp(rate L_t)`, brought back to sum one; the direction is `sum_t w_t g_t`. Scale: mean.
+    """`w_t <- w_t exp(rate L_t)`, normalized to sum 1; the direction is `sum_t w_t g_t`. Scale: mean.
 
-    The exponentiated form of `w_t += rate L_t`, projected onto the simplex: gradient ascent on
+    Exponentiated gradient ascent, which keeps `w_t += rate L_t` on the simplex, for the weights in
     `min_theta max_w sum_t w_t L_t(theta)`, as in group DRO, Sagawa et al. 2020,
-    https://arxiv.org/abs/1911.08731. The tasks of the largest loss end up with all the weight.
+    https://arxiv.org/abs/1911.08731. The tasks with the largest loss finally receive all the weight.
 
     Args:
-        rate: step size of the weights, for each unit of loss.
+        rate: step size of the weights per unit of loss.
 
     >>> ascent = LossAscent(rate=1.0)
     >>> for _ in range(3):
@@ -43,17 +43,17 @@ class LossAscent(LossWeighting):
 
 
 class RawLossAscent(LossWeighting):
-    """`w_t <- w_t + rate L_t`, from `1/T`, and never brought back. Here to be compared with; it diverges.
+    """`w_t <- w_t + rate L_t`, starting from `1/T`, without normalization. A baseline that diverges.
 
-    Ascent on `sum_t w_t L_t` in w without a bound. Where tasks conflict no loss reaches zero, so after k
-    calls the weights sum to `1 + rate k T m` or more, m the smallest mean loss that can be had. The
-    optimizer's step grows with them, and no learning rate is small enough for ever: once learning rate
-    times weights times curvature passes 2, descent moves away from the minimum, losses and weights grow
-    together, and numbers overflow. Where every loss can reach zero the weights stay bounded, and it
+    Unconstrained gradient ascent on `sum_t w_t L_t` in w. If tasks conflict, no loss reaches zero, so after
+    k calls the weights sum to at least `1 + rate k T m`, with m the minimal mean loss. The step of
+    the optimizer grows with the weights, so every learning rate eventually becomes too large: when learning
+    rate times weights times curvature exceeds 2, descent moves away from the minimum, losses and weights
+    grow together, and values overflow. If every loss can reach zero, the weights stay bounded and descent
     converges. Scale: own, growing from the mean.
 
     Args:
-        rate: step size of the weights, for each unit of loss.
+        rate: step size of the weights per unit of loss.
 
     >>> ascent = RawLossAscent(rate=1.0)
     >>> for _ in range(3):

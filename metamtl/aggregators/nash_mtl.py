@@ -1,4 +1,4 @@
-"""The bargain of the tasks."""
+"""Nash-MTL: the Nash bargaining solution of the tasks."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from .torchjd import missing_package
 
 
 class NashMTL(Aggregator):
-    """Nash-MTL: the weights with `G a = 1/a`, G the inner products of the rows; `d = sum_t a_t g_t`.
+    """Nash-MTL: the weights with `G a = 1/a`, where G is the Gramian of the gradients; `d = sum_t a_t g_t`.
 
-    Navon et al. 2022, https://arxiv.org/abs/2202.01017. No task gets worse, and the lengths of the rows do
-    not matter: `|d| = sqrt(T)` however long the gradients are. Scale: own, at most `max_norm`.
+    Navon et al. 2022, https://arxiv.org/abs/2202.01017. No task gets worse, and the norms of the gradients
+    have no effect: `|d| = sqrt(T)` for any gradients. Scale: own, at most `max_norm`.
 
-    The equation is that of FairGrad with `alpha=1`, and TorchJD's `FairGrad` solves it here, on rows of
-    length one, with no memory of the calls before. TorchJD's own `NashMTL` goes by the authors' sequence of
-    convex programs, which misses the solution for one random matrix in twelve or so, and then answers with
-    the weights that it had before.
+    The equation is that of FairGrad with `alpha=1`. TorchJD's `FairGrad` solves it for gradients of norm 1,
+    without state from earlier calls. TorchJD's own `NashMTL` uses the authors' sequence of convex programs,
+    which fails to find the solution for about one random matrix in twelve, and then returns the weights of
+    the previous call.
 
     Args:
-        max_norm: a longer direction is cut to this length, as in the authors' code; never, where 0.
+        max_norm: the maximum norm of the direction, as in the authors' code; 0 means no limit.
 
     Raises:
-        ImportError: scipy is missing.
-        ValueError: the gradient of a task is zero; there is no bargain then.
+        ImportError: scipy is not installed.
+        ValueError: the gradient of a task is zero, so that there is no solution.
 
     >>> import torch
     >>> rows = torch.tensor([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
@@ -37,7 +37,7 @@ class NashMTL(Aggregator):
     def __init__(self, max_norm: float = 1.0) -> None:
         super().__init__()
         if max_norm < 0:
-            raise ValueError(f"max_norm={max_norm}: give a length, or 0 for no limit.")
+            raise ValueError(f"max_norm={max_norm}: pass a norm, or 0 for no limit.")
         from torchjd import aggregation
 
         try:
@@ -52,8 +52,8 @@ class NashMTL(Aggregator):
         zero = (norms[:, 0] == 0).nonzero().flatten().tolist()
         if zero:
             raise ValueError(
-                f"NashMTL has no solution where a task's gradient is zero, as those of tasks {zero} are;"
-                " leave these tasks out of the step, or use another aggregator."
+                f"NashMTL has no solution if a task's gradient is zero, as those of tasks {zero} are;"
+                " exclude these tasks from the step, or use another aggregator."
             )
         direction = self.inner(rows / norms)
         length = direction.norm()

@@ -1,4 +1,4 @@
-"""Any aggregator, at a common norm."""
+"""Any aggregator, rescaled to a common norm."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from .base import Aggregator, weighted
 
 
 class Rescaled(Aggregator):
-    """The direction of `inner`, as long as the mean gradient: `|mean_t g_t| d / |d|`. Scale: mean.
+    """The direction of `inner` with the norm of the mean gradient: `|mean_t g_t| d / |d|`. Scale: mean.
 
-    Directions differ in length (a sum is T times a mean), so that one learning rate means something else
-    for each aggregator; rescaled, they can be compared. A zero direction stays zero.
+    Directions differ in norm (a sum is T times a mean), so one learning rate has different effects.
+    Rescaled aggregators can be compared at one learning rate. A zero direction stays zero.
 
-    If `inner` weights losses, so does this aggregator: the factor multiplies the weights, and with them the
-    gradients of the parameters that belong to single tasks. For every parameter `Rescaled(Sum())` equals
-    `Mean()`.
+    If `inner` weights losses, so does this aggregator: the factor multiplies the weights, and therefore
+    also the gradients of task-specific parameters. `Rescaled(Sum())` equals `Mean()` for every parameter.
 
     Args:
-        inner: the aggregator; its parameters and state are part of this one's.
-        norm: "mean", or a number, the length of every direction (scale: own).
+        inner: the aggregator; its parameters and state are part of this aggregator.
+        norm: "mean", or a number, the norm of every direction (scale: own).
 
     >>> from metamtl import aggregators
     >>> rows = torch.tensor([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
@@ -34,7 +33,7 @@ class Rescaled(Aggregator):
         super().__init__()
         if norm != "mean" and (isinstance(norm, str) or not norm > 0):
             raise ValueError(
-                f"norm={norm!r}: pass 'mean', the norm of the mean gradient, or a length above 0."
+                f"norm={norm!r}: pass 'mean', the norm of the mean gradient, or a number above 0."
             )
         self.inner, self.norm = inner, norm
         self.scale = "mean" if norm == "mean" else "own"
@@ -63,5 +62,5 @@ class Rescaled(Aggregator):
 
     def _factor(self, direction: Tensor, gradients: Tensor) -> Tensor:
         length = direction.norm()
-        wanted = gradients.detach().mean(0).norm() if isinstance(self.norm, str) else self.norm
-        return torch.where(length > 0, wanted / length, 0.0)
+        target = gradients.detach().mean(0).norm() if isinstance(self.norm, str) else self.norm
+        return torch.where(length > 0, target / length, 0.0)

@@ -1,4 +1,4 @@
-"""TorchJD's scalarizers: weights that depend on the losses alone."""
+"""TorchJD's scalarizers: weights that depend only on the losses."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from .base import LossWeighting, check_positive
 from .torchjd import expect_vectors, follow
 
-# Those that need only the losses of one call. DWA and FAMO have files of their own; Mean, Sum, Constant and
-# Random are aggregators of TorchJD as well.
+# Scalarizers that need only the losses of one call. DWA and FAMO are implemented in other files; Mean, Sum,
+# Constant and Random are also aggregators of TorchJD.
 _OFFERED = ["COSMOS", "GeometricMean", "IMTLL", "PBI", "STCH", "UW"]
 
 
 def names() -> list[str]:
-    """TorchJD's scalarizers, as `metamtl.aggregators` offers them."""
+    """The names of TorchJD's scalarizers in `metamtl.aggregators`."""
     return list(_OFFERED)
 
 
 def wrapped_class(name: str) -> type:
-    """The class of TorchJD whose arguments `metamtl.aggregators.<name>` has."""
+    """The class of TorchJD that `metamtl.aggregators.<name>` wraps."""
     from torchjd import scalarization
 
     return getattr(scalarization, name)
@@ -31,17 +31,17 @@ class Scalarized(LossWeighting):
     """The gradient of a scalar function of the losses, the scalarizer `name` of TorchJD, https://torchjd.org.
 
     `metamtl.aggregators.UW(3)` is `Scalarized("UW", 3)`, and `Scalarized(scalarizer)` wraps a scalarizer of
-    TorchJD. The direction for `s(L_1 ... L_T)` is `sum_t ds/dL_t g_t`, and every parameter receives what
-    `scalarizer(losses).backward()` would give it.
+    TorchJD. The direction for `s(L_1 ... L_T)` is `sum_t ds/dL_t g_t`, and every parameter receives the
+    gradient that `scalarizer(losses).backward()` computes.
 
-    | name | what is descended | scale |
+    | name | scalar function | scale |
     |---|---|---|
-    | `UW(T)` | `sum 1/2 exp(-s_t) L_t + s_t/2` | own: half the sum at first |
-    | `IMTLL(T)` | `sum exp(s_t) L_t - s_t` | sum at first |
-    | `GeometricMean()` | `(prod L_t)^(1/T)`, of positive losses | mean, where losses are equal |
+    | `UW(T)` | `sum 1/2 exp(-s_t) L_t + s_t/2` | own: initially half the sum |
+    | `IMTLL(T)` | `sum exp(s_t) L_t - s_t` | initially sum |
+    | `GeometricMean()` | `(prod L_t)^(1/T)`, of positive losses | mean, if losses are equal |
     | `STCH(mu)` | `mu log sum exp(w_t L_t / mu)`, `w_t = 1/T` | own: the weights sum to `1/T` |
     | `COSMOS(lambda_, weights)` | `sum w_t L_t - lambda cos(w, L)` | own: that of the weights |
-    | `PBI(theta, weights)` | `d_1 + theta d_2`, along the weights and across | own: weights of norm one |
+    | `PBI(theta, weights)` | `d_1 + theta d_2`, along and perpendicular to the weights | own: norm 1 |
 
     UW: uncertainty weighting, Kendall et al. 2018, https://arxiv.org/abs/1705.07115. IMTLL: IMTL-L, Liu et
     al. 2021, https://openreview.net/forum?id=IMPnRXEWpvr. GeometricMean: GLS, Chennupati et al. 2019,
@@ -49,11 +49,11 @@ class Scalarized(LossWeighting):
     Ruchte and Grabocka 2021, https://arxiv.org/abs/2103.13392. PBI: Zhang and Li 2007.
 
     The `s_t` of UW and IMTLL are parameters of the aggregator: a call adds their gradient to their `.grad`,
-    as `meta_backward` does for the model's. They are constant unless an optimizer has them:
-    `torch.optim.Adam([*model.parameters(), *recipe.parameters()])`.
+    as `meta_backward` does for the parameters of the model. They stay constant unless they are passed to an
+    optimizer: `torch.optim.Adam([*model.parameters(), *recipe.parameters()])`.
 
     Raises:
-        ValueError: a loss of zero or less, for GeometricMean.
+        ValueError: a loss is zero or negative, for GeometricMean.
 
     >>> halves = Scalarized("UW", 2)
     >>> halves(torch.tensor([1.0, 3.0]), torch.tensor([[2.0, 0.0], [0.0, 4.0]]))
@@ -74,8 +74,8 @@ class Scalarized(LossWeighting):
             self.inner, name = name, type(name).__name__
             if name not in _OFFERED and hasattr(scalarization, name):
                 raise ValueError(
-                    f"the scalarizer {self.inner} draws random numbers, has a state of its own, or is an"
-                    f" aggregator as well; pass metamtl.aggregators.{name}(...) instead."
+                    f"the scalarizer {self.inner} draws random numbers, has state, or is also an"
+                    f" aggregator; pass metamtl.aggregators.{name}(...) instead."
                 )
         elif name not in _OFFERED:
             raise AttributeError(f"no scalarizer {name!r} is offered; there are {', '.join(_OFFERED)}.")
@@ -95,12 +95,12 @@ class Scalarized(LossWeighting):
 
 
 def slopes(scalarizer: nn.Module, losses: Tensor) -> Tensor:
-    """`ds/dL_t` of a scalarizer, `[T]`; the gradient to its parameters is added to their `.grad`."""
+    """`ds/dL_t` of a scalarizer, `[T]`; also add the gradients of its parameters to their `.grad`."""
     losses = losses.detach().requires_grad_()
-    learned = list(scalarizer.parameters())
+    params = list(scalarizer.parameters())
     with torch.enable_grad():
-        found = torch.autograd.grad(scalarizer(losses), [losses, *learned], allow_unused=True)
-    for param, gradient in zip(learned, found[1:]):
+        result = torch.autograd.grad(scalarizer(losses), [losses, *params], allow_unused=True)
+    for param, gradient in zip(params, result[1:]):
         if gradient is not None:
             param.grad = gradient if param.grad is None else param.grad + gradient
-    return found[0]
+    return result[0]

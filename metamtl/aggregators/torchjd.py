@@ -1,4 +1,4 @@
-"""TorchJD's aggregators behind the signature of metamtl."""
+"""TorchJD's aggregators with the signature of metamtl's aggregators."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .base import Aggregator, weighted
 
-# TorchJD ships only the weights of these; TorchJD's own base class combines the gradients with them.
+# TorchJD has only weightings for these; TorchJD's base class combines the gradients with the weights.
 _WEIGHTINGS = {"SDMGrad": "SDMGradWeighting", "MoDo": "MoDoWeighting"}
 # Base classes of TorchJD, and methods that metamtl implements under the same name.
 _NOT_OFFERED = {"Aggregator", "WeightedAggregator", "GramianWeightedAggregator", "Mean", "NashMTL"}
@@ -19,28 +19,28 @@ _SUM = {"ConFIG", "GradDrop", "GradVac", "PCGrad", "Sum"}
 _OWN = {"CAGrad", "Constant", "FairGrad"}
 _COLUMNS = {"TrimmedMean"}
 DRAWS = {"GradDrop", "GradVac", "PCGrad", "Random"}
-# State outside of buffers: the matrix that it belongs to, and the number of calls.
+# State that is not in buffers: a key of the matrix it belongs to, and the number of calls.
 _MEMORY = ("_state_key", "_n_steps")
-# Options with one entry for each task.
+# Options with one entry per task.
 _VECTORS = ("weights", "pref_vector", "_pref_vector", "leak", "reference")
 
 
 def names() -> list[str]:
-    """TorchJD's aggregators, as `metamtl.aggregators` offers them."""
+    """The names of TorchJD's aggregators in `metamtl.aggregators`."""
     from torchjd import aggregation
 
-    offered = [
+    methods = [
         name
         for name in aggregation.__all__
         if isinstance(value := getattr(aggregation, name), type)
         and issubclass(value, aggregation.Aggregator)
         and name not in _NOT_OFFERED
     ]
-    return sorted(offered + list(_WEIGHTINGS))
+    return sorted(methods + list(_WEIGHTINGS))
 
 
 def wrapped_class(name: str) -> type:
-    """The class of TorchJD whose arguments `metamtl.aggregators.<name>` has."""
+    """The class of TorchJD that `metamtl.aggregators.<name>` wraps."""
     from torchjd import aggregation
 
     return getattr(aggregation, _WEIGHTINGS.get(name, name))
@@ -50,23 +50,23 @@ class TorchJD(Aggregator):
     """The aggregator `name` of TorchJD, https://torchjd.org, with its own options.
 
     `metamtl.aggregators.CAGrad(c=0.5)` is `TorchJD("CAGrad", c=0.5)`, and `TorchJD(aggregator)` wraps an
-    aggregator of TorchJD. Hyperparameters are those of TorchJD's page for it; the losses are not used.
-    `Constant`, `Random` and `Sum` weight losses, the others combine gradients.
+    aggregator of TorchJD. TorchJD's documentation describes the options. The values of the losses are not
+    used. `Constant`, `Random` and `Sum` weight losses, the others combine gradients.
 
-    | scale | of |
+    | scale | aggregators |
     |---|---|
     | mean | AlignedMTL, DualProj, ExcessMTL, IMTLG, Krum, MGDA, MoDo, PCD, Random, SDMGrad, |
     | mean | TrimmedMean, UPGrad |
     | sum | ConFIG, GradDrop, GradVac, PCGrad, Sum |
-    | own | CAGrad: `1 + c` times the mean; Constant, which is fixed weights: that of its weights |
-    | own | FairGrad: for `alpha=1`, its length is `sqrt(T)`, whatever that of the gradients |
+    | own | CAGrad: `1 + c` times the mean; Constant (fixed weights): that of its weights |
+    | own | FairGrad: for `alpha=1` its norm is `sqrt(T)`, for any gradients |
 
-    Random numbers (PCGrad's order, GradDrop's mask, ...) are drawn from `seed` and the number of calls so
-    far, never from the global generator; that number is part of the state dict. So is the state of a method
+    Random numbers (PCGrad's order, GradDrop's mask, ...) depend only on `seed` and the number of calls so
+    far, never on the global generator. The state dict contains this number and the state of the method
     (GradVac, MoDo, PCD, ...).
 
-    MoDo and SDMGrad are stated for several independent batches in a step; here they use one matrix, so that
-    their papers' guarantees of convergence do not hold.
+    MoDo and SDMGrad are defined for several independent batches per step. Here they use one matrix, so the
+    convergence guarantees of their papers do not hold.
 
     Raises:
         ImportError: the method needs a package that is not installed.
@@ -94,12 +94,12 @@ class TorchJD(Aggregator):
             self.inner, name = name, type(name).__name__
         else:
             raise TypeError(
-                f"{name!r} is neither the name of an aggregator of TorchJD nor an aggregator of it."
+                f"{name!r} is neither the name of an aggregator of TorchJD nor such an aggregator."
             )
         self.name, self.seed, self.options = name, seed, options
-        known = wrapped_class(name) if hasattr(aggregation, _WEIGHTINGS.get(name, name)) else None
-        if name not in _WEIGHTINGS and type(self.inner) is not known:
-            self.scale = "own"  # a class of the user's
+        cls = wrapped_class(name) if hasattr(aggregation, _WEIGHTINGS.get(name, name)) else None
+        if name not in _WEIGHTINGS and type(self.inner) is not cls:
+            self.scale = "own"  # a user-defined class
         else:
             self.scale = "sum" if name in _SUM else "own" if name in _OWN else "mean"
             if name in _WEIGHTS_LOSSES:
@@ -129,17 +129,17 @@ class TorchJD(Aggregator):
             vars(self.inner.get_submodule(path)).update(memory)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # TorchJD's buffers are None until the first call too.
+        # TorchJD's buffers are also None until the first call.
         for path, module in self.inner.named_modules(prefix=f"{prefix}inner"):
             for name in dict(module._buffers):
-                saved = state_dict.get(f"{path}.{name}")
-                setattr(module, name, None if saved is None else torch.empty_like(saved))
+                state = state_dict.get(f"{path}.{name}")
+                setattr(module, name, None if state is None else torch.empty_like(state))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def weights(self, losses: Tensor, gradients: Tensor | None = None) -> Tensor | None:
         if self.reads != "losses":
             return None
-        # Weights of this kind depend on the number of tasks, dtype and device of the matrix alone.
+        # Such weights depend only on the number of tasks, dtype and device of the matrix.
         matrix = losses.detach()[:, None] if gradients is None else gradients
         return self._seeded(self.inner.weighting, matrix)
 
@@ -148,7 +148,7 @@ class TorchJD(Aggregator):
         return self._seeded(self.inner, gradients) if weights is None else weighted(weights, gradients)
 
     def _seeded(self, function: Callable[[Tensor], Tensor], matrix: Tensor) -> Tensor:
-        """`function(matrix)`, with the random numbers of this call."""
+        """`function(matrix)` with the seed of this call."""
         follow(self.inner, matrix)
         with torch.random.fork_rng(devices=[matrix.device] if matrix.is_cuda else []):
             seed = self.seed + int(self.draws)
@@ -162,7 +162,7 @@ class TorchJD(Aggregator):
 
 
 def expect_vectors(aggregator: Aggregator, inner: nn.Module) -> None:
-    """Declare the number of tasks if an option of `inner` has one entry for each task."""
+    """Set the number of tasks of `aggregator` if an option of `inner` has one entry per task."""
     for part in inner.modules():
         for name in _VECTORS:
             vector = vars(part).get(name)
@@ -171,7 +171,7 @@ def expect_vectors(aggregator: Aggregator, inner: nn.Module) -> None:
 
 
 def missing_package(name: str, error: ImportError) -> ImportError:
-    """The error of an aggregator whose packages are not installed."""
+    """The error for an aggregator whose packages are not installed."""
     return ImportError(
         f"aggregators.{name} needs packages that are not installed ({error});"
         " pip install 'metamtl[aggregators]'."
@@ -179,7 +179,7 @@ def missing_package(name: str, error: ImportError) -> ImportError:
 
 
 def follow(module: nn.Module, like: Tensor) -> None:
-    """Convert tensors that are options (weights, preferences) to the data's dtype and device."""
+    """Convert option tensors (weights, preferences) of `module` to the dtype and device of `like`."""
     for part in module.modules():
         for name, value in vars(part).items():
             if isinstance(value, Tensor) and value.is_floating_point():

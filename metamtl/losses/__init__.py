@@ -1,4 +1,4 @@
-"""Loss functions: missing labels, distillation."""
+"""Loss functions for missing labels and distillation."""
 
 from ..functional.labels import MISSING, has_label, is_labeled
 from .distillation import WithTeachers, add_teacher_targets, distillation_loss, soft_labels

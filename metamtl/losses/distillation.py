@@ -1,4 +1,4 @@
-"""Distillation: single-task teachers, one multi-task student."""
+"""Distillation from single-task teachers to one multi-task student."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from .labeled import Loss
 def add_teacher_targets(
     episodes: Mapping[str, Episode], teachers: Mapping[str, nn.Module]
 ) -> dict[str, Episode]:
-    """The episodes with each target `y` replaced by `(y, teacher's output)`, for `distillation_loss`.
+    """Replace each target `y` of the episodes with `(y, teacher's output)`, for `distillation_loss`.
 
-    No graph is recorded for the teachers. The targets of a task without a teacher are unchanged. Evaluate
-    on the original episodes.
+    No graph is recorded for the teachers. The targets of a task without a teacher are unchanged. Use the
+    original episodes for evaluation.
 
     Args:
         episodes: named tasks.
-        teachers: for some or all of the tasks a trained model, in eval mode. Of a model with named heads,
-            the head of the task is used.
+        teachers: a trained model in eval mode for some or all of the tasks, by name. If a model has named
+            heads, the head of the task is used.
 
     Raises:
-        ValueError: a teacher of no task, or in training mode.
+        ValueError: a teacher belongs to no task, or is in training mode.
 
     >>> from metamtl import Batch, Episode, nets
     >>> x, y = torch.zeros(5, 4), torch.zeros(5, dtype=torch.long)
     >>> episodes, teachers = {"kind": Episode(None, Batch(x, y))}, {"kind": nets.mlp(4, 8, 3).eval()}
-    >>> taught = add_teacher_targets(episodes, teachers)
+    >>> new_episodes = add_teacher_targets(episodes, teachers)
     >>> loss = {"kind": distillation_loss(F.cross_entropy, soft_labels(temperature=2.0))}
-    >>> loss["kind"](torch.zeros(5, 3), taught["kind"].query.y).shape
+    >>> loss["kind"](torch.zeros(5, 3), new_episodes["kind"].query.y).shape
     torch.Size([])
     """
     unknown = sorted(set(teachers) - set(episodes))
@@ -67,16 +67,16 @@ def _add_targets(episode: Episode, teacher: nn.Module, name: str) -> Episode:
 
 
 class WithTeachers:
-    """A source of named tasks with teachers: `sample` adds their outputs, `loss` has distillation losses.
+    """A source of named tasks with distillation: `sample` adds teacher outputs, `loss` has the losses.
 
-    Everything else is that of the source. Use it for training; evaluate on the source itself. With teachers
-    trained for one task each, this is the multi-task student of Clark et al. 2019
+    All other attributes are those of the source. Use it for training, and the source itself for evaluation.
+    With single-task teachers this trains the multi-task student of Clark et al. 2019
     (https://arxiv.org/abs/1907.04829), with a constant `weight`.
 
     Args:
-        tasks: with `sample(n, generator) -> {task: Episode}` and `loss`, a dict.
-        teachers: as for `add_teacher_targets`.
-        divergence, weight, mask: as for `distillation_loss`.
+        tasks: the source, with `sample(n, generator) -> {task: Episode}` and `loss`, a dict.
+        teachers: as in `add_teacher_targets`.
+        divergence, weight, mask: as in `distillation_loss`.
     """
 
     def __init__(
@@ -88,18 +88,18 @@ class WithTeachers:
         mask: Callable[[Any], Tensor] | None = None,
     ) -> None:
         self.tasks, self.teachers = tasks, teachers
-        own = {task: distillation_loss(tasks.loss[task], divergence, weight, mask) for task in teachers}
-        self.loss: dict[str, Loss] = {**tasks.loss, **own}
+        losses = {task: distillation_loss(tasks.loss[task], divergence, weight, mask) for task in teachers}
+        self.loss: dict[str, Loss] = {**tasks.loss, **losses}
 
     def sample(self, n: int, generator: torch.Generator, **options: Any) -> dict[str, Episode]:
-        """The episodes of the source, with the teachers' outputs; `options` are those of the source."""
+        """Sample episodes of the source and add teacher outputs; `options` are passed to the source."""
         episodes = self.tasks.sample(n, generator, **options)
         return add_teacher_targets(
             episodes, {task: model for task, model in self.teachers.items() if task in episodes}
         )
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__.get("tasks"), name)  # while it is copied, it has no attributes
+        return getattr(self.__dict__.get("tasks"), name)  # "tasks" is missing during copy
 
 
 def distillation_loss(
@@ -107,40 +107,40 @@ def distillation_loss(
 ) -> Loss:
     """`(1 - weight) * loss(output, y) + weight * divergence(output, teacher's output)`.
 
-    Hinton, Vinyals, Dean 2015, https://arxiv.org/abs/1503.02531. With `weight=1` only `mask` reads labels.
+    Hinton, Vinyals, Dean 2015, https://arxiv.org/abs/1503.02531. With `weight=1`, only `mask` uses labels.
 
     Args:
         loss: the task's own loss.
-        divergence: `soft_labels(temperature)` for classes, `F.mse_loss` for numbers.
+        divergence: `soft_labels(temperature)` for classification, `F.mse_loss` for regression.
         weight: from 0 to 1.
-        mask: a function of `y` that selects which outputs `divergence` compares, as a mask over their first
-            axes; for tags, `metamtl.losses.is_labeled` selects the real tokens. If None, all of them: a
-            teacher also has an output for examples without a label.
+        mask: a function that computes from `y` a mask over the first axes of the outputs that `divergence`
+            compares; for tags, `metamtl.losses.is_labeled` selects the real tokens. If None, all outputs
+            are compared, because a teacher also has an output for examples without a label.
 
     Raises:
-        ValueError: `weight` is out of range; when called, `y` is not a pair.
+        ValueError: `weight` is out of range, or, on a call, `y` is not a pair.
     """
     if not 0 <= weight <= 1:
         raise ValueError(f"weight={weight} must be from 0 (only labels) to 1 (only the teacher).")
 
-    def both(output: Any, y: tuple[Any, Any]) -> Tensor:
+    def total(output: Any, y: tuple[Any, Any]) -> Tensor:
         if not isinstance(y, tuple) or len(y) != 2:
             raise ValueError(
                 f"a distillation loss takes y as (y, teacher's output), found a {type(y).__name__}; make"
                 " the episodes with add_teacher_targets(episodes, teachers)."
             )
-        selected = slice(None) if mask is None else mask(y[0])
-        distance = divergence(output[selected], y[1].detach()[selected])
+        index = slice(None) if mask is None else mask(y[0])
+        distance = divergence(output[index], y[1].detach()[index])
         return distance if weight == 1 else (1 - weight) * loss(output, y[0]) + weight * distance
 
-    return both
+    return total
 
 
 def soft_labels(temperature: float = 2.0) -> Loss:
-    """`T^2 KL(softmax(teacher / T) | softmax(output / T))`, the mean over all but the last axis.
+    """`T^2 KL(softmax(teacher / T) | softmax(output / T))`, the mean over all axes but the last.
 
-    The scores of both are `[..., N]`. The factor keeps the size of the gradient as T grows: for large T it
-    is that of the squared difference of centered scores divided by 2 N.
+    Both outputs are scores `[..., N]`. The factor `T^2` keeps the scale of the gradient as T grows: for
+    large T the loss tends to the squared difference of the centered scores divided by 2 N.
 
     >>> soft_labels()(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 2.0]]))
     tensor(0.)
@@ -154,7 +154,7 @@ def soft_labels(temperature: float = 2.0) -> Loss:
                 f"the student's output is {list(output.shape)}, the teacher's {list(teacher.shape)}; both"
                 " need the same classes in the same order."
             )
-        ours, theirs = ((scores / temperature).log_softmax(-1) for scores in (output, teacher))
-        return temperature**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1).mean()
+        student, target = ((scores / temperature).log_softmax(-1) for scores in (output, teacher))
+        return temperature**2 * F.kl_div(student, target, reduction="none", log_target=True).sum(-1).mean()
 
     return divergence

@@ -1,4 +1,4 @@
-"""Losses of labeled examples; a missing label adds nothing."""
+"""Loss functions that ignore missing labels."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Loss = Callable[[Any, Any], Tensor]  # (model output, targets) -> scalar
 
 
 def mean_over_labeled(function: Callable[..., Tensor]) -> Loss:
-    """The mean of `function` over the labels that are there: `sum_i m_i f(o_i, y_i) / sum_i m_i`.
+    """The mean of `function` over the labels that are not missing: `sum_i m_i f(o_i, y_i) / sum_i m_i`.
 
     `function(output, y, reduction="none")` is one of torch's losses for floating-point targets; a missing
-    target is NaN. The output `[Q, 1]` of a head serves targets `[Q]`. Where no target is there the result
-    is 0 / 0 = NaN, which `meta_backward` refuses with the task's name: no label, no gradient, and no zero
-    that looks like a solved task.
+    target is NaN. An output `[Q, 1]` is accepted for targets `[Q]`. If all targets are missing, the result
+    is 0 / 0 = NaN, and `meta_backward` raises an error that names the task. A loss of zero would look like
+    a solved task.
 
     >>> y = torch.tensor([1.0, float("nan"), 3.0])
     >>> mean_over_labeled(F.mse_loss)(torch.zeros(3), y)
@@ -29,10 +29,10 @@ def mean_over_labeled(function: Callable[..., Tensor]) -> Loss:
 
     def loss(output: Tensor, y: Tensor) -> Tensor:
         output = aligned(output, y)
-        there = ~y.isnan()
-        # The missing targets are replaced before the function sees them, so that no NaN reaches a gradient.
-        values = function(output, y.where(there, torch.zeros_like(y)), reduction="none")
-        return values.where(there, torch.zeros_like(values)).sum() / there.sum()
+        mask = ~y.isnan()
+        # Missing targets are replaced before `function` is called, so that no NaN reaches a gradient.
+        values = function(output, y.where(mask, torch.zeros_like(y)), reduction="none")
+        return values.where(mask, torch.zeros_like(values)).sum() / mask.sum()
 
     return loss
 
@@ -40,13 +40,13 @@ def mean_over_labeled(function: Callable[..., Tensor]) -> Loss:
 def token_cross_entropy(output: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy of tags, the mean over real tokens.
 
-    Scores `[B, L, N]`, tags `[B, L]` with `MISSING` where there is no token. Where no token is real the
-    result is NaN, as in `mean_over_labeled`.
+    Scores are `[B, L, N]`, tags `[B, L]` with `MISSING` at padding. If there is no real token, the result
+    is NaN, as in `mean_over_labeled`.
     """
     check_scores(output, y)
     return F.cross_entropy(output.flatten(0, 1), y.flatten(), ignore_index=MISSING)
 
 
 def image_mse(output: Tensor, y: Tensor) -> Tensor:
-    """Squared error of pictures, mean over examples and pixels; `[B, 784]` serves `[B, 1, 28, 28]`."""
+    """Mean squared error over examples and pixels; an output `[B, 784]` matches `[B, 1, 28, 28]`."""
     return F.mse_loss(*same_entries(output, y))

@@ -1,4 +1,4 @@
-"""Metrics, and their estimates over tasks."""
+"""Metrics of model outputs."""
 
 from .base import Metric, absolute_error, accuracy, binary_accuracy, mse, token_accuracy
 from .whole_set import entity_f1, roc_auc

@@ -1,4 +1,4 @@
-"""Metrics of single examples: accuracies and errors, with their direction."""
+"""Metrics of single examples: accuracies and errors with their direction."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ class Metric:
     """A measure of quality and its direction.
 
     `function(output, y)` computes one value per example, `[Q]`, or one per label, in the shape of `y`
-    (tags `[Q, L]`). The value of a task is their mean. A value per example depends on that example alone;
-    a measure of a whole set (F1, AUC) is a scalar: a tensor, a number or a NumPy scalar.
+    (tags `[Q, L]`). The value of a task is their mean. A value per example must depend only on that
+    example. A measure of a whole set (F1, AUC) is a scalar: a tensor, a number or a NumPy scalar.
 
-    Missing labels do not count. A call passes the examples that have a label to `function`; of the values
-    per label, those of missing labels are dropped. If `y` is no single tensor, `function` receives all
-    examples and has to exclude missing labels itself.
+    Missing labels are excluded. A call passes only examples with a label to `function`; values of missing
+    labels are dropped. If `y` is not a single tensor, `function` receives all examples and must exclude
+    missing labels itself.
 
     Args:
-        function: `function(output, y)`, called on ordinary tensors, outside of any transform.
+        function: `function(output, y)`, called with ordinary tensors, outside of any torch.func transform.
         higher_is_better: the direction.
 
     Raises:
-        TypeError: `function` is not callable, `higher_is_better` is not a bool; on a call, the result is
+        TypeError: `function` is not callable, or `higher_is_better` is not a bool; on a call, the result is
             neither a tensor nor a number.
         ValueError: on a call, no example is labeled, or the result has another shape.
 
@@ -62,7 +62,7 @@ class Metric:
             )
 
     def __call__(self, output: Any, y: Any) -> Tensor:
-        """The values of all labeled examples, or of all labels, `[n]`; or a scalar."""
+        """Compute the values of all labeled examples, or of all labels, `[n]`, or a scalar."""
         output, y = labeled_examples(output, y)
         return _flat_values(self.function(output, y), output, y)
 
@@ -87,7 +87,7 @@ def _binary_accuracy(output: Tensor, y: Tensor) -> Tensor:
 
 
 def _flat_values(values: Any, output: Any, y: Any) -> Tensor:
-    """What the function of a metric returned, as `[n]` or a scalar."""
+    """Convert the result of a metric's function to `[n]` or a scalar."""
     if not isinstance(values, Tensor):
         try:
             values = torch.as_tensor(values, dtype=torch.float64, device="cpu")
@@ -117,24 +117,24 @@ def _flat_values(values: Any, output: Any, y: Any) -> Tensor:
 
 
 accuracy = Metric(_accuracy, higher_is_better=True)
-"""1 where the largest of the scores `[Q, N]` is that of the label `[Q]`, else 0.
+"""1 if the largest of the scores `[Q, N]` is that of the label `[Q]`, else 0.
 
-A label outside `0 .. N-1` is an error, unless it is missing."""
+A label outside `0 .. N-1` raises ValueError unless it is missing."""
 
 mse = Metric(_squared_error, higher_is_better=False)
 """Squared error of each example, averaged over its targets that are not missing."""
 
 binary_accuracy = Metric(_binary_accuracy, higher_is_better=True)
-"""1 where the score `[Q]` or `[Q, 1]` is above 0 and the label above 1/2, or neither is, else 0.
+"""1 if the score `[Q]` or `[Q, 1]` is above 0 and the label above 1/2, or neither is, else 0.
 
-A label outside `[0, 1]` is an error, unless it is missing."""
+A label outside `[0, 1]` raises ValueError unless it is missing."""
 
 token_accuracy = Metric(_accuracy, higher_is_better=True)
-"""1 for each real token whose largest score `[B, L, N]` is that of its tag `[B, L]`, else 0."""
+"""For each real token, 1 if its largest score `[B, L, N]` is that of its tag `[B, L]`, else 0."""
 
 
 def absolute_error(unit: float = 1.0) -> Metric:
-    """`unit * |output - y|` of each example: in the target's own unit, where it was divided by `unit`.
+    """`unit * |output - y|` of each example, in the original unit of targets that were divided by `unit`.
 
     >>> absolute_error(2.0)(torch.tensor([[1.5]]), torch.tensor([1.0]))
     tensor([1.])

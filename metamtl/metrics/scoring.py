@@ -1,4 +1,4 @@
-"""Metrics of model outputs: one value per task, or one per example of a named task."""
+"""Estimates of metrics, over the tasks of a meta-batch or the examples of a named task."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from . import Metric
 
 
 def check_metrics(metrics: Any, name: str | None = None) -> None:
-    """Check the metrics of a meta-batch, or of the named task `name`, before anything is computed.
+    """Check the metrics of a meta-batch or of the named task `name`, before anything is computed.
 
     Raises:
-        TypeError: no mapping from names to `Metric`.
-        ValueError: an empty mapping.
+        TypeError: `metrics` is not a mapping from names to `Metric`.
+        ValueError: the mapping is empty.
     """
     where = "" if name is None else f" of task {name!r}"
     if not isinstance(metrics, Mapping):
@@ -46,15 +46,15 @@ def check_metrics(metrics: Any, name: str | None = None) -> None:
 def score_tasks(
     metrics: Mapping[str, Metric], outputs: Any, y: Any, *, first_task: int = 0
 ) -> dict[str, Estimate]:
-    """Estimate of every metric over the tasks of a meta-batch.
+    """Estimate every metric over the tasks of a meta-batch.
 
     The value of a task is the mean over its labeled examples, or the scalar that the metric returns for
-    its query set. A metric with one value per example is computed for the examples of all tasks in one
-    call, if that agrees with separate calls for the first and the last task.
+    its query set. A metric with one value per example is computed for all tasks in one call, if the result
+    agrees with separate calls for the first and the last task.
 
     Args:
-        metrics: by name.
-        outputs: of the model on the query sets, a tree of tensors `[T, Q, ...]`.
+        metrics: metrics by name.
+        outputs: outputs of the model on the query sets, a tree of tensors `[T, Q, ...]`.
         y: labels, a tree of tensors `[T, Q, ...]`, or `[T]` for one label per task.
         first_task: number of the first task in error messages.
 
@@ -62,9 +62,9 @@ def score_tasks(
         `{name: Estimate}`, each over T values.
 
     Raises:
-        ValueError: a task without a labeled example; shapes that the metric cannot compare.
-        FloatingPointError: outputs of labeled examples, or a value, that are not finite. The message names
-            the tasks. A score of minus infinity is valid if another score of the example is finite.
+        ValueError: a task has no labeled example, or the metric does not accept the shapes.
+        FloatingPointError: an output of a labeled example, or a value, is not finite. The message names the
+            tasks. A score of minus infinity is valid if another score of the example is finite.
 
     >>> from metamtl.metrics import accuracy
     >>> scores, y = torch.eye(2).expand(3, 2, 2), torch.tensor([[0, 1], [0, 0], [1, -100]])
@@ -86,15 +86,15 @@ def score_tasks(
 
 
 def score_named(metrics: Mapping[str, Metric], output: Any, y: Any, name: str) -> dict[str, Estimate]:
-    """Estimate of every metric over the labeled query examples of one named task.
+    """Estimate every metric over the labeled query examples of one named task.
 
-    A metric that returns a scalar has one value, so its interval is unknown (NaN).
+    A metric that returns a scalar has one value, so its confidence interval is NaN.
 
     Args:
-        metrics: by name.
-        output: of the model on the query set, a tree of tensors `[Q, ...]`.
+        metrics: metrics by name.
+        output: output of the model on the query set, a tree of tensors `[Q, ...]`.
         y: labels, a tree of tensors `[Q, ...]`.
-        name: of the task, for error messages.
+        name: name of the task for error messages.
 
     Raises:
         ValueError, FloatingPointError: as in `score_tasks`.
@@ -129,15 +129,15 @@ def _task_values(name: str, metric: Metric, outputs: Any, y: Any, names: Sequenc
         values = _all_at_once(metric, outputs, y, ends[0], ends[last])
         if values is not None:
             return values
-    each = [ends[task] if task in ends else one(task) for task in range(last + 1)]
-    return torch.stack([values.double().mean() for values in each])
+    by_task = [ends[task] if task in ends else one(task) for task in range(last + 1)]
+    return torch.stack([values.double().mean() for values in by_task])
 
 
 def _all_at_once(metric: Metric, outputs: Any, y: Any, first: Tensor, last: Tensor) -> Tensor | None:
-    """The values of all tasks from one call; None if the metric is not one of single examples.
+    """The values of all tasks from one call; None if the metric depends on the whole set of examples.
 
-    A metric that depends on the set (a scalar, or errors divided by their mean) gives other values for all
-    examples than for those of the first and of the last task.
+    The values of such a metric (a scalar, or errors divided by their mean) for all examples differ from
+    those for the first and the last task.
     """
     tensors = [leaf for leaf in tree_leaves((outputs, y)) if isinstance(leaf, Tensor)]
     if first.dim() == 0 or any(t.dim() < 2 or t.shape[:2] != tensors[0].shape[:2] for t in tensors):
@@ -146,7 +146,7 @@ def _all_at_once(metric: Metric, outputs: Any, y: Any, first: Tensor, last: Tens
     try:
         values = metric(*flat)
     except (ValueError, RuntimeError, IndexError):
-        return None  # it needs the shape of one task
+        return None  # the metric needs the shape of one task
     num_tasks, examples = tensors[0].shape[:2]
     counts = [torch.full((num_tasks,), examples, device=values.device)]
     if isinstance(y, Tensor):
@@ -164,12 +164,12 @@ def _all_at_once(metric: Metric, outputs: Any, y: Any, first: Tensor, last: Tens
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    """Equal up to the rounding of kernels that depend on the number of examples."""
+    """Whether `a` and `b` are equal up to rounding, which may depend on the number of examples."""
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
 def _call(name: str, metric: Metric, output: Any, y: Any, task: str) -> Tensor:
-    """The values of one task; errors name the metric and the task."""
+    """Compute the values of one task; errors name the metric and the task."""
     try:
         return metric(output, y)
     except (TypeError, ValueError) as error:
@@ -178,23 +178,23 @@ def _call(name: str, metric: Metric, output: Any, y: Any, task: str) -> Tensor:
 
 
 def _check_tasks(outputs: Any, y: Any, names: Sequence[str]) -> int:
-    """Check labels and outputs of all tasks; the number of examples without a label."""
+    """Check labels and outputs of all tasks; return the number of examples without a label."""
     mask = None
     if isinstance(y, Tensor) and y.dim() > 0:
         mask = has_label(y.flatten(0, 1)).view(y.shape[:2]) if y.dim() > 1 else is_labeled(y)[:, None]
         if unlabeled := _named(~mask.any(1), names):
             raise ValueError(
-                f"no query example of task {unlabeled} has a label, so there is nothing to measure; leave"
-                " the task out."
+                f"no query example of task {unlabeled} has a label, so there is nothing to measure; exclude"
+                " the task."
             )
     for leaf in tree_leaves(outputs):
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or bool(leaf.isfinite().all()):
             continue
         if bad := _named(_not_finite(leaf, y, mask), names):
             raise FloatingPointError(
-                f"the model's output for task {bad} is not finite, so no metric applies. Look at the data"
-                " of these tasks, or lower the learning rates; the head that Prototype computes gives NaN"
-                " for a class without support examples."
+                f"the model's output for task {bad} is not finite, so no metric applies. Check the data"
+                " of these tasks, or lower the learning rates; the head that Prototype computes is NaN for"
+                " a class without support examples."
             )
     return 0 if mask is None else int((~mask).sum())
 
@@ -202,7 +202,7 @@ def _check_tasks(outputs: Any, y: Any, names: Sequence[str]) -> int:
 def _not_finite(output: Tensor, y: Any, mask: Tensor | None) -> Tensor:
     """The tasks in which an output of a labeled example is not finite, `[T]`."""
     bad = output.isnan() | output.isposinf()
-    # Minus infinity is how a model excludes a class; but an example needs at least one finite score.
+    # A model may exclude a class with minus infinity, but every example needs a finite score.
     bad |= output.isneginf().all(-1, keepdim=True) if output.dim() > 2 else output.isneginf()
     if isinstance(y, Tensor) and output.shape[: y.dim()] == y.shape:
         bad &= is_labeled(y).view(*y.shape, *[1] * (output.dim() - y.dim()))
@@ -215,12 +215,12 @@ def _check_values(name: str, values: Tensor, names: Sequence[str]) -> None:
     if bad := _named(~values.isfinite(), names):
         raise FloatingPointError(
             f"metric {name!r} of task {bad} is not finite. If some labels of an example are missing, the"
-            " metric or loss has to leave them out, as metamtl.losses.mean_over_labeled does."
+            " metric or loss must exclude them, as metamtl.losses.mean_over_labeled does."
         )
 
 
 def _named(mask: Tensor, names: Sequence[str]) -> str:
-    """The names of the tasks in a mask, at most ten; empty if there is none."""
+    """The names of at most ten tasks in `mask`; an empty string if there are none."""
     return ", ".join(names[task] for task in mask.nonzero().flatten().tolist()[:10])
 
 

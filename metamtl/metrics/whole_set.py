@@ -1,4 +1,4 @@
-"""Measures of a whole set, by the libraries that define them: ROC-AUC and entity F1."""
+"""Measures of a whole set, computed by standard libraries: ROC-AUC and entity F1."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def _roc_auc(output: Tensor, y: Tensor) -> Tensor:
         from sklearn.metrics import roc_auc_score
     except ImportError as error:
         raise ImportError(
-            "ROC-AUC is measured by scikit-learn, which is missing: pip install 'metamtl[tabular]'."
+            "ROC-AUC needs scikit-learn, which is missing: pip install 'metamtl[tabular]'."
         ) from error
     check_tensors(output, y)
     mask = is_labeled(y)
     scores, truth = aligned(output, y)[mask], y[mask]
     if truth.unique().numel() < 2:
-        found = truth.unique().tolist()
+        values = truth.unique().tolist()
         raise ValueError(
-            f"ROC-AUC compares two classes, but the {len(truth)} labels hold only {found}; measure on"
+            f"ROC-AUC compares two classes, but the {len(truth)} labels hold only {values}; measure on"
             " more examples."
         )
     area = roc_auc_score(truth.cpu().numpy(), scores.double().cpu().numpy())
@@ -32,34 +32,33 @@ def _roc_auc(output: Tensor, y: Tensor) -> Tensor:
 
 
 roc_auc = Metric(_roc_auc, higher_is_better=True)
-"""Area under the ROC curve by scikit-learn: scores `[Q]` or `[Q, 1]`, labels 1. and 0., NaN left out."""
+"""Area under the ROC curve (scikit-learn) for scores `[Q]` or `[Q, 1]`, labels 0 and 1; NaN is excluded."""
 
 
 def entity_f1(tags: Sequence[str]) -> Metric:
-    """F1 of entities, each right only with all its tokens and its type, micro-averaged, by seqeval.
+    """Micro-averaged F1 of entities (seqeval). An entity is correct if all its tokens and its type are.
 
-    Scores `[B, L, N]`, tags `[B, L]` as positions in `tags` (BIO), `MISSING` where there is no token.
-    seqeval counts as the CoNLL script does: an entity may begin with an I- tag.
+    Scores are `[B, L, N]`, tags `[B, L]` are indices into `tags` (BIO), with `MISSING` at padding. seqeval
+    counts like the CoNLL script: an entity may begin with an I- tag.
 
     Raises:
-        ImportError: `seqeval` is missing.
-        ValueError: the set has no entity at all, so that there is nothing to find; scores that do not fit
-            the tags.
+        ImportError: `seqeval` is not installed.
+        ValueError: the set contains no entity, or the scores do not match the tags.
     """
     names = list(tags)
 
-    def measured(output: Tensor, y: Tensor) -> Tensor:
+    def f1(output: Tensor, y: Tensor) -> Tensor:
         try:
             from seqeval.metrics import f1_score
         except ImportError as error:
             raise ImportError(
-                "entity F1 is measured by seqeval, which is missing: pip install 'metamtl[text]'."
+                "entity F1 needs seqeval, which is missing: pip install 'metamtl[text]'."
             ) from error
         check_scores(output, y)
         if output.shape[-1] != len(names):
             raise ValueError(
                 f"the output has scores for {output.shape[-1]} tags, but there are {len(names)}; the head"
-                " needs one for each tag."
+                " needs one score per tag."
             )
         check_range(y, len(names) - 1, f"there are {len(names)} tags")
         guesses, truths = [], []
@@ -71,4 +70,4 @@ def entity_f1(tags: Sequence[str]) -> Metric:
             raise ValueError(f"the {len(truths)} sentences hold no entity; measure on more of them.")
         return torch.tensor(f1_score(truths, guesses, zero_division=0), dtype=torch.float64)
 
-    return Metric(measured, higher_is_better=True)
+    return Metric(f1, higher_is_better=True)

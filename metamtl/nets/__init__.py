@@ -1,4 +1,4 @@
-"""Nets with a `.body` that makes features and a `.head` that answers from them, and ways of sharing."""
+"""Nets with a `.body` (features) and a `.head` (outputs), and architectures for parameter sharing."""
 
 from .conv4 import Conv4, conv4
 from .fine_tune import fine_tune

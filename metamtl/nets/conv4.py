@@ -1,4 +1,4 @@
-"""The four-block convolutional net of the few-shot literature, in both published forms."""
+"""The four-block convolutional net of few-shot learning, in both published variants."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Downsample = Literal["stride", "pool"]
 
 
 class Conv4(nn.Module):
-    """Four blocks of 3x3 convolution, BatchNorm, ReLU: a `body`, and a linear `head`.
+    """A `body` of four blocks of 3x3 convolution, BatchNorm and ReLU, and a linear `head`.
 
     `downsample="stride"`: convolutions of stride 2, then the mean over height and width (the MAML
-    authors' Omniglot net). `downsample="pool"`: stride 1 and 2x2 max-pooling, then flattened (their
+    authors' Omniglot net). `downsample="pool"`: stride 1 and 2x2 max-pooling, then flattening (their
     mini-ImageNet net, and that of most later work). `[B, C, H, W] -> [B, ways]`.
     """
 
@@ -43,7 +43,7 @@ class Conv4(nn.Module):
             if downsample == "stride":
                 blocks += [nn.Conv2d(inputs, hidden, 3, stride=2, padding=1), norm(hidden), nn.ReLU()]
             else:
-                # Pooling before the rectifier gives the same numbers for a quarter of its work.
+                # Pooling before ReLU gives the same result, and ReLU then needs a quarter of the work.
                 blocks += [nn.Conv2d(inputs, hidden, 3, padding=1), norm(hidden)]
                 blocks += [nn.MaxPool2d(2), nn.ReLU()]
         blocks.append(Mean() if downsample == "stride" else nn.Flatten())
@@ -74,17 +74,17 @@ def conv4(
 ) -> Conv4:
     """Conv-4 for `ways` classes of square images of `size` pixels.
 
-    Differs from the MAML authors' code in: 1. BatchNorm has a scale beside its shift; 2. an inner loop
-    over all parameters adapts BatchNorm's too (name prefixes in `adapts` to leave them out).
+    Differs from the MAML authors' code in: 1. BatchNorm has a scale and a shift, not only a shift; 2. an
+    inner loop over all parameters also adapts those of BatchNorm (set `adapts` to exclude them).
 
     Args:
-        ways: classes N.
-        channels: of an image.
+        ways: number of classes N.
+        channels: channels of an image.
         hidden: channels of every block.
         size: height and width of an image.
         downsample: `"stride"` or `"pool"`, see `Conv4`.
-        batchnorm: where its statistics come from; see `nets.batchnorm`.
-        steps: for `batchnorm="per_step"`, the inner steps K.
+        batchnorm: policy for the statistics, see `nets.batchnorm`.
+        steps: number of inner steps K, for `batchnorm="per_step"`.
 
     >>> import torch
     >>> conv4(5)(torch.zeros(2, 1, 28, 28)).shape, conv4(5, downsample="pool").features

@@ -1,4 +1,4 @@
-"""Transfer: freeze a part of a pretrained net, and learn the rest at rates of its own."""
+"""Transfer learning: freeze a part of a pretrained net, and train the rest with its own learning rates."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ def fine_tune(
 ) -> list[dict[str, Any]]:
     """Freeze the parameters under `frozen`, and group the others by learning rate, for a torch optimizer.
 
-    A prefix of parameter names is a whole path: `body.0` takes `body.0.weight`, not `body.01.weight`.
-    Where several fit, the longest decides, in `frozen` as in `rates`: `frozen=["body"],
-    rates={"body.3": 1e-4}` freezes all of the body but its layer 3.
+    A prefix of parameter names ends at a dot: `body.0` selects `body.0.weight`, not `body.01.weight`. If
+    several prefixes of `frozen` and `rates` match, the longest one applies: `frozen=["body"],
+    rates={"body.3": 1e-4}` freezes the body except its layer 3.
 
     Args:
-        model: any module; `requires_grad` of all its parameters is set by this call.
-        lr: the rate of what no prefix names.
-        frozen: prefixes of what does not learn.
-        rates: a rate for each prefix.
+        model: any module; the call sets `requires_grad` of all its parameters.
+        lr: learning rate of the parameters that no prefix selects.
+        frozen: prefixes of the parameters to freeze.
+        rates: a learning rate for each prefix.
 
     Returns:
-        Groups for `torch.optim.Adam(fine_tune(model, lr=1e-3, ...))`, of different rates.
+        Parameter groups for `torch.optim.Adam(fine_tune(model, lr=1e-3, ...))`.
 
     Raises:
-        ValueError: a prefix that names nothing, or that stands in both; everything frozen.
+        ValueError: a prefix selects no parameter or is in both arguments, or everything is frozen.
 
     >>> from metamtl import nets
     >>> model = nets.NamedHeads(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8)), 8, {"a": 3})
@@ -39,25 +39,25 @@ def fine_tune(
     >>> [name for name, param in model.named_parameters() if not param.requires_grad]
     ['body.0.weight', 'body.0.bias']
     """
-    listed = [frozen] if isinstance(frozen, str) else list(frozen)
+    prefixes = [frozen] if isinstance(frozen, str) else list(frozen)
     rates = dict(rates or {})
     params = dict(model.named_parameters())
-    for prefix in (*listed, *rates):
+    for prefix in (*prefixes, *rates):
         if not with_prefix(params, prefix):
             tops = sorted({name.split(".")[0] for name in params})
             raise ValueError(
                 f"{prefix!r} names no parameter of {type(model).__name__}; it has"
                 f" {', '.join(map(repr, tops))}."
             )
-    both = sorted(set(listed) & set(rates))
-    if both:
-        raise ValueError(f"{both[0]!r} is frozen and has a learning rate; choose one.")
+    common = sorted(set(prefixes) & set(rates))
+    if common:
+        raise ValueError(f"{common[0]!r} is frozen and has a learning rate; choose one.")
     rate_of: dict[str, float | None] = dict.fromkeys(params, lr)
-    choices: dict[str, float | None] = {**dict.fromkeys(listed), **rates}
+    choices: dict[str, float | None] = {**dict.fromkeys(prefixes), **rates}
     for prefix in sorted(choices, key=len):  # the longest last
         rate_of.update(dict.fromkeys(with_prefix(params, prefix), choices[prefix]))
     if all(rate is None for rate in rate_of.values()):
-        raise ValueError(f"frozen={listed} leaves {type(model).__name__} nothing to learn.")
+        raise ValueError(f"frozen={prefixes} leaves {type(model).__name__} nothing to learn.")
     groups: dict[float, list[nn.Parameter]] = {}
     for name, param in params.items():
         rate = rate_of[name]

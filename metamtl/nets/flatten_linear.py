@@ -1,4 +1,4 @@
-"""No net at all: the input itself as features."""
+"""A linear classifier on the flattened input, the trivial baseline of every comparison."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class FlattenLinear(nn.Module):
-    """Flattens its input, under a linear `head`: with `Prototype`, the nearest class mean on raw pixels."""
+    """A linear `head` on the flattened input; with `Prototype`, the nearest class mean of raw pixels."""
 
     sequence = ("body", "head")
 
@@ -21,5 +21,5 @@ class FlattenLinear(nn.Module):
 
 
 def flatten_linear(inputs: int, outputs: int) -> FlattenLinear:
-    """The trivial model of `inputs` numbers: the row that every comparison carries."""
+    """The trivial baseline: a linear classifier on inputs with `inputs` numbers."""
     return FlattenLinear(inputs, outputs)

@@ -1,4 +1,4 @@
-"""LeNet, as the MultiMNIST experiments of multi-task learning have it, and a decoder back to a picture."""
+"""LeNet, as in the MultiMNIST experiments of multi-task learning, and a decoder to images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FEATURES = 50
 
 
 class LeNet(nn.Module):
-    """Convolutions 1-10 (9x9) and 10-20 (5x5), each with 2x2 max-pooling, and 50 features; a linear `head`.
+    """Convolutions 1-10 (9x9) and 10-20 (5x5) with 2x2 max-pooling, 50 features, and a linear `head`.
 
     As in Sener and Koltun 2018 and Lin et al. 2019 (https://arxiv.org/abs/1912.12854).
     `[B, 1, 28, 28] -> [B, ways]`.
@@ -24,7 +24,7 @@ class LeNet(nn.Module):
         super().__init__()
         self.features = FEATURES
         self.body = nn.Sequential(
-            # Pooling before the rectifier gives the same numbers for a quarter of its work.
+            # Pooling before ReLU gives the same result, and ReLU then needs a quarter of the work.
             *(nn.Conv2d(1, 10, 9), nn.MaxPool2d(2), nn.ReLU()),
             *(nn.Conv2d(10, 20, 5), nn.MaxPool2d(2), nn.ReLU()),
             *(nn.Flatten(), nn.Linear(20 * 3 * 3, FEATURES), nn.ReLU()),
@@ -36,7 +36,7 @@ class LeNet(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From features to a picture of 28x28 pixels, by two linear layers; the values are not bounded.
+    """Map features to an image of 28x28 pixels with two linear layers; the values are not bounded.
 
     `[B, features] -> [B, 1, 28, 28]`.
 
@@ -57,7 +57,7 @@ class Decoder(nn.Module):
 
 
 def lenet(ways: int = 10) -> LeNet:
-    """LeNet for `ways` classes of pictures of 28x28 pixels.
+    """LeNet for `ways` classes of images of 28x28 pixels.
 
     >>> sum(p.numel() for p in lenet().body.parameters())
     14890
@@ -66,7 +66,7 @@ def lenet(ways: int = 10) -> LeNet:
 
 
 def lenet_heads(outputs: Mapping[str, int], picture: int = 28 * 28) -> NamedHeads:
-    """LeNet's body under a head for each task: linear, or a `Decoder` for a task with `picture` outputs.
+    """LeNet's body with a head for each task: linear, or a `Decoder` if the task has `picture` outputs.
 
     >>> model = lenet_heads({"left": 10, "right": 784})
     >>> import torch

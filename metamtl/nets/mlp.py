@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them: a `body` of all but the last layer, and a linear `head`."""
+    """Linear layers with ReLU between them: the last layer is the `head`, the others are the `body`."""
 
     sequence = ("body", "head")
 
@@ -25,7 +25,7 @@ class MLP(nn.Module):
 
 
 def mlp(*widths: int) -> MLP:
-    """`mlp(1, 40, 40, 1)` is the sinusoid net of Finn et al. 2017: `[B, 1] -> [B, 1]`.
+    """A multilayer perceptron; `mlp(1, 40, 40, 1)` is the sinusoid net of Finn et al. 2017.
 
     >>> sum(p.numel() for p in mlp(1, 40, 40, 1).parameters())
     1761
@@ -34,7 +34,7 @@ def mlp(*widths: int) -> MLP:
 
 
 def tower(*widths: int) -> nn.Sequential:
-    """The body of an `mlp`: linear layers, each with a ReLU behind it; an expert, or a tower, of others.
+    """The body of an `mlp`: linear layers, each followed by ReLU; also an expert or tower of other nets.
 
     >>> len(tower(4, 8, 8))
     4

@@ -1,4 +1,4 @@
-"""Batch normalisation, each policy of where its statistics come from in a class of its own."""
+"""Batch normalization, with one class for each policy for the statistics."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ Policy = Literal["transductive", "support", "frozen", "per_step"]
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation with the statistics of the batch at hand, at training and at test.
+    """Batch normalization with the statistics of the current batch, in training and in evaluation.
 
-    `y = (x - mean) / sqrt(var + eps) * weight + bias`, mean and biased variance over all axes but the
-    channels', axis 1. There are no running statistics, so support and query set are each normalised by
-    themselves (transductive, as in the MAML authors' code), and the module is a pure function: any
-    engine runs it, in any order of differentiation.
+    `y = (x - mean) / sqrt(var + eps) * weight + bias`, with mean and biased variance over all axes except
+    the channel axis 1. There are no running statistics, so support and query sets are normalized separately
+    (transductive, as in the MAML authors' code), and the module is a pure function that every engine can
+    run and differentiate to any order.
 
-    The formula is written out because the fused kernel loses three digits in second order under vmap.
+    The formula is written out because the second derivative of the fused kernel under vmap loses three
+    digits.
     """
 
     statistics = "transductive: support and query batch, each its own"
@@ -44,12 +45,12 @@ class BatchNorm(nn.Module):
 
 
 class SupportBatchNorm(BatchNorm):
-    """The query set is normalised by the support set's statistics, under the adapted parameters.
+    """Normalize the query set with the support statistics under the adapted parameters.
 
-    So the answer to one query example does not depend on the others. Every adapter makes one more pass
-    over the support set when it is done, and puts the statistics of that pass among the parameters it
-    returns, as `support_mean` and `support_var`; gradients go through them. Where there are none (in the
-    inner loop, or for a task without a support set) the batch at hand gives them.
+    The prediction for one query example therefore does not depend on the others. After adaptation, every
+    adapter makes one more pass over the support set and adds the statistics of that pass to the parameters
+    that it returns, as `support_mean` and `support_var`. They are differentiable. If there are none (in the
+    inner loop, or for a task without a support set), the statistics of the current batch are used.
     """
 
     statistics = "support: the support set's for the query set"
@@ -58,18 +59,18 @@ class SupportBatchNorm(BatchNorm):
 
     def __init__(self, channels: int, eps: float = 1e-5, affine: bool = True) -> None:
         super().__init__(channels, eps, affine)
-        # Empty: not given.
+        # Empty if there are no support statistics.
         self.register_buffer(SUPPORT_MEAN, torch.empty(0), persistent=False)
         self.register_buffer(SUPPORT_VAR, torch.empty(0), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        given = (self.support_mean, self.support_var)
-        mean, var = given if len(self.support_mean) else moments(x)
+        statistics = (self.support_mean, self.support_var)
+        mean, var = statistics if len(self.support_mean) else moments(x)
         return normalise(x, mean, var, self.weight, self.bias, self.eps)
 
 
 class FrozenBatchNorm(BatchNorm):
-    """Stored statistics, `running_mean` and `running_var`, which nothing updates, `train()` neither."""
+    """Normalize with stored `running_mean` and `running_var`, which are not updated even in train mode."""
 
     statistics = "frozen: stored running statistics"
     running_mean: Tensor
@@ -85,13 +86,13 @@ class FrozenBatchNorm(BatchNorm):
 
 
 class PerStepBatchNorm(BatchNorm):
-    """The batch's own statistics, with a scale and shift for each number of inner steps taken, 0 to K.
+    """Statistics of the current batch, with a separate scale and shift after each inner step, 0 to K.
 
     Antoniou, Edwards, Storkey 2019 (MAML++), https://arxiv.org/abs/1810.09502. `weight` and `bias` are
-    `[K + 1, C]`: row k normalises after k inner steps, the last also after more than K.
+    `[K + 1, C]`: row k is used after k inner steps, the last row also after more than K.
 
-    Differs from their code in: 1. no running statistics are kept for each step (theirs are written and
-    never read); 2. an inner loop over all parameters adapts row k in step k, where nothing uses it again.
+    Differs from their code in: 1. there are no running statistics for each step (their code writes and
+    never reads them); 2. an inner loop over all parameters adapts row k in step k, and then never uses it.
     """
 
     statistics = "transductive: support and query batch, each its own; scale and shift per_step"
@@ -103,7 +104,7 @@ class PerStepBatchNorm(BatchNorm):
         super().__init__(channels, eps, affine=False)
         if not affine:
             raise ValueError(
-                "per_step batch norm is a scale and shift for each step; affine=False has none."
+                "per_step batch norm needs a scale and shift for each step, but affine=False has none."
             )
         self.weight = nn.Parameter(torch.ones(steps + 1, channels))
         self.bias = nn.Parameter(torch.zeros(steps + 1, channels))
@@ -124,15 +125,15 @@ KINDS: dict[str, type[BatchNorm]] = {
 
 
 def batchnorm(policy: Policy, *, steps: int | None = None) -> Callable[..., BatchNorm]:
-    """The class of norms that follow `policy`, to be called with a number of channels.
+    """The BatchNorm class for `policy`; call it with the number of channels.
 
     Args:
         policy: `"transductive"` (`BatchNorm`), `"support"` (`SupportBatchNorm`), `"frozen"`
             (`FrozenBatchNorm`) or `"per_step"` (`PerStepBatchNorm`).
-        steps: for `per_step`, the inner steps K.
+        steps: number of inner steps K, for `per_step`.
 
     Raises:
-        ValueError: an unknown policy, or `per_step` without `steps`.
+        ValueError: the policy is unknown, or `per_step` has no `steps`.
     """
     if policy not in KINDS:
         raise ValueError(f"batchnorm={policy!r} is not one of {', '.join(map(repr, KINDS))}.")
@@ -144,14 +145,14 @@ def batchnorm(policy: Policy, *, steps: int | None = None) -> Callable[..., Batc
 
 
 def with_batchnorm(model: nn.Module, policy: Policy, *, steps: int | None = None) -> nn.Module:
-    """A copy of `model` whose BatchNorms, torch's (1d, 2d, 3d) or ours, follow `policy`.
+    """A copy of `model` with all BatchNorms, torch's (1d, 2d, 3d) or metamtl's, converted to `policy`.
 
-    Names and weights stay; under `per_step` every row starts as the one there was. Arguments as those of
-    `batchnorm`.
+    Names and weights are unchanged; with `per_step` every row is a copy of the original weights. The
+    arguments are those of `batchnorm`.
 
     Raises:
-        ValueError: as in `batchnorm`; `frozen` where there are no stored statistics; `per_step` where
-            there is no scale and shift, or where there is one for each step already.
+        ValueError: as in `batchnorm`; or a norm has no stored statistics for `frozen`, has no scale and
+            shift for `per_step`, or is already a `PerStepBatchNorm`.
 
     >>> with_batchnorm(nn.Sequential(nn.BatchNorm2d(8)), "support")
     Sequential(
@@ -174,7 +175,7 @@ def with_batchnorm(model: nn.Module, policy: Policy, *, steps: int | None = None
 
 def _converted(norm: nn.Module, name: str, kind: Callable[..., BatchNorm]) -> BatchNorm:
     if isinstance(norm, PerStepBatchNorm):
-        raise ValueError(f"{name!r} has a scale and shift for each step; convert the model it was made of.")
+        raise ValueError(f"{name!r} has a scale and shift for each step; convert the original model.")
     channels = norm.num_features if isinstance(norm, _BatchNorm) else norm.channels
     new = kind(channels, norm.eps, affine=norm.weight is not None)
     tensors = [*norm.parameters(), *norm.buffers()]
@@ -183,18 +184,18 @@ def _converted(norm: nn.Module, name: str, kind: Callable[..., BatchNorm]) -> Ba
         rows = param.detach().expand_as(getattr(new, key)).clone()
         setattr(new, key, nn.Parameter(rows, requires_grad=param.requires_grad))
     if isinstance(new, FrozenBatchNorm):
-        stored = {key: getattr(norm, key, None) for key in ("running_mean", "running_var")}
-        if stored["running_mean"] is None:
+        statistics = {key: getattr(norm, key, None) for key in ("running_mean", "running_var")}
+        if statistics["running_mean"] is None:
             raise ValueError(
-                f"{name!r} has no stored statistics to freeze; take another policy, or convert a model that"
+                f"{name!r} has no stored statistics to freeze; use another policy, or convert a model that"
                 " was trained with track_running_stats=True."
             )
-        new.load_state_dict({**new.state_dict(), **stored})
+        new.load_state_dict({**new.state_dict(), **statistics})
     return new.train(norm.training)
 
 
 def batchnorm_statistics(model: nn.Module) -> str:
-    """Where the model's BatchNorms take their statistics from: what a result must state.
+    """Describe which statistics the BatchNorms of a model use, to be stated with every result.
 
     >>> batchnorm_statistics(nn.Sequential(nn.Linear(1, 1), BatchNorm(1)))
     'transductive: support and query batch, each its own'
@@ -204,6 +205,6 @@ def batchnorm_statistics(model: nn.Module) -> str:
         if isinstance(module, BatchNorm):
             kinds.add(module.statistics)
         elif isinstance(module, _BatchNorm):
-            stored = module.running_mean is not None and not module.training
-            kinds.add((FrozenBatchNorm if stored else BatchNorm).statistics)
+            frozen = module.running_mean is not None and not module.training
+            kinds.add((FrozenBatchNorm if frozen else BatchNorm).statistics)
     return "; ".join(sorted(kinds)) or "no BatchNorm"

@@ -1,4 +1,4 @@
-"""A small convolutional encoder of sentences, and heads that answer for a sentence or for each word."""
+"""A small convolutional encoder of sentences, with heads for the sentence or for each word."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .sharing.named_heads import NamedHeads
 
 
 class TextLayers(nn.Module):
-    """More layers on what an encoder returns: `[B, 1 + L, F] -> [B, 1 + L, F]`.
+    """Further layers on the output of an encoder: `[B, 1 + L, F] -> [B, 1 + L, F]`.
 
-    `layers` residual convolutions over three words; the sentence's vector is made anew from their words.
+    `layers` residual convolutions over three words; the sentence vector is computed again from the words.
 
     >>> features = TextEncoder(100, width=8, layers=1)(torch.tensor([[7, 9, 2]]), torch.ones(1, 3).bool())
     >>> TextLayers(8)(features).shape
@@ -27,37 +27,36 @@ class TextLayers(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         words = features[:, 1:]
-        # An encoder leaves exact zeros beyond a sentence's end.
+        # The output of an encoder is exactly zero at padding.
         return convolved(self.layers, words, (words != 0).any(-1, keepdim=True).to(words.dtype))
 
 
 def convolved(layers: nn.ModuleList, x: Tensor, inside: Tensor) -> Tensor:
-    """`[B, 1 + L, F]` from words `[B, L, F]`, among which `inside` `[B, L, 1]` is 1 for real ones."""
+    """Apply `layers` to words `[B, L, F]`; `inside` `[B, L, 1]` is 1 for real words. `[B, 1 + L, F]`."""
     for layer in layers:
         x = x + layer(x.movedim(-1, -2)).movedim(-1, -2).relu() * inside
-    # Padding is far below every word, so it is never the largest.
+    # Padding gets a large negative value, so it is never the maximum.
     sentence = (x - 1e4 * (1 - inside)).amax(-2, keepdim=True)
     return torch.cat([sentence, x], -2)
 
 
 def convolutions(width: int, layers: int) -> nn.ModuleList:
-    """Layers that see a word and its neighbours."""
+    """Convolutions over a word and its two neighbors."""
     return nn.ModuleList(nn.Conv1d(width, width, 3, padding=1) for _ in range(layers))
 
 
 class TextEncoder(nn.Module):
-    """From words to features: one vector for the sentence, then one for each word.
+    """Map words to features: one vector for the sentence, then one for each word.
 
-    An embedding of the word, plus those of its spellings where they are given; `layers` residual
-    convolutions over three words; the sentence's vector is the largest value of each feature over its
-    words. `tokens`, `mask` `[B, L]`, `spelling` `[B, L, 4]` -> `[B, 1 + L, width]`: position 0 is the
-    sentence. What stands beyond a sentence's end changes nothing. No recurrence and no dropout, so any
-    engine runs it.
+    The word embedding, plus the spelling embeddings if `spelling` is passed, is followed by `layers`
+    residual convolutions over three words. The sentence vector is the maximum of each feature over the
+    words. `tokens`, `mask` `[B, L]`, `spelling` `[B, L, 4]` -> `[B, 1 + L, width]`; position 0 is the
+    sentence. Padding has no effect. There is no recurrence and no dropout, so every engine can run it.
 
     Args:
-        words, spellings: rows of the two embeddings; without `spellings` there is no second one.
-        width: of embeddings and features.
-        layers: convolutions; a word is seen with this many neighbours on each side.
+        words, spellings: rows of the two embeddings; if `spellings` is 0, there is no second embedding.
+        width: width of embeddings and features.
+        layers: number of convolutions, and of neighbors on each side that affect the features of a word.
     """
 
     def __init__(self, words: int, spellings: int = 0, width: int = 128, layers: int = 2) -> None:
@@ -79,23 +78,23 @@ class TextEncoder(nn.Module):
 
 
 class ForSentence(nn.Linear):
-    """A linear head on the sentence's vector: `[B, 1 + L, F] -> [B, N]`."""
+    """A linear head on the sentence vector: `[B, 1 + L, F] -> [B, N]`."""
 
     def forward(self, features: Tensor) -> Tensor:
         return super().forward(features[:, 0])
 
 
 class ForWords(nn.Linear):
-    """A linear head on every word's vector: `[B, 1 + L, F] -> [B, L, N]`."""
+    """A linear head on every word vector: `[B, 1 + L, F] -> [B, L, N]`."""
 
     def forward(self, features: Tensor) -> Tensor:
         return super().forward(features[:, 1:])
 
 
 class TextClassifier(nn.Module):
-    """One answer for a sentence: a `body` that ends in the sentence's vector, and a linear `head`.
+    """A sentence classifier: a `body` that returns the sentence vector, and a linear `head`.
 
-    With the encoder of a trained net, a model for few-shot tasks.
+    With the encoder of a trained net it is a model for few-shot tasks.
     """
 
     def __init__(self, encoder: TextEncoder, ways: int) -> None:
@@ -109,7 +108,7 @@ class TextClassifier(nn.Module):
 
 
 class Sentence(nn.Module):
-    """The sentence's vector of an encoder: `[B, L]` words -> `[B, F]`."""
+    """The sentence vector of an encoder: words `[B, L]` -> `[B, F]`."""
 
     def __init__(self, encoder: TextEncoder) -> None:
         super().__init__()
@@ -128,7 +127,7 @@ def text_heads(
     width: int = 128,
     layers: int = 2,
 ) -> NamedHeads:
-    """A `TextEncoder` under one head for each task: for the sentence, or for each of its words.
+    """A `TextEncoder` with one head for each task, on the sentence or on each of its words.
 
     >>> model = text_heads(100, 50, {"topic": 5, "tags": 3}, per_token=["tags"], width=8)
     >>> x = {"tokens": torch.tensor([[7, 9, 2]]), "mask": torch.tensor([[True, True, True]])}
@@ -149,7 +148,7 @@ def text_hierarchical(
     layers: int = 1,
     own: int = 1,
 ) -> Hierarchical:
-    """As `text_heads`, with `own` layers for each task between the encoder's `layers` and its head.
+    """As `text_heads`, with `own` task-specific layers between the encoder and each head.
 
     >>> model = text_hierarchical(100, 50, {"topic": 5, "tags": 3}, per_token=["tags"], width=8)
     >>> x = {"tokens": torch.tensor([[7, 9, 2]]), "mask": torch.tensor([[True, True, True]])}
@@ -163,16 +162,17 @@ def text_hierarchical(
 
 
 def _heads(outputs: Mapping[str, int], per_token: Iterable[str], width: int) -> dict[str, nn.Module]:
-    of_words = set(per_token)
+    word_tasks = set(per_token)
     return {
-        task: (ForWords if task in of_words else ForSentence)(width, size) for task, size in outputs.items()
+        task: (ForWords if task in word_tasks else ForSentence)(width, size)
+        for task, size in outputs.items()
     }
 
 
 def text_classifier(
     words: int, spellings: int, ways: int, *, width: int = 128, layers: int = 2
 ) -> TextClassifier:
-    """A `TextEncoder` under one head of `ways` classes.
+    """A `TextEncoder` with one head for `ways` classes.
 
     >>> sorted({name.split(".")[0] for name, _ in text_classifier(100, 50, 3, width=8).named_parameters()})
     ['body', 'head']

@@ -1,4 +1,4 @@
-"""A vision transformer, small enough to adapt."""
+"""A small vision transformer."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Pool = Literal["token", "mean"]
 
 
 class Patches(nn.Module):
-    """Square patches of an image as a sequence, with learned positions: `[B, C, H, W] -> [B, L, width]`.
+    """Embed square patches of an image, with learned positions: `[B, C, H, W] -> [B, L, width]`.
 
-    With `token=True` a learned class token stands before them.
+    With `token=True` the sequence begins with a learned class token.
     """
 
     def __init__(self, channels: int, size: int, patch: int, width: int, token: bool) -> None:
@@ -30,7 +30,7 @@ class Patches(nn.Module):
 
 
 class Pooled(nn.Module):
-    """One vector of a sequence: its first, or the mean of all; `[B, L, width] -> [B, width]`."""
+    """The first vector of a sequence or the mean of all: `[B, L, width] -> [B, width]`."""
 
     def __init__(self, pool: Pool) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Pooled(nn.Module):
 
 
 class ViT(nn.Module):
-    """Patches, transformer blocks and a LayerNorm: a `body`; and a linear `head`."""
+    """A `body` of patches, transformer blocks and a LayerNorm, and a linear `head`."""
 
     def __init__(
         self, ways: int, patches: Patches, blocks: list[nn.Module], width: int, pool: Pool
@@ -70,22 +70,22 @@ def vit(
 ) -> ViT:
     """ViT of Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929: `[B, C, size, size] -> [B, ways]`.
 
-    Blocks are `nn.TransformerEncoderLayer` with the LayerNorms first, as in the paper.
+    Blocks are `nn.TransformerEncoderLayer` with LayerNorm first, as in the paper.
 
     Args:
-        ways: classes N.
-        channels: of an image.
+        ways: number of classes N.
+        channels: channels of an image.
         size: height and width of an image, a multiple of `patch`.
         patch: height and width of a patch.
-        width: of the sequence's vectors, a multiple of `heads`.
+        width: width of the vectors of the sequence, a multiple of `heads`.
         depth: number of blocks.
-        heads: of the attention.
-        hidden: units of each block's perceptron; `4 * width`, where None.
-        dropout: its rate in the blocks.
-        pool: the features are those of a class token (`"token"`), or the mean over patches (`"mean"`).
+        heads: number of attention heads.
+        hidden: hidden units of the MLP of each block; if None, `4 * width`.
+        dropout: dropout rate in the blocks.
+        pool: features are those of a class token (`"token"`) or the mean over patches (`"mean"`).
 
     Raises:
-        ValueError: `size` is no multiple of `patch`; an unknown `pool`.
+        ValueError: `size` is not a multiple of `patch`, or `pool` is unknown.
 
     >>> vit(5, width=16, heads=2, depth=1)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 5])

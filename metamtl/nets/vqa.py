@@ -1,4 +1,4 @@
-"""A picture and a question in one model."""
+"""Visual question answering: an image and a question in one model."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from .text import Sentence, TextEncoder
 
 
 class VQA(NamedTasks):
-    """An image encoder for all tasks, and a question encoder for those that answer a question.
+    """An image encoder for all tasks, and a question encoder for the tasks that answer a question.
 
-    `image` `[B, 3, 64, 64]`, `tokens`, `mask` `[B, L]`. With v the picture's features and q the question's,
-    a task that answers a question gets `v * tanh(q)`, so that the question chooses among the features; any
-    other gets v, and the question encoder gets no gradient from it.
+    `image` is `[B, 3, 64, 64]`, `tokens` and `mask` are `[B, L]`. With v the features of the image and q
+    those of the question, the head of a task that answers a question receives `v * tanh(q)`, so that the
+    question selects features. The heads of other tasks receive v, so that the question encoder gets no
+    gradient from them.
 
     Args:
-        words: rows of the question's embedding.
-        outputs: for each task the width of its head.
+        words: rows of the question embedding.
+        outputs: the width of the head of each task.
         asks: the tasks that answer a question.
-        width: features of picture and question.
+        width: number of features of image and question.
     """
 
     def __init__(
@@ -42,15 +43,15 @@ class VQA(NamedTasks):
     def answer(  # type: ignore[override]
         self, wanted: tuple[str, ...], image: Tensor, tokens: Tensor, mask: Tensor
     ) -> dict[str, Any]:
-        seen = self.image(image - 0.5)  # the pictures are mostly paper, of value 1
-        asked = seen * self.question(tokens, mask).tanh() if self.asks & set(wanted) else seen
-        return {task: self.head(task, asked if task in self.asks else seen) for task in wanted}
+        features = self.image(image - 0.5)  # most pixels are background, of value 1
+        product = features * self.question(tokens, mask).tanh() if self.asks & set(wanted) else features
+        return {task: self.head(task, product if task in self.asks else features) for task in wanted}
 
 
 def vqa(
     words: int, outputs: Mapping[str, int], *, asks: Iterable[str] = ("answer",), width: int = 64
 ) -> VQA:
-    """The net for `tasks.EasyVQA`.
+    """The model for `tasks.EasyVQA`.
 
     >>> import torch
     >>> x = {"image": torch.zeros(2, 3, 64, 64), "tokens": torch.ones(2, 5).long()}

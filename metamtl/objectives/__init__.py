@@ -1,4 +1,4 @@
-"""What the outer loop minimizes: the query loss and other objectives, and penalties added to them."""
+"""Objectives of the outer loop, such as the query loss, and penalties that can be added to them."""
 
 from .base import Adaptation, Objective, displacement, episode_loss, query_loss
 from .penalties import Penalty, l2_to_mean, low_rank, nuclear_norm, penalized

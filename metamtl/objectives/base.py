@@ -1,4 +1,4 @@
-"""What the outer loop minimises, once a task has been adapted."""
+"""Objectives, which the outer loop minimizes after the adaptation to a task."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ..functional.labels import is_labeled
 
 @dataclass
 class Adaptation:
-    """One task after its adapter has run; what an objective sees.
+    """One task after adaptation, the argument of an objective.
 
     Attributes:
         start: the shared parameters theta, by name.
-        end: the parameters phi that the task uses.
+        end: the adapted parameters phi of the task.
         support: the support set, or None.
         query: the query set.
-        measure: `measure(params, batch) -> scalar`, the task's loss.
-        known: the query loss, if it is known already.
-        evaluations: backward passes over a support or query set that the objective takes so far.
+        measure: `measure(params, batch) -> scalar`, the loss of the task.
+        known: the query loss if it has already been computed, else None.
+        evaluations: number of backward passes over a support or query set that the objective needs so far.
     """
 
     start: Params
@@ -38,12 +38,12 @@ class Adaptation:
     evaluations: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        uncounted = self.measure
+        loss_fn = self.measure
 
         def measure(params: Params, batch: Batch) -> Tensor:
             if torch.is_grad_enabled():
                 self.evaluations += 1
-            return uncounted(params, batch)
+            return loss_fn(params, batch)
 
         self.measure = measure
         if self.known is not None:
@@ -52,7 +52,7 @@ class Adaptation:
     @property
     def query_loss(self) -> Tensor:
         """The loss of the adapted parameters on the query set; computed once."""
-        # By hand, because compilers do not see through the lock of functools.cached_property.
+        # Not functools.cached_property, because torch.compile cannot trace its lock.
         if self.known is None:
             self.known = self.measure(self.end, self.query)
         return self.known
@@ -62,24 +62,24 @@ Objective = Callable[[Adaptation], Tensor]
 
 
 def query_loss(task: Adaptation) -> Tensor:
-    """`L_query(phi)`: MAML's objective, and that of every recipe that does not say otherwise."""
+    """`L_query(phi)`: the objective of MAML and the default of most recipes."""
     return task.query_loss
 
 
 def episode_loss(task: Adaptation) -> Tensor:
     """Mean loss over all labels of the episode, `(S L_support(phi) + Q L_query(phi)) / (S + Q)`.
 
-    S and Q are the numbers of labels that are not missing. For adapters that do not look at the support
-    set (joint and multi-task training), so that they learn from every label that a meta-learner uses. The
-    two sets pass through the model one by one, as they do at test. `loss` must be a mean over the labels
-    that are not missing, as torch's cross-entropy and `metamtl.losses.mean_over_labeled` are. A support set
-    without any label has weight 0. If `y` holds several tensors, the first one holds the labels.
+    S and Q are the numbers of labels that are not missing. Use it for adapters that ignore the support set
+    (joint and multi-task training), so that they learn from the same labels as a meta-learner. The two sets
+    pass through the model separately, as in evaluation. `loss` must be a mean over the labels that are not
+    missing, such as torch's cross-entropy and `metamtl.losses.mean_over_labeled`. A support set without
+    labels has weight 0. If `y` contains several tensors, the first one contains the labels.
     """
     if task.support is None:
         return task.query_loss
     support, query = Batch(*task.support), Batch(*task.query)
     counts = [_num_labels(batch) for batch in (support, query)]
-    # Without a label the mean is 0 / 0, whose gradient is NaN even at weight 0: its labels become zeros.
+    # Without labels the mean is 0 / 0, and its gradient is NaN even at weight 0, so labels are set to 0.
     empty = counts[0] == 0
     y = tree_map(lambda leaf: _zeros_if(empty, leaf), support.y)
     losses = task.measure(task.end, Batch(support.x, y)), task.query_loss
@@ -89,7 +89,7 @@ def episode_loss(task: Adaptation) -> Tensor:
 
 
 def _num_labels(batch: Batch) -> Tensor:
-    """Number of labels that are not missing, a scalar; of examples if there are no labels."""
+    """Number of labels that are not missing, or of examples if `y` has no tensor, as a scalar."""
     tensors = [leaf for leaf in tree_leaves((batch.y, batch.x)) if isinstance(leaf, Tensor)]
     labels = [leaf for leaf in tree_leaves(batch.y) if isinstance(leaf, Tensor)]
     if labels:
@@ -102,7 +102,7 @@ def _zeros_if(condition: Tensor, y: Any) -> Any:
 
 
 def displacement(task: Adaptation) -> Tensor:
-    """`1/2 |theta - phi|^2` with phi held constant: its gradient is Reptile's row, `theta - phi`.
+    """`1/2 |theta - phi|^2` with constant phi; its gradient is that of Reptile, `theta - phi`.
 
     Nichol, Achiam, Schulman 2018, https://arxiv.org/abs/1803.02999.
     """

@@ -1,14 +1,14 @@
-"""Penalties that hold the towers of soft sharing together, as a part of the objective.
+"""Penalties on the distance between the towers of soft sharing, as part of the objective.
 
-A penalty goes from parameters by name to a number. There are two places for it:
+A penalty maps a dict of parameters by name to a scalar. There are two ways to use it:
 
-- `penalized(penalty, weight)` as a recipe's objective. Every task's objective then holds the whole
-  penalty, so that all the towers are parameters of all the tasks, and have rows. It enters **once** under
-  an aggregator whose weights sum to 1 (`Mean`), T times under a sum. A head that no penalty names stays
-  its task's own.
-- beside `meta_backward`, once whatever the aggregator, because `.grad` accumulates:
-  `(weight * penalty(dict(model.named_parameters()))).backward()`. The tasks must then share something
-  else, a bottom (`nets.SharedBottom`), for an aggregator to have rows.
+- `penalized(penalty, weight)` as the objective of a recipe. The objective of every task then contains the
+  full penalty, so all towers are shared parameters and have per-task gradients. The penalty counts **once**
+  under an aggregator whose weights sum to 1 (`Mean`), and T times under a sum. Heads that the penalty does
+  not include remain task-specific.
+- after `meta_backward`, once for any aggregator, because `.grad` accumulates:
+  `(weight * penalty(dict(model.named_parameters()))).backward()`. The tasks must then share other
+  parameters, such as a bottom (`nets.SharedBottom`), so that an aggregator has per-task gradients.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Penalty = Callable[[Params], Tensor]
 
 
 def penalized(penalty: Penalty, weight: float, objective: Objective = query_loss) -> Objective:
-    """`objective(task) + weight * penalty(theta)`, at the parameters before adaptation.
+    """`objective(task) + weight * penalty(theta)`, with theta the parameters before adaptation.
 
     >>> from torch import nn
     >>> from metamtl import nets, recipes
@@ -33,11 +33,11 @@ def penalized(penalty: Penalty, weight: float, objective: Objective = query_loss
     >>> recipe = recipes.joint(objective=penalized(nuclear_norm("towers"), 0.01))
     """
 
-    def both(task: Adaptation) -> Tensor:
-        # What is frozen does not stand in `start`, and counts all the same.
+    def total(task: Adaptation) -> Tensor:
+        # `start` does not contain frozen parameters, but the penalty includes them.
         return objective(task) + weight * penalty({**task.end, **task.start})
 
-    return both
+    return total
 
 
 def l2_to_mean(prefix: str = "towers") -> Penalty:
@@ -47,7 +47,7 @@ def l2_to_mean(prefix: str = "towers") -> Penalty:
     `theta_t - mean`.
 
     Args:
-        prefix: where the towers are: `"towers"` takes `towers.<task>.<parameter>`.
+        prefix: prefix of the towers: `"towers"` selects `towers.<task>.<parameter>`.
     """
 
     def penalty(params: Params) -> Tensor:
@@ -60,8 +60,8 @@ def nuclear_norm(prefix: str = "towers") -> Penalty:
     """Nuclear norm: the sum of the singular values of `[T, n]`, for each parameter of the towers.
 
     Yang, Hospedales 2017, https://arxiv.org/abs/1606.04038, with the tensor of all towers flattened along
-    the tasks' axis. Small where the towers are few patterns mixed; the gradient is `U V^T`. No second
-    derivative where two singular values are equal.
+    the task axis. It is small if the towers are combinations of few patterns. The gradient is `U V^T`. The
+    second derivative does not exist if two singular values are equal.
     """
 
     def penalty(params: Params) -> Tensor:
@@ -73,12 +73,12 @@ def nuclear_norm(prefix: str = "towers") -> Penalty:
 def low_rank(rank: int, prefix: str = "towers") -> Penalty:
     """`sum_(i > rank) s_i^2`: squared distance of the towers `[T, n]` to the nearest subspace of `rank`.
 
-    Each parameter has a subspace of its own that all tasks share and that is fitted anew at each call: the
-    penalty of Ando, Zhang 2005, https://www.jmlr.org/papers/v6/ando05a.html, minimised over the subspace.
-    `s` are the singular values; zero where the towers already lie in `rank` dimensions.
+    Each parameter has its own subspace, which all tasks share and which is fitted again at each call: the
+    penalty of Ando, Zhang 2005, https://www.jmlr.org/papers/v6/ando05a.html, minimized over the subspace.
+    `s` are the singular values. The penalty is zero if the towers already span at most `rank` dimensions.
 
     Raises:
-        ValueError: a negative `rank`; when called, one that every set of T towers has.
+        ValueError: `rank` is negative, or, on a call, at least the number of towers T.
     """
     if rank < 0:
         raise ValueError(f"rank={rank} cannot be negative.")
@@ -88,7 +88,7 @@ def low_rank(rank: int, prefix: str = "towers") -> Penalty:
         if rank >= len(stacks[0]):
             raise ValueError(
                 f"rank={rank}: {len(stacks[0])} towers always lie in a subspace of that rank, so the"
-                " penalty would be zero; choose a smaller one."
+                " penalty would be zero; choose a smaller rank."
             )
         return _sum([torch.linalg.svdvals(w)[rank:].square().sum() for w in stacks])
 
@@ -100,7 +100,7 @@ def _sum(parts: list[Tensor]) -> Tensor:
 
 
 def _stacks(params: Params, prefix: str) -> list[Tensor]:
-    """Each parameter of the towers as a matrix with a row for each tower, `[T, n]`."""
+    """Each parameter of the towers as a matrix `[T, n]` with one row per tower."""
     towers: dict[str, Params] = {}
     for name in with_prefix(params, prefix):
         tower, _, rest = name[len(prefix) + 1 :].partition(".")
@@ -108,7 +108,7 @@ def _stacks(params: Params, prefix: str) -> list[Tensor]:
     if len(towers) < 2:
         tops = sorted({name.split(".")[0] for name in params})
         raise ValueError(
-            f"prefix={prefix!r} holds {len(towers)} towers, and a penalty needs two to compare; the"
+            f"prefix={prefix!r} holds {len(towers)} towers, but a penalty needs two to compare; the"
             f" parameters are under {', '.join(map(repr, tops))}."
         )
     first, *others = towers

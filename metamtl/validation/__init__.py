@@ -1,4 +1,4 @@
-"""Input is checked here: arguments once per call, losses at each call, results before `.grad` changes."""
+"""Checks of arguments (once per call), losses (in every call) and results (before `.grad` changes)."""
 
 from .arguments import check_call, check_features
 from .losses import checked_loss

@@ -1,4 +1,4 @@
-"""What cannot work is rejected before anything changes, with the remedy."""
+"""Checks of arguments before anything is computed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..recipes import Recipe
 
 
 def check_call(model: Any, recipe: Any, episodes: Any, loss: Any, engine: Any) -> Any:
-    """Reject arguments that cannot work together; returns the episodes as `Episode` objects."""
+    """Reject arguments that cannot work together; return the episodes as `Episode` objects."""
     if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
         raise TypeError(
-            f"the model is wrapped in {type(model).__name__}, whose synchronization backward() starts and"
-            " meta_backward does not, so that the replicas would diverge; pass model.module."
+            f"the model is wrapped in {type(model).__name__}, which synchronizes replicas in backward() but"
+            " not in meta_backward, so that the replicas would diverge; pass model.module."
         )
     if not isinstance(model, nn.Module):
         remedy = f"an instance, {model.__name__}(...)" if isinstance(model, type) else "an nn.Module"
@@ -39,8 +39,8 @@ def check_call(model: Any, recipe: Any, episodes: Any, loss: Any, engine: Any) -
         episodes = {name: as_episode(episode, name) for name, episode in episodes.items()}
         if engine is not None and not isinstance(engine, Auto | Loop):
             raise ValueError(
-                f"engine={engine!r}: named tasks differ in shape and run one by one by plain autograd; pass"
-                " engine=Loop(), or None."
+                f"engine={engine!r}: named tasks differ in shape and run one by one with plain autograd;"
+                " pass engine=Loop(), or None."
             )
     else:
         episodes = as_episode(episodes)
@@ -50,16 +50,16 @@ def check_call(model: Any, recipe: Any, episodes: Any, loss: Any, engine: Any) -
 
 
 def check_features(recipe: Recipe, episodes: Any) -> None:
-    """Reject gradients at features, `recipe.layer`, where tasks do not share an input."""
+    """Reject `recipe.layer`, gradients at features, if the tasks do not share an input."""
     if recipe.layer is not None and not isinstance(episodes, Mapping):
         raise ValueError(
-            f"layer={recipe.layer!r} is for named tasks that share one input, given as a dict of episodes;"
-            " each task of a meta-batch has inputs of its own, so use layer=None."
+            f"layer={recipe.layer!r} is for named tasks that share one input, passed as a dict of episodes;"
+            " each task of a meta-batch has its own inputs, so use layer=None."
         )
 
 
 def _check_losses(loss: Any, episodes: Any) -> None:
-    """Reject what is no loss: a class, or a module with parameters, which nothing would train."""
+    """Reject a class, and a module with parameters, which would not be trained."""
     losses = loss if isinstance(loss, Mapping) else {None: loss}
     for name, one in losses.items():
         what = "loss" if name is None else f"the loss of task {name!r}"
@@ -72,12 +72,12 @@ def _check_losses(loss: Any, episodes: Any) -> None:
                 f"{what} is {one!r}, which returns one value for each example; the loss of a task is a"
                 " scalar: use reduction='mean'."
             )
-        learned = (
+        params = (
             [n for n, p in one.named_parameters() if p.requires_grad] if isinstance(one, nn.Module) else []
         )
-        if learned:
+        if params:
             raise ValueError(
-                f"{what} is a {type(one).__name__} with parameters of its own ({', '.join(learned[:5])}),"
+                f"{what} is a {type(one).__name__} with parameters of its own ({', '.join(params[:5])}),"
                 " whose gradient meta_backward does not compute; make them parameters of the model, which"
                 " returns them with its output, or freeze them with requires_grad_(False)."
             )
@@ -92,18 +92,18 @@ def _check_episodes(model: nn.Module, adapter: Adapter, episodes: Any, loss: Any
         adapter.check(model, episodes.task)
         return
     if not episodes:
-        raise ValueError("the dict of episodes is empty; give at least one named task.")
+        raise ValueError("the dict of episodes is empty; pass at least one named task.")
     if not isinstance(loss, Mapping) or set(episodes) - set(loss):
-        given = sorted(loss) if isinstance(loss, Mapping) else "one loss for all"
+        names = sorted(loss) if isinstance(loss, Mapping) else "one loss for all"
         missing = sorted(set(episodes) - set(loss)) if isinstance(loss, Mapping) else sorted(episodes)
-        raise ValueError(f"no loss for tasks {missing}; loss must be a dict by task name, not {given}.")
+        raise ValueError(f"no loss for tasks {missing}; loss must be a dict by task name, not {names}.")
     for name, episode in episodes.items():
         episode.check(named=name)
     adapted = [name for name, episode in episodes.items() if episode.support is not None]
     if not adapted and not isinstance(adapter, Shared):
         raise ValueError(
             f"{type(adapter).__name__} adapts to support sets, but none of the tasks"
-            f" {', '.join(map(repr, episodes))} has one; give some, or use Shared()."
+            f" {', '.join(map(repr, episodes))} has one; add support sets, or use Shared()."
         )
     for name in adapted:
         adapter.check(model, name)
@@ -111,14 +111,14 @@ def _check_episodes(model: nn.Module, adapter: Adapter, episodes: Any, loss: Any
 
 
 def _check_takes_task(model: nn.Module) -> None:
-    """Named tasks tell the model which of them is asked for."""
+    """Check that the model takes the argument `task=`, the name of the task."""
     method = getattr(model.forward, "__func__", None)
-    # A class's method is remembered; an instance's own function may hold the model, and would keep it.
-    known = method is not None and "forward" not in vars(model)
-    if not (_takes_task(method) if known else _takes_task.__wrapped__(model.forward)):
+    # Cache only methods of classes: a function on an instance may reference the model and keep it alive.
+    cacheable = method is not None and "forward" not in vars(model)
+    if not (_takes_task(method) if cacheable else _takes_task.__wrapped__(model.forward)):
         raise ValueError(
-            f"{type(model).__name__}.forward takes no argument task=, by which named tasks choose their"
-            " head; add one, or use nets.named_heads(backbone, outputs)."
+            f"{type(model).__name__}.forward takes no argument task=, which selects the head of a named"
+            " task; add one, or use nets.named_heads(backbone, outputs)."
         )
 
 

@@ -1,4 +1,4 @@
-"""Losses that check the model's output before they compute anything."""
+"""Losses that check the output of the model first."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _ENTRY_MODULES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 
 
 def checked_loss(loss: Loss, episode: Episode) -> Loss:
-    """`loss`, with an error for an output that does not fit the targets of `episode`.
+    """Wrap `loss` to raise an error if an output does not match the targets of `episode`.
 
-    Cross-entropy needs an output for every label, and a loss that compares entry by entry needs targets of
-    the output's shape. Every loss must be a scalar.
+    Cross-entropy needs a score for every label, and an elementwise loss needs targets in the shape of the
+    output. Every loss must be a scalar.
     """
     if loss in _ENTRY_BY_ENTRY or isinstance(loss, _ENTRY_MODULES):
         return SameShapeLoss(loss)
@@ -31,7 +31,7 @@ def checked_loss(loss: Loss, episode: Episode) -> Loss:
 
 @dataclass(frozen=True)
 class ScalarLoss:
-    """A loss of any kind, with an error for a result that is no scalar."""
+    """Any loss; raises an error if the result is not a scalar."""
 
     loss: Loss
 
@@ -45,14 +45,14 @@ class ScalarLoss:
         if value.dim():
             raise ValueError(
                 f"the loss returns a tensor of shape {list(value.shape)}; the loss of a task is a scalar:"
-                " reduce it, for example by mean()."
+                " reduce it, for example with mean()."
             )
         return value
 
 
 @dataclass(frozen=True)
 class SameShapeLoss:
-    """A loss that compares entry by entry, where torch would broadcast with a mere warning."""
+    """An elementwise loss; raises an error where torch would broadcast with only a warning."""
 
     loss: Loss
 
@@ -60,26 +60,26 @@ class SameShapeLoss:
         if isinstance(output, Tensor) and isinstance(y, Tensor) and output.shape != y.shape:
             raise ValueError(
                 f"the model's output has shape {list(output.shape)}, the targets {list(y.shape)}, and torch"
-                " would broadcast one against the other; give the targets the shape of the head's output."
+                " would broadcast them; reshape the targets to the shape of the head's output."
             )
         return self.loss(output, y)
 
 
 @dataclass(frozen=True)
 class ClassLoss:
-    """Cross-entropy of labels up to `top`."""
+    """Cross-entropy; raises an error if an output has no class for the label `top`."""
 
     loss: Loss
     top: int
 
     def __call__(self, output: Any, y: Any) -> Tensor:
-        # Compiled code checks the labels by itself, and `top` would be compiled into it.
+        # Compiled code checks the labels itself, and `top` would become a constant in it.
         if not torch.compiler.is_compiling():
             self.check(output)
         return self.loss(output, y)
 
     def check(self, output: Any) -> None:
-        """Raise an error if an output `[B, N]` has no class for the label `top`."""
+        """Raise ValueError if an output `[B, N]` has no class for the label `top`."""
         if isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] <= self.top:
             raise ValueError(
                 f"labels reach up to {self.top}, but the model's output has {output.shape[1]} classes"
@@ -88,13 +88,13 @@ class ClassLoss:
 
 
 def _highest_label(loss: Loss, episode: Episode) -> int:
-    """The highest label of an episode. Read once, here: inside an engine, or on a GPU, it is too late."""
+    """The highest label of an episode, read here because engines and GPU kernels cannot check it."""
     ignored = loss.ignore_index if isinstance(loss, nn.CrossEntropyLoss) else -100
     top = -1 if episode.ways is None else episode.ways - 1
     for batch in (episode.support, episode.query):
         y = None if batch is None else batch[1]
         if isinstance(y, Tensor) and y.is_cuda and episode.ways is not None:
-            continue  # looking would wait for the device
+            continue  # reading labels would synchronize with the device
         if isinstance(y, Tensor) and not y.is_floating_point() and y.numel():
             lowest, highest = _span(y)
             if lowest <= ignored <= highest:

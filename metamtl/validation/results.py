@@ -1,4 +1,4 @@
-"""Checks of losses and gradients after they are computed, and before `.grad` changes."""
+"""Checks of losses and gradients before `.grad` changes."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def check_finite(
     loss: Loss | Mapping[str, Loss],
     grads: TaskGradients,
 ) -> None:
-    """Refuse a loss or a gradient that is NaN or infinite, naming the tasks and the inner step.
+    """Reject losses and gradients that are not finite; the error names the tasks and the inner step.
 
-    And a loss of zero where nothing is labelled, which would look like a solved task.
+    Also reject a loss of zero for a task without labels, which would look like a solved task.
     """
-    silent = _unlabelled(episodes, grads.losses == 0)
-    if silent:
+    unlabeled = _unlabeled(episodes, grads.losses == 0)
+    if unlabeled:
         raise ValueError(
-            f"the loss of tasks {silent} is zero, for none of their examples is labelled. Nothing was added"
-            " to .grad. Leave these tasks out of the step; a loss that is a mean over the labels, as"
-            " metamtl.losses.mean_over_labeled makes one, would be NaN."
+            f"the loss of tasks {unlabeled} is zero, because none of their examples is labeled. Nothing was"
+            " added to .grad. Exclude these tasks from the step; a mean over the labels, such as"
+            " metamtl.losses.mean_over_labeled, would be NaN."
         )
-    alone = dict(grads.adapter_params)
+    other = dict(grads.adapter_params)
     for name, by_task in grads.task_specific.items():
-        alone |= {f"{name} (task {task})": gradient for task, gradient in by_task.items()}
-    if grads.exchange.all(_finite_sum(grads.losses, *grads.shared.values(), *alone.values())):
+        other |= {f"{name} (task {task})": gradient for task, gradient in by_task.items()}
+    if grads.exchange.all(_finite_sum(grads.losses, *grads.shared.values(), *other.values())):
         return
     bad_loss = ~torch.isfinite(grads.losses)
     bad_row = grads.exchange.select(torch.zeros_like(bad_loss))
@@ -47,38 +47,38 @@ def check_finite(
         bad_row = bad_row | ~torch.isfinite(rows.reshape(len(rows), rows.shape[1:].numel())).all(1)
     bad_row = grads.exchange.gather(bad_row)
     if not bool((bad_loss | bad_row).any()):
-        finite = {name: bool(torch.isfinite(gradient).all()) for name, gradient in alone.items()}
-        wrong_ones = [name for name, is_finite in finite.items() if not grads.exchange.all(is_finite)]
-        if not wrong_ones:
+        finite = {name: bool(torch.isfinite(gradient).all()) for name, gradient in other.items()}
+        bad_names = [name for name, is_finite in finite.items() if not grads.exchange.all(is_finite)]
+        if not bad_names:
             return  # finite values whose sum overflowed
         raise FloatingPointError(
-            f"the gradient of {', '.join(wrong_ones[:10])} is not finite, though every task's loss is."
+            f"the gradient of {', '.join(bad_names[:10])} is not finite, but the loss of every task is."
             " Nothing was added to .grad."
         )
-    what, wrong = ("loss", bad_loss) if bool(bad_loss.any()) else ("gradient", bad_row)
-    positions = wrong.nonzero().flatten().tolist()
-    names = list(episodes) if isinstance(episodes, Mapping) else list(range(len(wrong)))
+    kind, mask = ("loss", bad_loss) if bool(bad_loss.any()) else ("gradient", bad_row)
+    positions = mask.nonzero().flatten().tolist()
+    names = list(episodes) if isinstance(episodes, Mapping) else list(range(len(mask)))
     bad = [names[position] for position in positions]
     first = positions[0]
     detail = ""
     if isinstance(episodes, Episode) and not isinstance(loss, Mapping) and episodes.support is not None:
         detail = _inner_step(model, adapter, episodes, loss, first)
-    elif unlabelled := _unlabelled(episodes, bad_loss):
-        detail = f" None of the examples of {unlabelled} is labelled: leave these tasks out of the step."
-    values = f" (losses {grads.losses[positions[:5]].tolist()})" if what == "loss" else ""
+    elif unlabeled := _unlabeled(episodes, bad_loss):
+        detail = f" None of the examples of {unlabeled} is labeled: exclude these tasks from the step."
+    values = f" (losses {grads.losses[positions[:5]].tolist()})" if kind == "loss" else ""
     raise FloatingPointError(
-        f"the {what} of tasks {bad[:10]} of {len(names)} is not finite{values}.{detail}"
-        " Nothing was added to .grad. Look at the data of these tasks, or lower the learning rates."
+        f"the {kind} of tasks {bad[:10]} of {len(names)} is not finite{values}.{detail}"
+        " Nothing was added to .grad. Check the data of these tasks, or lower the learning rates."
     )
 
 
 def _finite_sum(*tensors: Tensor) -> bool:
-    """Whether the sum of everything is finite, for which one look at the device suffices."""
+    """Whether the sum of all tensors is finite, with one synchronization with the device."""
     return math.isfinite(float(torch.stack([tensor.sum() for tensor in tensors]).sum()))
 
 
-def _unlabelled(episodes: Episode | Mapping[str, Episode], suspected: Tensor) -> list[str]:
-    """Those of the suspected named tasks without a single label in their support or query set."""
+def _unlabeled(episodes: Episode | Mapping[str, Episode], suspected: Tensor) -> list[str]:
+    """The suspected named tasks that have no label in their support or query set."""
     if not isinstance(episodes, Mapping):
         return []
     return [
@@ -91,7 +91,7 @@ def _unlabelled(episodes: Episode | Mapping[str, Episode], suspected: Tensor) ->
 def _has_label(batch: Batch | None) -> bool:
     y = None if batch is None else batch[1]
     if not isinstance(y, Tensor) or not (y.is_floating_point() or y.dtype in (torch.int64, torch.int32)):
-        return True  # there is no label that says "missing"
+        return True  # labels of other types cannot be missing
     return bool(has_label(y).any())
 
 
@@ -102,32 +102,33 @@ def check_direction(
     direction: Tensor,
     gradients: Params,
 ) -> None:
-    """Reject an aggregated direction that is not finite, or zero because the gradient of a task is.
+    """Reject a direction that is not finite, or that is zero because the gradient of one task is zero.
 
     `zero_rows()` `[T]`: whether the gradient of each task is zero.
     """
-    name = getattr(aggregator, "name", type(aggregator).__name__)  # any module may aggregate
+    name = getattr(aggregator, "name", type(aggregator).__name__)  # any module can be an aggregator
     if not _finite_sum(direction, *gradients.values()):
-        for what, found in (("direction", [direction]), ("gradient behind it", [*gradients.values()])):
-            if not all(bool(torch.isfinite(part).all()) for part in found):
+        parts = ("direction", [direction]), ("gradient of a parameter", [*gradients.values()])
+        for kind, tensors in parts:
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
                 raise FloatingPointError(
-                    f"every task's gradient is finite, but of what {name} made of them the {what} is not."
+                    f"every task's gradient is finite, but the {kind} that {name} computes is not."
                     " Nothing was added to .grad. Lower the learning rates, or rescale the losses."
                 )
     if not bool(direction.any()):
         zero = zero_rows()
         if bool(zero.any()) and not bool(zero.all()):
             names = list(episodes) if isinstance(episodes, Mapping) else list(range(len(zero)))
-            still = [names[position] for position in zero.nonzero().flatten().tolist()]
+            tasks = [names[position] for position in zero.nonzero().flatten().tolist()]
             raise ValueError(
-                f"{name} makes a zero direction, for the gradient of tasks {still[:10]} is zero; no task"
-                " would learn anything. Nothing was added to .grad. Leave these tasks out of the step, or"
-                " use an aggregator that gives them no say, such as Mean."
+                f"{name} makes a zero direction, because the gradient of tasks {tasks[:10]} is zero; no"
+                " task would learn anything. Nothing was added to .grad. Exclude these tasks from the step,"
+                " or use an aggregator that they cannot stop, such as Mean."
             )
 
 
 def _inner_step(model: nn.Module, adapter: Adapter, episodes: Episode, loss: Loss, task: int) -> str:
-    """At which inner step the support loss of one task left the finite numbers."""
+    """Describe at which inner step the support loss of one task is no longer finite."""
     support, ids = index_task((episodes.support, episodes.task), task)
     support = Batch(*support)
     with torch.no_grad():
@@ -135,4 +136,6 @@ def _inner_step(model: nn.Module, adapter: Adapter, episodes: Episode, loss: Los
             value = loss(forward(model, params, support.x), support.y)
             if not torch.isfinite(value):
                 return f" Task {task}: the support loss is {float(value)} after {step} inner steps."
-    return f" Task {task}: the support loss stays finite in every inner step; the query set does not."
+    return (
+        f" Task {task}: the support loss stays finite in all inner steps; that of the query set does not."
+    )

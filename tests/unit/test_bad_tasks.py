@@ -53,7 +53,7 @@ def refused(model: nn.Module, words: str, error: type[Exception] = ValueError) -
 def test_labels_missing_for_a_whole_batch(task: str, loss: Any, y: Tensor, at: str | None) -> None:
     model, data, losses = tasks()
     data[task] = Episode(None, Batch(data[task].query.x, y))
-    words = rf"loss of tasks \['{task}'\] of 2 .*None of the examples of \['{task}'\] is labelled: leave"
+    words = rf"loss of tasks \['{task}'\] of 2 .*None of the examples of \['{task}'\] is labeled: exclude"
     with refused(model, words, FloatingPointError):
         meta_backward(model, recipes.joint(layer=at), data, {**losses, task: loss})
 
@@ -63,7 +63,9 @@ def test_labels_missing_for_a_whole_batch_and_a_loss_that_says_zero() -> None:
     model, data, losses = tasks()
     data["case"] = Episode(None, Batch(data["case"].query.x, torch.full((6,), MISSING)))
     losses["case"] = nn.CrossEntropyLoss(reduction="sum")
-    with refused(model, r"loss of tasks \['case'\] is zero, for none of their examples is labelled.*Leave"):
+    with refused(
+        model, r"loss of tasks \['case'\] is zero, because none of their examples is labeled.*Exclude"
+    ):
         meta_backward(model, recipes.joint(), data, losses)
     with pytest.raises(ValueError, match="no query example of task 'case' has a label"):
         evaluate(

@@ -247,5 +247,5 @@ def test_a_task_that_does_not_look_at_the_features() -> None:
 def test_aggregators_that_remember_single_parameters(name: str) -> None:
     aggregator = getattr(aggregators, name)()
     for each in (aggregator, aggregators.Rescaled(aggregator)):
-        with pytest.raises(ValueError, match=f"{each.name} remembers .* layer='body', are of other ex"):
+        with pytest.raises(ValueError, match=f"{each.name} remembers .* layer='body', belong to other ex"):
             recipes.joint(aggregator=each, layer="body")

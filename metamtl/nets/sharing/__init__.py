@@ -1,4 +1,4 @@
-"""Ways of sharing parameters between named tasks."""
+"""Architectures that share parameters between named tasks."""
 
 from .branching import Branching
 from .cascade import Cascade

@@ -1,4 +1,4 @@
-"""Sequential tasks: a task's head reads the outputs of the tasks before it."""
+"""Sequential tasks: the head of a task takes the outputs of earlier tasks as inputs."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from .named import NamedTasks, Outputs, check_names, width_of
 
 
 class Cascade(NamedTasks):
-    """`output_t = head_t([body(x), output_s for s in after[t]])`: some tasks go before others.
+    """`output_t = head_t([body(x), output_s for s in after[t]])`: heads that depend on earlier tasks.
 
-    As in a joint many-task model (Hashimoto et al. 2017, https://arxiv.org/abs/1611.01587). Outputs are
-    read as they are (logits, not probabilities), and a task's loss reaches the heads before its own.
+    As in a joint many-task model (Hashimoto et al. 2017, https://arxiv.org/abs/1611.01587). Heads receive
+    outputs unchanged (logits, not probabilities), and the loss of a task also trains the earlier heads.
 
     Args:
         body: `x -> [..., features]`, any module.
-        features: width of what the body returns.
-        outputs: for each task the width of its linear head, or a module that is its head (it takes the
-            features and what the task reads, side by side).
-        after: for each task those whose outputs it reads; tasks that are not named read none.
+        features: output width of the body.
+        outputs: for each task the width of its linear head, or a module to use as its head (its input is
+            the concatenation of the features and the outputs that the task reads).
+        after: for each task the tasks whose outputs it reads; other tasks read none.
 
     Raises:
-        ValueError: a task that reads one without a head, or itself by a circle.
+        ValueError: a task reads the output of a task without a head, or the order has a cycle.
 
     >>> model = Cascade(nn.Linear(4, 8), 8, {"click": 1, "buy": 1}, after={"buy": ["click"]})
     >>> model.heads["buy"].in_features, model(torch.zeros(5, 4), task="buy").shape
@@ -41,17 +41,17 @@ class Cascade(NamedTasks):
         check_names(kind, outputs)
         single = sorted(name for name, read in after.items() if isinstance(read, str))
         if single:
-            raise ValueError(f"{kind}: after[{single[0]!r}] is one name; give a list of names.")
+            raise ValueError(f"{kind}: after[{single[0]!r}] is one name; pass a list of names.")
         unknown = sorted({*after, *(name for read in after.values() for name in read)} - set(outputs))
         if unknown:
             raise ValueError(f"{kind}: after= names {unknown}, but there are heads for {list(outputs)}.")
         self.after = {name: tuple(dict.fromkeys(after.get(name, ()))) for name in outputs}
         try:
             self.order = tuple(TopologicalSorter(self.after).static_order())
-        except CycleError as circle:
+        except CycleError as error:
             raise ValueError(
-                f"{kind}: the order of the tasks goes in a circle, {' -> '.join(circle.args[1])};"
-                " a task can only read tasks before it."
+                f"{kind}: the order of the tasks has a cycle, {' -> '.join(error.args[1])};"
+                " a task can only read earlier tasks."
             ) from None
         self.body = body
         read = {name: sum(width_of(kind, outputs, s) for s in self.after[name]) for name in outputs}
@@ -59,12 +59,12 @@ class Cascade(NamedTasks):
 
     def answer(self, wanted: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
         features = self.body(*inputs, **keywords)
-        needed = set(wanted)
+        tasks = set(wanted)
         for name in reversed(self.order):
-            needed |= set(self.after[name]) if name in needed else set()
-        found: dict[str, Tensor] = {}
+            tasks |= set(self.after[name]) if name in tasks else set()
+        outputs: dict[str, Tensor] = {}
         for name in self.order:
-            if name in needed:
-                read = [found[earlier] for earlier in self.after[name]]
-                found[name] = self.head(name, torch.cat([features, *read], -1) if read else features)
-        return {name: found[name] for name in wanted}
+            if name in tasks:
+                read = [outputs[earlier] for earlier in self.after[name]]
+                outputs[name] = self.head(name, torch.cat([features, *read], -1) if read else features)
+        return {name: outputs[name] for name in wanted}

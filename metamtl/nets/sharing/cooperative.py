@@ -1,4 +1,4 @@
-"""Cooperative heads: each sees what the others would answer."""
+"""Cooperative heads: each head also uses the outputs of the others."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from .named import NamedTasks, Outputs, check_names, width_of
 class Cooperative(NamedTasks):
     """`output_t = head_t(z) + listen_t([head_s(z) for s != t])` with `z = body(x)`.
 
-    Every head answers first, then each adds what it makes of the others' first answers: the idea of
-    PAD-Net (Xu et al. 2018, https://arxiv.org/abs/1805.04409) for heads of any kind. `listen_t` is linear
-    and zero at the start, where the net is hard sharing.
+    Every head computes a first output, then adds a function of the first outputs of the other heads: the
+    idea of PAD-Net (Xu et al. 2018, https://arxiv.org/abs/1805.04409) for any kind of head. `listen_t` is
+    linear and initialized to zero, so the net starts as hard sharing.
 
-    Differs from PAD-Net in: 1. the first answers have no loss of their own; 2. they are passed on by a
-    linear map rather than by gated convolutions.
+    Differs from PAD-Net in: 1. the first outputs have no loss; 2. a linear map instead of gated
+    convolutions combines them.
 
     Args:
         body: `x -> [..., features]`, any module.
-        features: width of what the body returns.
+        features: output width of the body.
         outputs: for each of at least two tasks the width of its head.
 
     Raises:
-        ValueError: a single task, or a head whose width is not known.
+        ValueError: there is only one task, or the width of a head is not known.
 
     >>> model = Cooperative(nn.Linear(4, 8), 8, {"a": 3, "b": 2})
     >>> model(torch.zeros(5, 4), task="a").shape

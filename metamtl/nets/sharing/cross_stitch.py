@@ -1,4 +1,4 @@
-"""Cross-stitch networks: a tower for each task, mixed after every stage."""
+"""Cross-stitch networks: a tower for each task, with linear mixing after every stage."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ class CrossStitch(NamedTasks):
     """After stage l, the input of task t's next stage is `sum_s stitches[l, t, s] * x_s`.
 
     Misra, Shrivastava, Gupta, Hebert 2016, https://arxiv.org/abs/1604.03539. With identity matrices the
-    towers are apart; with equal rows all tasks see the same. The stitches `[stages, T, T]` are learned,
-    from `own` on the diagonal and the rest, to a sum of 1, spread over the other tasks. They want a much
-    higher learning rate than the towers, as in the paper; `nets.fine_tune` makes such groups.
+    towers are independent; with equal rows all tasks have the same features. The stitches `[stages, T, T]`
+    are learned. Initially they are `own` on the diagonal, and each row sums to 1 with equal other entries.
+    As in the paper, they need a much higher learning rate than the towers; `nets.fine_tune` makes such
+    parameter groups.
 
     Args:
-        make: builds the stages of one tower (an `nn.Sequential` is such), with parameters of their own at
-            each call; the last returns `[..., features]`.
-        features: width of what the last stage returns.
-        outputs: for each task the width of its linear head, or a module that is its head.
-        own: what a task keeps of its own tower at the start.
+        make: builds the stages of one tower (for example as an `nn.Sequential`), with new parameters at
+            each call; the last stage returns `[..., features]`.
+        features: output width of the last stage.
+        outputs: for each task the width of its linear head, or a module to use as its head.
+        own: initial weight of a task's own tower.
 
     Raises:
-        ValueError: towers without stages, or whose stages do not match in number or shape.
+        ValueError: towers have no stages, or their stages differ in number or shape.
 
     >>> def tower():
     ...     return nn.Sequential(nn.Sequential(nn.Linear(4, 8), nn.Tanh()), nn.Linear(8, 6))
@@ -47,7 +48,7 @@ class CrossStitch(NamedTasks):
         stages = len(towers[0])
         if not stages or any(len(tower) != stages for tower in towers):
             raise ValueError(
-                f"{kind}: make() must give the same number of stages, at least one, at each call; found"
+                f"{kind}: make() must return the same number of stages, at least one, at each call; found"
                 f" {[len(tower) for tower in towers]}."
             )
         self.towers = nn.ModuleDict(dict(zip(outputs, towers)))
@@ -60,13 +61,13 @@ class CrossStitch(NamedTasks):
         states: list[Tensor] = []
         for stage, stitch in enumerate(self.stitches):
             if stage == 0:
-                found = [tower[0](*inputs, **keywords) for tower in towers]
+                outputs = [tower[0](*inputs, **keywords) for tower in towers]
             else:
-                found = [tower[stage](state) for tower, state in zip(towers, states)]
-            if len({state.shape for state in found}) > 1:
+                outputs = [tower[stage](state) for tower, state in zip(towers, states)]
+            if len({output.shape for output in outputs}) > 1:
                 raise ValueError(
                     f"CrossStitch: after stage {stage} the towers have shapes"
-                    f" {[list(state.shape) for state in found]}; they must be equal to be mixed."
+                    f" {[list(output.shape) for output in outputs]}; the shapes must be equal."
                 )
-            states = list(torch.einsum("ts,s...->t...", stitch, torch.stack(found)))
+            states = list(torch.einsum("ts,s...->t...", stitch, torch.stack(outputs)))
         return {name: self.head(name, state) for name, state in zip(self.towers, states) if name in wanted}

@@ -1,4 +1,4 @@
-"""Hierarchical sharing: a bottom for all tasks, a middle for a group of them, a head for each."""
+"""Hierarchical sharing: a bottom for all tasks, a middle for each group, a head for each task."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from .named import NamedTasks, Outputs, check_names, distinct
 
 
 class Hierarchical(NamedTasks):
-    """A `bottom` that all share, `middles.<group>` for the tasks of a group, `heads.<task>`.
+    """A `bottom` for all tasks, `middles.<group>` for the tasks of a group, and `heads.<task>`.
 
-    Tasks that have a middle to themselves are groups of one.
+    A task with its own middle is a group of one.
 
     Args:
-        bottom: from the inputs to what the middles take.
-        middles: for each group its middle, `-> [..., features]`.
-        groups: for each group its tasks; every task stands in exactly one.
-        features: width of what a middle returns.
-        outputs: for each task the width of its linear head, or a module that is its head.
+        bottom: maps the inputs to the input of the middles.
+        middles: for each group its middle, which returns `[..., features]`.
+        groups: for each group its tasks; every task must be in exactly one group.
+        features: output width of the middles.
+        outputs: for each task the width of its linear head, or a module to use as its head.
 
     Raises:
-        ValueError: groups that do not divide the tasks, or that do not have one middle each.
+        ValueError: a task is not in exactly one group, or a group does not have one middle.
 
     >>> import torch
     >>> middles = {"tagging": nn.Linear(6, 8), "scoring": nn.Linear(6, 8)}
@@ -47,17 +47,17 @@ class Hierarchical(NamedTasks):
         check_names(kind, groups)
         if set(groups) != set(middles):
             raise ValueError(
-                f"{kind}: groups are {sorted(groups)}, middles are there for {sorted(middles)};"
+                f"{kind}: groups are {sorted(groups)}, but there are middles for {sorted(middles)};"
                 " give each group one middle."
             )
-        placed = [task for tasks in groups.values() for task in tasks]
-        wrong = sorted(
-            {task for task in placed if placed.count(task) > 1 or task not in outputs}
-            | (set(outputs) - set(placed))
+        members = [task for tasks in groups.values() for task in tasks]
+        invalid = sorted(
+            {task for task in members if members.count(task) > 1 or task not in outputs}
+            | (set(outputs) - set(members))
         )
-        if wrong:
+        if invalid:
             raise ValueError(
-                f"{kind}: tasks {wrong} do not stand in exactly one group, or have no head; groups are"
+                f"{kind}: tasks {invalid} are not in exactly one group, or have no head; groups are"
                 f" { ({group: list(tasks) for group, tasks in groups.items()}) }, heads {list(outputs)}."
             )
         distinct([bottom, *middles.values()], f"the bottom and the middles of {kind}")

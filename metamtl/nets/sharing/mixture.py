@@ -1,4 +1,4 @@
-"""What the mixtures of experts have in common: gates, and the weighted sum."""
+"""Gates and the weighted sum, shared by all mixtures of experts."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Gate = Callable[[int], nn.Module]  # gate(n) makes a module from the inputs to n numbers
+Gate = Callable[[int], nn.Module]  # gate(n) builds a module that maps the inputs to n numbers
 
 
 class Constant(nn.Module):
-    """A gate that does not look at its input: n learned numbers, `[n]`.
+    """A gate that ignores its input: n learned numbers, `[n]`.
 
     >>> Constant(3)(torch.zeros(5, 4)).shape
     torch.Size([3])
@@ -20,7 +20,7 @@ class Constant(nn.Module):
 
     def __init__(self, numbers: int) -> None:
         super().__init__()
-        # Small and not all equal, as the authors of DSelect-k start theirs.
+        # Small and not all equal, as in the code of the authors of DSelect-k.
         self.logits = nn.Parameter(torch.empty(numbers).uniform_(-0.01, 0.01))
 
     def forward(self, *inputs: Any, **keywords: Any) -> Tensor:
@@ -28,13 +28,13 @@ class Constant(nn.Module):
 
 
 def answers(net: Any, wanted: Sequence[str], *inputs: Any, **keywords: Any) -> dict[str, Any]:
-    """For each wanted task `net.experts` mixed by its `net.weights`, through its head."""
-    found = [expert(*inputs, **keywords) for expert in net.experts]
-    return {name: net.head(name, mixed(found, net.weights(name, *inputs, **keywords))) for name in wanted}
+    """For each task, mix the outputs of `net.experts` with `net.weights`, and apply the head."""
+    outputs = [expert(*inputs, **keywords) for expert in net.experts]
+    return {name: net.head(name, mixed(outputs, net.weights(name, *inputs, **keywords))) for name in wanted}
 
 
 def mixed(outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """`sum_e weights[..., e] * outputs[e]`; `weights` is `[E]`, `[B, E]`, or has more of the leading axes.
+    """`sum_e weights[..., e] * outputs[e]`; `weights` is `[E]`, `[B, E]`, or has more leading axes.
 
     >>> mixed([torch.ones(2, 3), torch.zeros(2, 3)], torch.tensor([[0.25, 0.75], [1.0, 0.0]]))
     tensor([[0.2500, 0.2500, 0.2500],
@@ -45,8 +45,8 @@ def mixed(outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
         raise ValueError(f"experts differ in shape: {[list(output.shape) for output in outputs]}.")
     if weights.shape[-1] != len(outputs) or lead != shape[: len(lead)]:
         raise ValueError(
-            f"a gate gave weights of shape {list(weights.shape)} for {len(outputs)} experts that return"
-            f" {list(shape)}; it must give {[*shape[: len(lead)], len(outputs)]}."
+            f"a gate returned weights of shape {list(weights.shape)} for {len(outputs)} experts that return"
+            f" {list(shape)}; it must return {[*shape[: len(lead)], len(outputs)]}."
         )
-    spread = weights.reshape(*lead, *(1,) * (len(shape) - len(lead)), len(outputs))
-    return (torch.stack(list(outputs), -1) * spread).sum(-1)
+    factors = weights.reshape(*lead, *(1,) * (len(shape) - len(lead)), len(outputs))
+    return (torch.stack(list(outputs), -1) * factors).sum(-1)

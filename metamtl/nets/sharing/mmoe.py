@@ -12,20 +12,20 @@ from .named import NamedTasks, Outputs, check_names, distinct
 
 
 class MMoE(NamedTasks):
-    """Experts that all tasks share, mixed for each task by its own gate.
+    """Experts that all tasks share, with a separate gate for each task.
 
     `features_t = sum_e softmax(gate_t(x))_e * expert_e(x)`. Ma et al., KDD 2018,
-    https://dl.acm.org/doi/10.1145/3219819.3220007. One expert is hard sharing.
+    https://dl.acm.org/doi/10.1145/3219819.3220007. With one expert this is hard sharing.
 
     Args:
         experts: modules `x -> [..., features]`, of any architecture.
-        gate: `gate(n)` makes a module from the same `x` to n logits: `lambda n: nn.Linear(16, n)` for
-            vectors of 16, a small net for images, `nets.Constant` for a gate that does not look at x.
-        features: width of what the experts return.
-        outputs: for each task the width of its linear head, or a module that is its head.
+        gate: `gate(n)` builds a module that maps the same `x` to n logits: `lambda n: nn.Linear(16, n)` for
+            vectors of 16, a small net for images, `nets.Constant` for a gate that does not depend on x.
+        features: output width of the experts.
+        outputs: for each task the width of its linear head, or a module to use as its head.
 
     Raises:
-        ValueError: no expert, experts that share parameters, a gate whose weights do not fit.
+        ValueError: there is no expert, experts share parameters, or gate weights have a wrong shape.
 
     >>> import torch
     >>> experts = [nn.Sequential(nn.Linear(16, 8), nn.ReLU()) for _ in range(3)]
@@ -50,5 +50,5 @@ class MMoE(NamedTasks):
         return answers(self, wanted, *inputs, **keywords)
 
     def weights(self, task: str, *inputs: Any, **keywords: Any) -> Tensor:
-        """How much of each expert the task takes, `[..., E]`; they sum to 1."""
+        """The weights of the experts for the task, `[..., E]`; they sum to 1."""
         return self.gates[task](*inputs, **keywords).softmax(-1)

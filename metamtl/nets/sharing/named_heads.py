@@ -12,16 +12,16 @@ from .named import NamedTasks, Outputs
 class NamedHeads(NamedTasks):
     """A shared `body` and a head for each task, `heads.<task>` (Caruana 1997).
 
-    Called with `task="case"` it answers with that head's output; with a tuple of names, or none (all
-    tasks), with a dict of outputs from one pass through the body.
+    With `task="case"` the result is the output of that head; with a tuple of names, or without a name (all
+    tasks), a dict of outputs from one pass through the body.
 
     Args:
         body: `x -> [..., features]`, any module: one vector for each example, or one for each token.
-        features: width of what the body returns.
-        outputs: for each task the width of its linear head, or a module that is its head (a decoder).
+        features: output width of the body.
+        outputs: for each task the width of its linear head, or a module to use as its head (a decoder).
 
     Raises:
-        ValueError: no task; an unknown name; a body whose features do not fit the heads.
+        ValueError: there is no task, a name is unknown, or the features do not match the heads.
 
     >>> import torch
     >>> decoder = nn.Sequential(nn.ReLU(), nn.Linear(8, 4))
@@ -41,7 +41,7 @@ class NamedHeads(NamedTasks):
 
 
 def named_heads(backbone: nn.Module, outputs: Outputs) -> NamedHeads:
-    """The body of a net that has `.body` and `.features`, under one head for each task.
+    """The body of a net with `.body` and `.features`, followed by one head for each task.
 
     >>> from metamtl import nets
     >>> model = named_heads(nets.mlp(4, 8, 1), {"case": 3, "slant": 2})

@@ -1,4 +1,4 @@
-"""Progressive layered extraction: experts of each task and shared ones, in layers; CGC is one layer."""
+"""Progressive layered extraction: layers of task-specific and shared experts; CGC is one layer."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class PLE(NamedTasks):
-    """Each layer mixes, for each task, the task's own experts and the shared ones by the task's gate.
+    """In each layer, the gate of each task mixes the task's own experts and the shared experts.
 
-    In a layer, `h_t = sum_e softmax(gate_t(x_t))_e * expert_e(x_e)` over the experts of task t, which see
-    `x_t`, and the shared ones, which see `x_shared`; all layers but the last also make a new `x_shared` of
-    the experts of all tasks. Customized gate control (CGC) is one layer, progressive layered extraction
-    (PLE) several. Tang et al., RecSys 2020, https://dl.acm.org/doi/10.1145/3383313.3412236.
+    In a layer, `h_t = sum_e softmax(gate_t(x_t))_e * expert_e(x_e)` over the experts of task t, with input
+    `x_t`, and the shared experts, with input `x_shared`. All layers but the last also compute a new
+    `x_shared` from the experts of all tasks. Customized gate control (CGC) is one layer, progressive
+    layered extraction (PLE) several. Tang et al., RecSys 2020, https://dl.acm.org/doi/10.1145/3383313.3412236.
 
     Args:
-        layers: for each layer a pair `(make, gate)`: `make()` builds one expert, with parameters of its own
-            at each call, and `gate(n)` a module from the layer's input to n logits.
-        features: width of what the experts of the last layer return.
-        outputs: for each task the width of its linear head, or a module that is its head.
-        own: experts of each task in a layer.
-        shared: experts in a layer that all tasks share.
+        layers: for each layer a pair `(make, gate)`: `make()` builds one expert, with new parameters at
+            each call, and `gate(n)` builds a module that maps the input of the layer to n logits.
+        features: output width of the experts of the last layer.
+        outputs: for each task the width of its linear head, or a module to use as its head.
+        own: number of experts of each task in a layer.
+        shared: number of shared experts in a layer.
 
     Raises:
-        ValueError: no layer, no own or no shared expert, gates whose weights do not fit.
+        ValueError: a number is less than 1, or the weights of a gate have a wrong shape.
 
     >>> import torch
     >>> first = (lambda: nn.Sequential(nn.Linear(16, 8), nn.ReLU()), lambda n: nn.Linear(16, n))
@@ -66,14 +66,14 @@ class PLE(NamedTasks):
     def answer(self, wanted: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
         states: dict[str | None, Inputs] = {name: (inputs, keywords) for name in (*self.heads, None)}
         for layer in self.layers[:-1]:
-            found = layer(tuple(self.heads), states)
-            states = {name: ((state,), {}) for name, state in found.items()}
+            outputs = layer(tuple(self.heads), states)
+            states = {name: ((output,), {}) for name, output in outputs.items()}
         features = self.layers[-1](wanted, states)
         return {name: self.head(name, features[name]) for name in wanted}
 
 
 class _Layer(nn.Module):
-    """One layer; what is shared stands under the name None."""
+    """One layer; the key of the shared state is None."""
 
     def __init__(
         self, make: Make, gate: Gate, tasks: tuple[str, ...], own: int, shared: int, onward: bool
@@ -91,19 +91,19 @@ class _Layer(nn.Module):
     def forward(
         self, wanted: tuple[str, ...], states: dict[str | None, Inputs]
     ) -> dict[str | None, Tensor]:
-        common, everyone = _run(self.shared, states[None]), self.gate is not None
+        common, all_tasks = _run(self.shared, states[None]), self.gate is not None
         own = {
             name: _run(experts, states[name])  # type: ignore[arg-type]
             for name, experts in self.own.items()
-            if everyone or name in wanted
+            if all_tasks or name in wanted
         }
-        found: dict[str | None, Tensor] = {
+        results: dict[str | None, Tensor] = {
             name: mixed([*own[name], *common], _weights(self.gates[name], states[name])) for name in wanted
         }
         if self.gate is not None:
-            all_of_them = [output for outputs in own.values() for output in outputs]
-            found[None] = mixed([*all_of_them, *common], _weights(self.gate, states[None]))
-        return found
+            task_outputs = [output for outputs in own.values() for output in outputs]
+            results[None] = mixed([*task_outputs, *common], _weights(self.gate, states[None]))
+        return results
 
 
 def _run(experts: nn.ModuleList, inputs: Inputs) -> list[Tensor]:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def reverse_gradient(x: Tensor, scale: float = 1.0) -> Tensor:
-    """x itself, whose gradient is `-scale` times the one that comes in.
+    """Return x unchanged; in the backward pass the gradient is multiplied by `-scale`.
 
-    Ganin, Lempitsky 2015, https://arxiv.org/abs/1409.7495: what lies above it learns to lower a loss,
-    what lies below to raise it.
+    Ganin, Lempitsky 2015, https://arxiv.org/abs/1409.7495: layers after it learn to decrease a loss, layers
+    before it to increase it.
 
     >>> x = torch.ones(2, requires_grad=True)
     >>> reverse_gradient(x, 0.5).sum().backward()

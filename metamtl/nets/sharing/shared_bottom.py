@@ -1,4 +1,4 @@
-"""Any net for named tasks behind a shared bottom."""
+"""A shared bottom followed by any net for named tasks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .named import apart
 
 
 class SharedBottom(nn.Module):
-    """`top(bottom(x), task=...)`: a bottom that all tasks share, before any architecture of sharing.
+    """`top(bottom(x), task=...)`: a bottom that all tasks share, followed by any net for named tasks.
 
-    For parts that need vectors (gates, towers, stages) where the input is text, an image, several inputs
-    or keywords: the bottom embeds it once. The bottom may be a pretrained module.
+    Use it if gates, towers or stages need vectors, but the input is text, an image, several inputs or
+    keywords: the bottom embeds the input once. The bottom may be a pretrained module.
 
     >>> import torch
     >>> from metamtl import nets

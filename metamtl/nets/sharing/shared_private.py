@@ -1,4 +1,4 @@
-"""Adversarial sharing: a shared encoder that hides the task, and a private one for each task."""
+"""Adversarial sharing: a task-invariant shared encoder and a private encoder for each task."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ DISCRIMINATOR, DIFFERENCE = "discriminator", ".difference"
 
 
 class SharedPrivate(NamedTasks):
-    """`output_t = head_t([shared(x), private_t(x)])`; a discriminator keeps the task out of `shared`.
+    """`output_t = head_t([shared(x), private_t(x)])`, with a discriminator that makes `shared` invariant.
 
-    Liu, Qiu, Huang 2017, https://arxiv.org/abs/1704.05742. Its two constraints are named tasks of their
-    own, whose rows go to the aggregator beside the others'; `constrained` adds them to a dict of episodes:
+    Liu, Qiu, Huang 2017, https://arxiv.org/abs/1704.05742. The two constraints are additional named tasks,
+    so the aggregator also receives their gradients; `constrained` adds them to a dict of episodes:
 
-    - `task="discriminator"`: logits `[B, T]` of which task an example is of, read from the shared features
-      through a gradient reversal: the discriminator learns to tell, the shared encoder to hide it;
+    - `task="discriminator"`: logits `[B, T]` of the task of an example, computed from the shared features
+      with gradient reversal: the discriminator learns to predict the task, the shared encoder to hide it;
     - `task="<name>.difference"`: `shared(x)^T private(x) / B`, `[features, features]`, whose squared norm
-      keeps the two apart.
+      penalizes overlap between the two encoders.
 
-    Differs from the paper in: 1. the norm is of the mean over the batch rather than of its sum, so that it
-    does not grow with the batch.
+    Differs from the paper in: 1. the norm is that of the mean over the batch instead of the sum, so that it
+    does not grow with the batch size.
 
     Args:
         shared: the shared encoder, `x -> [B, features]`.
-        make: builds one private encoder `x -> [B, features]`, with parameters of its own at each call.
-        features: width of what each encoder returns.
-        outputs: for each task the width of its linear head, or a module that is its head.
+        make: builds one private encoder `x -> [B, features]`, with new parameters at each call.
+        features: output width of each encoder.
+        outputs: for each task the width of its linear head, or a module to use as its head.
 
     Raises:
-        ValueError: a task named "discriminator"; encoders that share parameters.
+        ValueError: a task is named "discriminator", or encoders share parameters.
 
     >>> def encoder():
     ...     return nn.Sequential(nn.Linear(4, 8), nn.Tanh())
@@ -54,7 +54,7 @@ class SharedPrivate(NamedTasks):
         kind = type(self).__name__
         check_names(kind, outputs)
         if DISCRIMINATOR in outputs:
-            raise ValueError(f"{kind} answers to {DISCRIMINATOR!r} itself; give that task another name.")
+            raise ValueError(f"{kind} uses the name {DISCRIMINATOR!r} itself; give that task another name.")
         encoders = distinct([shared, *(make() for _ in outputs)], f"the encoders of {kind}")
         self.shared = shared
         self.private = nn.ModuleDict(dict(zip(outputs, encoders[1:])))
@@ -85,48 +85,49 @@ class SharedPrivate(NamedTasks):
         adversarial: float = 0.05,
         difference: float = 0.01,
     ) -> tuple[dict[str, Episode], dict[str, Loss]]:
-        """The episodes and losses of the tasks, and those of the constraints beside them.
+        """Add episodes and losses of the constraints to those of the tasks.
 
-        `meta_backward(model, recipe, *model.constrained(episodes, loss))` minimises
-        `sum_t L_t + adversarial * L_discriminator + difference * sum_t |shared^T private_t|^2`, or its mean
-        over these 2 T + 1 rows, as the aggregator says. The discriminator sees the query inputs of all the
-        tasks, which must differ: tasks with one input cannot be told apart by it.
+        `meta_backward(model, recipe, *model.constrained(episodes, loss))` minimizes
+        `sum_t L_t + adversarial * L_discriminator + difference * sum_t |shared^T private_t|^2`, or the mean
+        of these 2 T + 1 terms, depending on the aggregator. The discriminator receives the query inputs of
+        all tasks. The inputs must differ, because it cannot distinguish tasks with the same input.
 
         Raises:
-            ValueError: a task without a head, or whose input is another's too or does not go with it.
+            ValueError: a task has no head, shares its input with another task, or has an input of another
+                shape.
         """
         tasks = list(episodes)
         if len(tasks) < 2 or set(tasks) - set(self.heads):
             raise ValueError(
-                f"episodes are there for {tasks}, heads for {list(self.heads)}; the discriminator needs at"
-                " least two tasks with heads to tell apart."
+                f"there are episodes for {tasks}, heads for {list(self.heads)}; the discriminator needs at"
+                " least two tasks with heads."
             )
         inputs = [episodes[name].query[0] for name in tasks]
         if len({id(x) for x in inputs}) < len(inputs):
             raise ValueError(
-                "two tasks have one and the same input, by which a discriminator cannot tell them apart;"
-                " give each task its own data, or share with NamedHeads."
+                "two tasks have the same input, so a discriminator cannot distinguish them; give each task"
+                " its own data, or use NamedHeads."
             )
         sizes = [len(tree_leaves(x)[0]) for x in inputs]
         device = tree_leaves(inputs[0])[0].device
         positions = [list(self.heads).index(name) for name in tasks]
-        which = torch.tensor(positions).repeat_interleave(torch.tensor(sizes)).to(device)
-        more = {DISCRIMINATOR: Episode(None, Batch(_together(inputs), which))}
+        labels = torch.tensor(positions).repeat_interleave(torch.tensor(sizes)).to(device)
+        constraints = {DISCRIMINATOR: Episode(None, Batch(_together(inputs), labels))}
         losses: dict[str, Loss] = {DISCRIMINATOR: lambda out, y: adversarial * F.cross_entropy(out, y)}
         for name, x, size in zip(tasks, inputs, sizes):
-            nothing = torch.zeros(size, device=device)
-            more[name + DIFFERENCE] = Episode(None, Batch(x, nothing))
+            zeros = torch.zeros(size, device=device)
+            constraints[name + DIFFERENCE] = Episode(None, Batch(x, zeros))
             losses[name + DIFFERENCE] = lambda out, y: difference * out.square().sum()
-        return {**episodes, **more}, {**loss, **losses}
+        return {**episodes, **constraints}, {**loss, **losses}
 
 
 def _together(inputs: list[Any]) -> Any:
-    """The inputs of all the tasks, one after the other."""
+    """Concatenate the inputs of all tasks."""
     parts = [tree_flatten(x) for x in inputs]
     shapes = [[leaf.shape[1:] for leaf in leaves] for leaves, _ in parts]
     if any(shape != shapes[0] for shape in shapes):
         raise ValueError(
-            f"the tasks' inputs have shapes {[[list(s) for s in shape] for shape in shapes]} behind the"
+            f"the tasks' inputs have shapes {[[list(s) for s in shape] for shape in shapes]} after the"
             " batch axis; the discriminator takes them as one batch, so pad or crop them to one shape."
         )
     return tree_unflatten([torch.cat(leaves) for leaves in zip(*(part for part, _ in parts))], parts[0][1])

@@ -1,4 +1,4 @@
-"""Soft parameter sharing: a tower for each task, held together by a penalty."""
+"""Soft parameter sharing: a tower for each task, coupled with a penalty."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from .named import Make, NamedTasks, Outputs, check_names, distinct
 
 
 class SoftSharing(NamedTasks):
-    """A tower for each task, `towers.<task>`, of one structure, and its head.
+    """A tower `towers.<task>` and a head for each task; all towers have the same structure.
 
-    Nothing is shared here but the structure. What ties the towers is a penalty on the distance between
-    them (`metamtl.objectives.penalties`: `l2_to_mean`, `nuclear_norm`, `low_rank`), in the objective:
+    The towers share no parameters. A penalty on the distance between them in the objective couples them
+    (`metamtl.objectives.penalties`: `l2_to_mean`, `nuclear_norm`, `low_rank`):
 
         recipes.joint(objective=penalized(nuclear_norm("towers"), 0.01))
 
     Args:
-        make: builds one tower, `x -> [..., features]`, with parameters of its own at each call.
-        features: width of what a tower returns.
-        outputs: for each task the width of its linear head, or a module that is its head.
+        make: builds one tower, `x -> [..., features]`, with new parameters at each call.
+        features: output width of a tower.
+        outputs: for each task the width of its linear head, or a module to use as its head.
 
     >>> import torch
     >>> model = SoftSharing(lambda: nn.Sequential(nn.Linear(4, 8), nn.Tanh()), 8, {"a": 3, "b": 1})

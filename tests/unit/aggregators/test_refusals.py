@@ -94,7 +94,7 @@ def test_a_look_ahead_that_does_not_fit() -> None:
     ("build", "words"),
     [
         (lambda: aggregators.DWA(0), "calls_per_epoch=0: an epoch has at least one call"),
-        (lambda: aggregators.NashMTL(-1.0), "max_norm=-1.0: give a length, or 0"),
+        (lambda: aggregators.NashMTL(-1.0), "max_norm=-1.0: pass a norm, or 0"),
         (lambda: aggregators.Rescaled(aggregators.Mean(), "median"), "norm='median': pass 'mean'"),
         (lambda: aggregators.Rescaled(aggregators.Mean(), 0.0), "norm=0.0: pass 'mean'.*above 0"),
     ],
@@ -154,7 +154,7 @@ class Broken(Aggregator):
 @pytest.mark.parametrize("at", [None, "body"])
 def test_a_direction_that_is_not_finite(at: str | None) -> None:
     model, episodes, losses = two_tasks(torch.randn(5, 4))
-    with pytest.raises(FloatingPointError, match=r"of what Broken made of them the direction is not"):
+    with pytest.raises(FloatingPointError, match=r"the direction that Broken computes is not"):
         meta_backward(model, Recipe(adapters.Shared(), Broken(), layer=at), episodes, losses)
     assert all(param.grad is None for param in model.parameters())
 

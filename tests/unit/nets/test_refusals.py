@@ -28,14 +28,14 @@ ONE = body()
 CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "a task without a head": (
         lambda: nets.NamedHeads(body(), 6, {"a": None}),
-        r"task 'a' has no head: outputs\['a'\] is None; give its width, or a module",
+        r"task 'a' has no head: outputs\['a'\] is None; pass its width, or a module",
     ),
     "a head of no width": (lambda: nets.NamedHeads(body(), 6, {"a": 0}), r"6 features to 0 numbers"),
     "a name with a dot": (lambda: nets.NamedHeads(body(), 6, {"a.b": 1}), r"'a\.b' cannot be a name.*a_b_"),
     "a name of torch's": (lambda: nets.NamedHeads(body(), 6, {"type": 1}), r"'type' cannot be.*type_"),
     "features of another width": (
         lambda: nets.NamedHeads(body(), 7, OUT)(X),
-        r"NamedHeads: what reaches the head of task 'a' has shape \[5, 6\], but the head takes 7 features",
+        r"NamedHeads: the input of the head of task 'a' has shape \[5, 6\], but the head takes 7 features",
     ),
     "features of another width, in a mixture": (
         lambda: nets.MMoE([body()], nets.Constant, 7, OUT)(X),
@@ -47,7 +47,7 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "one tower for two tasks": (
         lambda: nets.SoftSharing(lambda: ONE, 6, OUT),
-        r"the towers of make\(\): the same parameters stand in two places.*copy\.deepcopy",
+        r"the towers of make\(\): the same parameters are used in two places.*copy\.deepcopy",
     ),
     "one expert twice": (
         lambda: nets.MMoE([ONE, ONE], nets.Constant, 6, OUT),
@@ -60,7 +60,7 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "no expert": (lambda: nets.MMoE([], nets.Constant, 6, OUT), r"at least one expert"),
     "a gate of another width": (
         lambda: nets.MMoE([body(), body()], wide, 6, OUT)(X),
-        r"weights of shape \[5, 3\] for 2 experts that return \[5, 6\]; it must give \[5, 2\]",
+        r"weights of shape \[5, 3\] for 2 experts that return \[5, 6\]; it must return \[5, 2\]",
     ),
     "experts of two shapes": (
         lambda: nets.MMoE([body(), nn.Linear(4, 5)], nets.Constant, 6, OUT)(X),
@@ -85,19 +85,19 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "groups without middles": (
         lambda: nets.Hierarchical(body(), {"g": ONE}, {"h": ["a", "b"]}, 6, OUT),
-        r"groups are \['h'\], middles are there for \['g'\]",
+        r"groups are \['h'\], but there are middles for \['g'\]",
     ),
     "a task in no group": (
         lambda: nets.Hierarchical(body(), {"g": ONE}, {"g": ["a"]}, 6, OUT),
-        r"tasks \['b'\] do not stand in exactly one group.*\{'g': \['a'\]\}, heads \['a', 'b'\]",
+        r"tasks \['b'\] are not in exactly one group.*\{'g': \['a'\]\}, heads \['a', 'b'\]",
     ),
     "a task in two groups": (
         lambda: nets.Hierarchical(body(), {"g": ONE, "h": body()}, {"g": ["a", "b"], "h": ["a"]}, 6, OUT),
-        r"tasks \['a'\] do not stand in exactly one group",
+        r"tasks \['a'\] are not in exactly one group",
     ),
     "a group of an unknown task": (
         lambda: nets.Hierarchical(body(), {"g": ONE}, {"g": ["a", "b", "z"]}, 6, OUT),
-        r"tasks \['z'\] do not stand in exactly one group, or have no head",
+        r"tasks \['z'\] are not in exactly one group, or have no head",
     ),
     "towers of two lengths": (
         lambda: nets.CrossStitch(iter([[body()], [body(), nn.Tanh()]]).__next__, 6, OUT),
@@ -114,20 +114,20 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "places that cannot be averaged": (
         lambda: nets.MTAN([nn.Conv2d(1, 2, 3), nn.Flatten(2)], [2, 2], OUT)(torch.zeros(5, 1, 6, 6)),
-        r"features \[5, 4, 4, 2\] \(channels last\) cannot be averaged to the places of \[5, 16, 2\]",
+        r"features \[5, 4, 4, 2\] \(channels last\) cannot be averaged to the size of \[5, 16, 2\]",
     ),
     "a circle": (
         lambda: nets.Cascade(body(), 6, {**OUT, "c": 1}, after={"a": ["c"], "b": ["a"], "c": ["b"]}),
-        r"goes in a circle, (a|b|c) -> .* -> .* -> \1; a task can only read tasks before it",
+        r"has a cycle, (a|b|c) -> .* -> .* -> \1; a task can only read earlier tasks",
     ),
-    "a task after itself": (lambda: nets.Cascade(body(), 6, OUT, after={"a": ["a"]}), r"circle, a -> a"),
+    "a task after itself": (lambda: nets.Cascade(body(), 6, OUT, after={"a": ["a"]}), r"cycle, a -> a"),
     "after an unknown task": (
         lambda: nets.Cascade(body(), 6, OUT, after={"a": ["z"]}),
         r"after= names \['z'\], but there are heads for \['a', 'b'\]",
     ),
     "after a name without a list": (
         lambda: nets.Cascade(body(), 6, OUT, after={"a": "b"}),
-        r"after\['a'\] is one name; give a list",
+        r"after\['a'\] is one name; pass a list",
     ),
     "reading a head of unknown width": (
         lambda: nets.Cascade(body(), 6, {"a": nn.Linear(6, 2), "b": 1}, after={"b": ["a"]}),
@@ -139,7 +139,7 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a task named discriminator": (
         lambda: nets.SharedPrivate(body(), body, 6, {"discriminator": 2}),
-        r"answers to 'discriminator' itself",
+        r"uses the name 'discriminator' itself",
     ),
     "layers without numbers": (
         lambda: nets.Branching([body], [1, 2], 6, OUT),
@@ -166,10 +166,10 @@ def test_refused_in_words(case: str) -> None:
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        ({"a": X}, r"episodes are there for \['a'\], heads for \['a', 'b'\].*at least two"),
+        ({"a": X}, r"there are episodes for \['a'\], heads for \['a', 'b'\].*at least two"),
         ({"a": X, "z": X + 1}, r"\['a', 'z'\], heads for \['a', 'b'\]"),
-        ({"a": X, "b": X}, r"one and the same input.*cannot tell them apart"),
-        ({"a": X, "b": torch.zeros(5, 3)}, r"shapes \[\[\[4\]\], \[\[3\]\]\] behind the batch axis"),
+        ({"a": X, "b": X}, r"the same input.*cannot distinguish them"),
+        ({"a": X, "b": torch.zeros(5, 3)}, r"shapes \[\[\[4\]\], \[\[3\]\]\] after the batch axis"),
     ],
 )
 def test_tasks_that_no_discriminator_can_see(inputs: dict[str, torch.Tensor], words: str) -> None:
