@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from metamtl import Estimate, Recipe, engines, nets
+from metamtl import Estimate, Recipe, engines, load, nets
 
 from . import train
 from .tables.multitask import folder_of
@@ -91,7 +91,7 @@ def _one(
     cfg: DictConfig, ways: dict[str, Recipe], run: Path, row: str, engine: engines.Engine
 ) -> dict[str, Any]:
     """The test of one encoder."""
-    model, source = parts.load(run, trained=row != "untrained")
+    model, _, source, _ = load(run, trained=row != "untrained")
     shared = model.bottom if isinstance(model, nets.Hierarchical) else model.body
     classifier = nets.TextClassifier(shared, cfg.ways)
     task = {"ways": cfg.ways, "shots": cfg.shots, "vocabulary": source.vocabulary}

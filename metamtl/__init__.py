@@ -22,6 +22,7 @@ from .backward import Outcome, meta_backward
 from .episode import Batch, Episode, Inputs
 from .estimate import Estimate, delta_m
 from .evaluation import adaptation_curve, evaluate
+from .loading import load
 from .metrics import Metric
 from .recipes import Recipe
 
@@ -43,6 +44,7 @@ __all__ = [
     "delta_m",
     "engines",
     "evaluate",
+    "load",
     "losses",
     "meta_backward",
     "metrics",

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import load_file
 from torch import nn
 
-from metamtl import Recipe, engines
+from metamtl import Recipe, engines, load
 from metamtl.adapters import Adapter
 from metamtl.losses import WithTeachers
 
@@ -166,22 +163,9 @@ def check_cost(adapter: Adapter) -> None:
             )
 
 
-def load(folder: Path, *, trained: bool = True) -> tuple[nn.Module, Any]:
-    """The model that a training saved in a folder, or its initial model, and its source of tasks."""
-    cfg = OmegaConf.create(json.loads((folder / "result.json").read_text(encoding="utf-8"))["config"])
-    source = instantiate(cfg.task)
-    resolve("train", source.split("train"))
-    torch.manual_seed(cfg.seed)
-    model = instantiate(cfg.net)
-    if trained:
-        saved = load_file(folder / "model.safetensors")
-        model.load_state_dict({k: v for k, v in saved.items() if not k.startswith("adapter.")})
-    return model, source
-
-
 def taught(tasks: Any, cfg: DictConfig) -> WithTeachers:
     """The tasks, with the outputs of the models of other runs as targets."""
-    models = {task: load(Path(run))[0].to(cfg.device).eval() for task, run in cfg.teachers.items()}
+    models = {task: load(run).model.to(cfg.device).eval() for task, run in cfg.teachers.items()}
     return WithTeachers(tasks, models, **instantiate(cfg.distillation, _convert_="all"))
 
 

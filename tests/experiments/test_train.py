@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from experiments import train
 from experiments.utils import parts
 from experiments.utils.measure import as_dicts, measure
-from metamtl import Recipe, engines
+from metamtl import Recipe, engines, evaluate, load
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS, RECIPES = (
@@ -258,11 +258,32 @@ def test_the_command(tmp_path: Path) -> None:
 def test_a_finished_training_can_be_loaded(trained: bool, composed: Compose, tmp_path: Path) -> None:
     cfg = composed("experiment=glyphs_multitask", "steps=2", "validate.times=1")
     train.run(cfg, tmp_path)
-    model, source = parts.load(tmp_path, trained=trained)
+    model, _, source, _ = load(tmp_path, trained=trained)
     saved = load_file(tmp_path / "model.safetensors")
     same = [torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items()]
     assert all(same) if trained else not any(same)
     assert source.split("test").loss.keys() == model.heads.keys()
+
+
+@pytest.mark.parametrize("recipe", ["maml", "anil"])
+def test_a_loaded_model_has_the_recorded_figure(recipe: str, composed: Compose, tmp_path: Path) -> None:
+    train.run(composed(f"recipe={recipe}", "steps=5", "test.tasks=8", VMAP), tmp_path)
+    model, loaded, source, result = load(tmp_path)
+    split, seed = source.split("test"), result["config"]["seed"]
+    episodes = split.sample(8, train.stream(seed, train.TEST))
+    estimates = evaluate(model, loaded, episodes, split.loss, metrics=split.metrics, engine=engines.Vmap())
+    recorded = result["test_as_trained"]
+    assert {name: estimate.mean for name, estimate in estimates.items()} == {
+        name: values["mean"] for name, values in recorded.items()
+    }
+
+
+def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no result\.json; pass the output folder"):
+        load(tmp_path)
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(ValueError, match="has no config"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(

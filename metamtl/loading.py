@@ -1,0 +1,82 @@
+"""Loading the result of a finished training."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .recipes import Recipe
+
+
+class Run(NamedTuple):
+    """The parts of a finished training.
+
+    Attributes:
+        model: with the trained weights.
+        recipe: with the trained parameters of its adapter.
+        source: of tasks; `source.split("test")` has the test tasks.
+        result: the content of `result.json`.
+    """
+
+    model: nn.Module
+    recipe: Recipe
+    source: Any
+    result: dict[str, Any]
+
+
+def load(folder: str | os.PathLike[str], *, trained: bool = True) -> Run:
+    """Load a training from its output folder, which has `result.json` and `model.safetensors`.
+
+    Args:
+        folder: the output folder.
+        trained: False for the initial weights, before training.
+
+    Raises:
+        FileNotFoundError: the folder has no finished training.
+        ValueError: `result.json` is not the result of a training.
+        ImportError: hydra-core or safetensors is missing, or a class that the config names.
+    """
+    try:
+        from hydra.utils import instantiate
+        from omegaconf import OmegaConf
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError(
+            f"metamtl.load needs {error.name}, which is missing: pip install 'metamtl[experiments]'."
+        ) from error
+    folder = Path(folder)
+    path = folder / "result.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no result.json; pass the output folder of a finished training."
+        )
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if "config" not in result:
+        raise ValueError(f"{path} has no config, so it is not the result of a training.")
+    cfg = OmegaConf.create(result["config"])
+    source = instantiate(cfg.task)
+    train = instantiate(OmegaConf.merge(cfg.task, cfg.train_task)) if cfg.get("train_task") else source
+    _resolve("train", train.split("train"))
+    torch.manual_seed(cfg.seed)
+    model = instantiate(cfg.net)
+    _resolve("net", model)
+    recipe = instantiate(cfg.recipe)
+    if trained:
+        saved = load_file(folder / "model.safetensors")
+        prefix = "adapter."
+        model.load_state_dict({k: v for k, v in saved.items() if not k.startswith(prefix)})
+        of_adapter = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
+        recipe.adapter.load_state_dict(of_adapter)
+    return Run(model, recipe, source, result)
+
+
+def _resolve(name: str, thing: Any) -> None:
+    """Let configs refer to `${name:attribute}`."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver(name, lambda attribute: getattr(thing, attribute), replace=True)
