@@ -107,12 +107,12 @@ class _NoSteps(InnerLoop):
         return Start(self.adapt(params, {}, support, task), ())
 
     def adapt(self, params: Params, learned: Params, support: Batch | None, task: Any) -> Params:
-        which = task if self.name is None else self.name
-        return self.adapter.forward(self.model, support, self.loss, params=params, task=which)
+        task_key = task if self.name is None else self.name
+        return self.adapter.forward(self.model, support, self.loss, params=params, task=task_key)
 
     def path(self, params: Params, learned: Params, support: Batch | None, task: Any) -> Iterator[Params]:
-        which = task if self.name is None else self.name
-        return self.adapter.path(self.model, support, self.loss, params=params, task=which)
+        task_key = task if self.name is None else self.name
+        return self.adapter.path(self.model, support, self.loss, params=params, task=task_key)
 
     def step(self, carry: Carry, context: StepContext, k: Tensor, *, first_order: bool) -> Carry:
         return carry

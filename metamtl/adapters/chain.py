@@ -50,8 +50,8 @@ class Chain(Adapter):
         params: Params | None = None,
         task: Any = None,
     ) -> Params:
-        *before, last = self.adapters
-        for adapter in before:
+        *previous, last = self.adapters
+        for adapter in previous:
             params = adapter(model, support, loss, params=params, task=task)
         return last(model, support, loss, params=params, task=task)  # type: ignore[no-any-return]
 
@@ -65,8 +65,8 @@ class Chain(Adapter):
         task: Any = None,
     ) -> Iterator[Params]:
         """The stages of the last adapter, which starts from the result of the others."""
-        *before, last = self.adapters
-        for adapter in before:
+        *previous, last = self.adapters
+        for adapter in previous:
             params = adapter(model, support, loss, params=params, task=task)
         yield from last.path(model, support, loss, params=params, task=task)  # type: ignore[operator]
 
@@ -105,9 +105,9 @@ class _ChainLoop(InnerLoop):
 
     def _before(self, params: Params, support: Batch | None, task: Any) -> Params:
         """The parameters that the adapters before the last one return."""
-        which = task if self.name is None else self.name
+        task_key = task if self.name is None else self.name
         for adapter in list(self.adapter.adapters)[:-1]:
-            params = adapter(self.model, support, self.loss, params=params, task=which)
+            params = adapter(self.model, support, self.loss, params=params, task=task_key)
         return params
 
     def _of_last(self, learned: Params) -> Params:

@@ -99,14 +99,14 @@ class Gradient(Adapter):
         names = tuple(select_parameters(model, self.adapts))
         structure = structure_of(model)
         parts = None if name is not None else split(model, names)
-        others = [other for other in trainable(model) if other not in names]
+        unadapted = [param for param in trainable(model) if param not in names]
         return GradientLoop(
             adapter=self,
             model=model,
             structure=structure,
             loss=loss,
             names=names,
-            reads=tuple(other for other in others if parts is None or other in parts.reads),
+            reads=tuple(param for param in unadapted if parts is None or param in parts.reads),
             task=name,
             parts=parts,
             counters=structure.counters,

@@ -102,8 +102,8 @@ class GradientLoop(InnerLoop):
         context = self.context(self.init(params, support, task), params, {}, support)
         numbers = dict.fromkeys(self.counters, step_number(0, device_of(params)))
         support_loss = self.support_loss(context, numbers, second_order=False)
-        used = gradient(support_loss, {name: params[name] for name in self.names}, differentiable=False)
-        return [name for name in self.names if name not in used]
+        grads = gradient(support_loss, {name: params[name] for name in self.names}, differentiable=False)
+        return [name for name in self.names if name not in grads]
 
     def step(self, carry: Carry, context: StepContext, k: Tensor, *, first_order: bool) -> Carry:
         adapted, opt_state = carry

@@ -46,20 +46,20 @@ class HeadTable(Adapter):
 
     def __init__(self, ids: Iterable[int], features: int, head: str = "head") -> None:
         super().__init__()
-        listed = _integers(ids)
-        if listed.numel() == 0 or bool((listed < 0).any()):
+        id_tensor = _integers(ids)
+        if id_tensor.numel() == 0 or bool((id_tensor < 0).any()):
             raise ValueError("HeadTable needs at least one id, none of them negative; pass `family.ids`.")
-        values, counts = listed.unique(return_counts=True)
+        values, counts = id_tensor.unique(return_counts=True)
         if bool((counts > 1).any()):
             raise ValueError(
                 f"ids {values[counts > 1].tolist()[:10]} are listed more than once, but each id has one"
                 " head row; list every id once, as `family.ids` does."
             )
-        bound = 1 / math.sqrt(features)  # as torch.nn.Linear
-        self.weight = nn.Parameter(torch.empty(len(listed), features).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(len(listed)).uniform_(-bound, bound))
-        rows = torch.full((int(listed.max()) + 1,), -1)
-        rows[listed] = torch.arange(len(listed))
+        bound = 1 / math.sqrt(features)  # as in torch.nn.Linear
+        self.weight = nn.Parameter(torch.empty(len(id_tensor), features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(len(id_tensor)).uniform_(-bound, bound))
+        rows = torch.full((int(id_tensor.max()) + 1,), -1)
+        rows[id_tensor] = torch.arange(len(id_tensor))
         self.register_buffer("rows", rows)
         self.rows: Tensor
         self.head = head
@@ -110,12 +110,14 @@ def _is_integer(values: Tensor) -> bool:
 
 def _integers(ids: Iterable[int]) -> Tensor:
     """The ids as `int64`; numbers that are not integers are rejected, not rounded."""
-    listed = ids if isinstance(ids, Tensor) else list(ids)
-    if not isinstance(listed, Tensor):
-        wrong = [i for i in listed if isinstance(i, bool) or not isinstance(i, SupportsIndex)]
-        if wrong:
-            raise TypeError(f"id {wrong[0]!r} is a {type(wrong[0]).__name__}; HeadTable needs integers.")
-        return torch.tensor([index(i) for i in listed], dtype=torch.long, device="cpu")
-    if not _is_integer(listed):
-        raise TypeError(f"ids are {listed.dtype}; HeadTable needs integers.")
-    return listed.detach().flatten().long().cpu()
+    values = ids if isinstance(ids, Tensor) else list(ids)
+    if not isinstance(values, Tensor):
+        invalid = [i for i in values if isinstance(i, bool) or not isinstance(i, SupportsIndex)]
+        if invalid:
+            raise TypeError(
+                f"id {invalid[0]!r} is a {type(invalid[0]).__name__}; HeadTable needs integers."
+            )
+        return torch.tensor([index(i) for i in values], dtype=torch.long, device="cpu")
+    if not _is_integer(values):
+        raise TypeError(f"ids are {values.dtype}; HeadTable needs integers.")
+    return values.detach().flatten().long().cpu()

@@ -22,7 +22,8 @@ class Start(NamedTuple):
 
     Attributes:
         carry: the values that the steps change.
-        features: values computed from the support set that the steps only read, with an outer gradient.
+        features: values, computed from the support set, that the steps only read; the outer gradient is
+            propagated through them.
     """
 
     carry: Carry

@@ -67,10 +67,10 @@ class Prototype(Adapter):
     ) -> Params:
         support = require_support(support, self)
         params = initial_params(model, params)
-        listed = task.shape[0] if isinstance(task, Tensor) and task.dim() == 1 else None
+        num_ids = task.shape[0] if isinstance(task, Tensor) and task.dim() == 1 else None
         names = canonical_names(model)
         weight, bias = (names[f"{self.head}.{name}"] for name in ("weight", "bias"))
-        ways = self.ways or listed or params[weight].shape[0]
+        ways = self.ways or num_ids or params[weight].shape[0]
         body = model.get_submodule(self.body)
         features = forward(body, of_module(model, params, self.body), support.x)
         member = (support.y[:, None] == torch.arange(ways, device=support.y.device)).to(features.dtype)

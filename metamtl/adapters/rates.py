@@ -102,7 +102,7 @@ class LearnedRates(nn.Module):
 
 
 def per_step_lr(lr: Any, steps: int) -> tuple[float, ...]:
-    """The step size of each step; learned step sizes are a `LearnedRates` instead."""
+    """The step size of each step, if step sizes are not learned."""
     rates = list(lr) if isinstance(lr, Sequence) else [lr] * steps
     if any(not isinstance(rate, Real) for rate in rates or [lr]):
         raise ValueError(

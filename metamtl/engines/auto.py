@@ -30,18 +30,18 @@ class Auto(Engine):
     """Measure `Loop`, `Vmap` (also in chunks) and, if worthwhile, `Compiled`; use the fastest.
 
     Every trial is a real step with the same gradient, so no computation is wasted. `Compiled` is tried if
-    the remaining steps are expected to save more time than compilation takes. If `steps` is None, it is
-    tried after as many steps as compilation needs to amortize. If compilation is expected to take more
-    than two seconds, a warning is logged before (logger `metamtl`, level WARNING). `compile_seconds` is
-    the total time spent on compilation.
+    it is expected to save more time in the remaining steps than compilation takes. If `steps` is None, as
+    many steps are expected to remain as were already run. If compilation is expected to take more than two
+    seconds, a warning is logged first (logger `metamtl`, level WARNING). `compile_seconds` is the total
+    compilation time.
 
     A choice is stored by class names and shapes, so it can affect speed but never results. No model, loss
     or episode is stored. `choices` lists the choices; they are also logged (level INFO).
 
-    The number of tasks that run at the same time is limited: by an upper bound on the memory of a task,
-    they need at most half of the free memory. Workloads that draw random numbers (dropout) always run
-    under `Vmap`, so that results with a seed do not depend on timings. Engines agree up to rounding; for
-    bitwise reproducible results, use one engine.
+    Tasks that run at the same time use at most half of the free memory, according to an upper bound on
+    the memory of one task. Workloads that draw random numbers (dropout) always run under `Vmap`, so that
+    results with a seed do not depend on timings. Engines agree up to rounding; for bitwise reproducible
+    results, use a single engine.
 
     Args:
         steps: the total number of calls; if None, it is unknown.

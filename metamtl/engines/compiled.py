@@ -66,28 +66,30 @@ class Compiled(Engine):
         self.fallback.check(model)
 
     def gradients(self, problem: TaskProblem, shared: Params, own: Params, data: Any) -> TaskGradients:
-        of_model = {name: param.detach() for name, param in shared.items()}
-        of_adapter = {name: param.detach() for name, param in own.items()}
+        model_params = {name: param.detach() for name, param in shared.items()}
+        adapter_params = {name: param.detach() for name, param in own.items()}
 
         def run(kind: Kind, problem: TaskProblem, chunk: Any) -> Any:
             if kind.by_parts:
-                return gradients_by_parts(kind, problem, self.batched, of_model, of_adapter, chunk)
-            return kind.part("whole")(problem, self.batched, of_model, of_adapter, chunk)
+                return gradients_by_parts(kind, problem, self.batched, model_params, adapter_params, chunk)
+            return kind.part("whole")(problem, self.batched, model_params, adapter_params, chunk)
 
-        result = self._run("gradients", problem, (of_model, of_adapter), data, run)
+        result = self._run("gradients", problem, (model_params, adapter_params), data, run)
         if result is None:
             return self.fallback.gradients(problem, shared, own, data)
         (rows, adapter_rows, losses), evaluations = result
         return TaskGradients(losses, rows, adapter_rows, {}, evaluations * num_tasks(data))
 
     def outputs(self, problem: TaskProblem, data: Any, *, every: bool = False) -> list[Any]:
-        of_model = {name: param.detach() for name, param in trainable(problem.model).items()}
-        of_adapter = {name: param.detach() for name, param in trainable(problem.adapter).items()}
+        model_params = {name: param.detach() for name, param in trainable(problem.model).items()}
+        adapter_params = {name: param.detach() for name, param in trainable(problem.adapter).items()}
 
         def run(kind: Kind, problem: TaskProblem, chunk: Any) -> Any:
-            return outputs_by_parts(kind, problem, self.batched, of_model, of_adapter, chunk, every), 0
+            return outputs_by_parts(
+                kind, problem, self.batched, model_params, adapter_params, chunk, every
+            ), 0
 
-        result = self._run("outputs", problem, (of_model, of_adapter), data, run)
+        result = self._run("outputs", problem, (model_params, adapter_params), data, run)
         return self.fallback.outputs(problem, data, every=every) if result is None else result[0]
 
     def _run(self, what: str, problem: TaskProblem, params: Any, data: Any, run: Any) -> Any:

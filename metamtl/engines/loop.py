@@ -39,9 +39,9 @@ class Loop(Engine):
             losses.append(loss.detach())
             evaluations += passes
             del objective, loss, grads, gradient  # free the graph before the next one is built
-        of_shared = dict(zip(shared, columns))
-        of_adapter = dict(zip(own, columns[len(shared) :]))
-        return TaskGradients(torch.stack(losses), of_shared, of_adapter, {}, evaluations)
+        shared_grads = dict(zip(shared, columns))
+        adapter_grads = dict(zip(own, columns[len(shared) :]))
+        return TaskGradients(torch.stack(losses), shared_grads, adapter_grads, {}, evaluations)
 
     def outputs(self, problem: TaskProblem, data: Any, *, every: bool = False) -> list[Any]:
         shared = trainable(problem.model)

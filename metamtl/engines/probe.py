@@ -55,7 +55,7 @@ class Probe:
         torch.set_rng_state(rng_state)
         set_foreign_state(foreign)
         device = next((p.device for p in problem.model.parameters()), torch.device("cpu"))
-        flat_memory = any(way.checkpoint_every is not None for way in problem.differentiations)
+        flat_memory = any(part.checkpoint_every is not None for part in problem.differentiations)
         return cls(
             device,
             draws,

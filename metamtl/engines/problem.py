@@ -90,17 +90,17 @@ class TaskProblem:
         params = {**self.frozen, **shared}
         if not self.adapts:
             return params
-        which = task if self.name is None else self.name
+        task_key = task if self.name is None else self.name
         learned = own or dict(self.adapter.named_parameters())
         with substituted(self.adapter, self.own_structure, own) if own else nullcontext():
-            adapted = self.loop.adapt(params, learned, support, which)
-        return self._with_statistics(adapted, support, which)
+            adapted = self.loop.adapt(params, learned, support, task_key)
+        return self._with_statistics(adapted, support, task_key)
 
     def path(self, shared: Params, support: Batch | None, task: Any) -> Iterator[Params]:
         """The parameters at each stage of adaptation."""
-        params, which = {**self.frozen, **shared}, task if self.name is None else self.name
-        for stage in self.loop.path(params, dict(self.adapter.named_parameters()), support, which):
-            yield self._with_statistics(stage, support, which)
+        params, task_key = {**self.frozen, **shared}, task if self.name is None else self.name
+        for stage in self.loop.path(params, dict(self.adapter.named_parameters()), support, task_key):
+            yield self._with_statistics(stage, support, task_key)
 
     def _with_statistics(self, params: Params, support: Batch | None, task: Any) -> Params:
         x = None if support is None else support[0]

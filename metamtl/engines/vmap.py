@@ -18,7 +18,7 @@ from .problem import TaskProblem
 
 
 class Vmap(Engine):
-    """`torch.vmap` over tasks of `torch.func.grad` of each task.
+    """Run all tasks as one batch, using `torch.vmap` over `torch.func.grad`.
 
     Dropout draws different random numbers for each task.
 

@@ -168,7 +168,7 @@ def _relu(gates: Tensor, state: tuple[Tensor, ...], more: Tensor, project: None)
 
 
 def _packed(args: Sequence[Any]) -> bool:
-    """Whether a recurrent function was called with a packed sequence, whose weights are argument 3."""
+    """Whether the arguments of a recurrent function are a packed sequence; then the weights are args[3]."""
     return isinstance(args[3], (list, tuple))
 
 
@@ -215,18 +215,22 @@ def _over_time(
     backwards: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One layer in one direction: its outputs `[L, B, H]` (or packed), and its last state."""
-    w_input, w_state, *others = weights
-    b_input, b_state = others[:2] if biases else (None, None)
-    project = others[-1] if len(others) % 2 else None
+    w_input, w_state, *optional = weights
+    b_input, b_state = optional[:2] if biases else (None, None)
+    project = optional[-1] if len(optional) % 2 else None
     gates = F.linear(x, w_input, b_input)
     time_steps = gates.unbind(0) if sizes is None else gates.split(sizes)
     outputs = []
     for gate in reversed(time_steps) if backwards else time_steps:
         # In a packed batch, only the sequences that are long enough take this step.
         active, inactive = tuple(s[: len(gate)] for s in state), tuple(s[len(gate) :] for s in state)
-        new = cell(gate, active, F.linear(active[0], w_state, b_state), project)
-        state = new if len(inactive[0]) == 0 else tuple(torch.cat(pair) for pair in zip(new, inactive))
-        outputs.append(new[0])
+        new_state = cell(gate, active, F.linear(active[0], w_state, b_state), project)
+        state = (
+            new_state
+            if len(inactive[0]) == 0
+            else tuple(torch.cat(pair) for pair in zip(new_state, inactive))
+        )
+        outputs.append(new_state[0])
     outputs = outputs[::-1] if backwards else outputs
     return torch.stack(outputs) if sizes is None else torch.cat(outputs), state
 
@@ -255,8 +259,8 @@ def _one(cell: Cell) -> Callable[..., Any]:
         x: Tensor, hx: Any, w_input: Tensor, w_state: Tensor, b_input: Any = None, b_state: Any = None
     ) -> Any:
         state = tuple(hx) if isinstance(hx, (list, tuple)) else (hx,)
-        new = cell(F.linear(x, w_input, b_input), state, F.linear(state[0], w_state, b_state), None)
-        return new if len(new) > 1 else new[0]
+        new_state = cell(F.linear(x, w_input, b_input), state, F.linear(state[0], w_state, b_state), None)
+        return new_state if len(new_state) > 1 else new_state[0]
 
     return run
 
@@ -288,5 +292,5 @@ TWICE: dict[Any, Callable[..., Any]] = {
 # Packed sequences fail inside any transform, including `torch.func.grad`.
 PACKED = {
     torch._pad_packed_sequence: pad_packed,
-    **{fused: _if_packed(fused, written) for fused, written in RECURRENT.items()},
+    **{fused: _if_packed(fused, decomposition) for fused, decomposition in RECURRENT.items()},
 }

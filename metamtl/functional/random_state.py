@@ -67,8 +67,8 @@ def foreign_state() -> ForeignState:
     numpy = getattr(sys.modules.get("numpy"), "random", None)
     if numpy is None:
         return (random.getstate(), None)
-    name, keys, *rest = numpy.get_state()
-    return random.getstate(), (name, keys.tobytes(), *rest)
+    name, keys, *fields = numpy.get_state()
+    return random.getstate(), (name, keys.tobytes(), *fields)
 
 
 def set_foreign_state(state: ForeignState) -> None:
@@ -76,5 +76,5 @@ def set_foreign_state(state: ForeignState) -> None:
     random.setstate(state[0])
     if state[1] is not None:
         numpy = sys.modules["numpy"]
-        name, keys, *rest = state[1]
-        numpy.random.set_state((name, numpy.frombuffer(keys, dtype=numpy.uint32), *rest))
+        name, keys, *fields = state[1]
+        numpy.random.set_state((name, numpy.frombuffer(keys, dtype=numpy.uint32), *fields))

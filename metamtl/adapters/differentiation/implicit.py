@@ -92,8 +92,8 @@ class Implicit(Differentiation):
         if not loop.num_steps:
             yield from super().path(loop, params, learned, support)
             return
-        *before, end = stages(loop, detached(params), {}, support, None)
-        yield from before
+        *stage_params, end = stages(loop, detached(params), {}, support, None)
+        yield from stage_params
         yield self._differentiable(loop, params, support, end)
 
     def _differentiable(self, loop: GradientLoop, params: Params, support: Any, end: Params) -> Params:
