@@ -1,4 +1,4 @@
-"""Adapters: which parameters does this task use?"""
+"""Adapters: compute the task-specific parameters from a model and a support set."""
 
 from .base import Adapter
 from .chain import Chain

@@ -1,4 +1,4 @@
-"""The base class of adapters: which parameters does a task use?"""
+"""Base class of adapters."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from .inner_loop import Carry, InnerLoop, Start, StepContext
 
 
 class Adapter(nn.Module, ABC):
-    """From a model and one task's support set to the parameters which that task uses.
+    """Base class of adapters. An adapter maps a model and a support set to the parameters of one task.
 
-    An adapter is pure: the model is the same before and after, and nothing is remembered between
-    calls. It may own parameters (a table of heads, learned step sizes); they are ordinary module
-    parameters, for the user's optimizer beside the model's.
+    An adapter is a pure function: it does not change the model and keeps no state between calls. It may
+    have parameters of its own (a table of heads, learned step sizes). They are ordinary module parameters;
+    pass them to the optimizer together with those of the model.
     """
 
     @property
     def gradient_evaluations(self) -> int:
-        """Backward passes over a support set that one task costs, those of the outer gradient included."""
+        """Backward passes over the support set of one task, including those of the outer gradient."""
         return 0
 
     def check(self, model: nn.Module, task: Tensor | str | None) -> None:
-        """Reject, before anything is computed, a model or `task` ids that cannot work.
+        """Reject an unsuitable model or unsuitable task ids before anything is computed.
 
-        `task` has the leading task axis here, as in `Episode.task`.
+        Here `task` has a leading task axis, as in `Episode.task`.
         """
 
     def __call__(
@@ -43,7 +43,7 @@ class Adapter(nn.Module, ABC):
         params: Params | None = None,
         task: Any = None,
     ) -> Params:
-        """`forward`, with the support set's statistics for the normalization of the query set."""
+        """`forward`, and the statistics of the support set, which normalize the query set."""
         adapted = super().__call__(model, support, loss, params=params, task=task)
         x = None if support is None else support[0]
         return with_support_statistics(model, adapted, x, task)
@@ -58,17 +58,17 @@ class Adapter(nn.Module, ABC):
         params: Params | None = None,
         task: Any = None,
     ) -> Params:
-        """The parameters that the task uses.
+        """Compute the parameters of the task.
 
         Args:
-            model: any module; if `params` are given, only its structure is used.
+            model: any module; if `params` is not None, only its structure is used.
             support: the task's support set, `x` `[S, ...]` and `y` `[S, ...]`.
             loss: `loss(output, y) -> scalar`.
-            params: start from these, by name; if None, from the model's own.
+            params: the initial parameters by name; if None, those of the model.
             task: the task's ids, or its name.
 
         Returns:
-            Every parameter by name, differentiable with respect to `params`.
+            All parameters by name, differentiable with respect to `params`.
         """
 
     def path(
@@ -80,15 +80,15 @@ class Adapter(nn.Module, ABC):
         params: Params | None = None,
         task: Any = None,
     ) -> Iterator[Params]:
-        """The parameters at each stage of adaptation; the last are those that a call returns."""
+        """The parameters at each stage of adaptation. The last ones are those that a call returns."""
         yield self(model, support, loss, params=params, task=task)
 
     def inner_loop(self, model: nn.Module, loss: Loss, name: str | None = None) -> InnerLoop:
-        """The adapter's computation for one call, step by step; by default `forward`, without steps.
+        """The adapter's computation for one call, step by step. The default is `forward`, without steps.
 
         Args:
-            model, loss: as of `forward`.
-            name: of the task, if it has one.
+            model, loss: as in `forward`.
+            name: the name of the task; None if it has none.
         """
         return _NoSteps(self, model, loss, name)
 
@@ -107,12 +107,12 @@ class _NoSteps(InnerLoop):
         return Start(self.adapt(params, {}, support, task), ())
 
     def adapt(self, params: Params, learned: Params, support: Batch | None, task: Any) -> Params:
-        which = task if self.name is None else self.name
-        return self.adapter.forward(self.model, support, self.loss, params=params, task=which)
+        task_key = task if self.name is None else self.name
+        return self.adapter.forward(self.model, support, self.loss, params=params, task=task_key)
 
     def path(self, params: Params, learned: Params, support: Batch | None, task: Any) -> Iterator[Params]:
-        which = task if self.name is None else self.name
-        return self.adapter.path(self.model, support, self.loss, params=params, task=which)
+        task_key = task if self.name is None else self.name
+        return self.adapter.path(self.model, support, self.loss, params=params, task=task_key)
 
     def step(self, carry: Carry, context: StepContext, k: Tensor, *, first_order: bool) -> Carry:
         return carry
@@ -122,15 +122,15 @@ class _NoSteps(InnerLoop):
 
 
 def initial_params(model: nn.Module, params: Params | None) -> Params:
-    """`params`, or the model's own."""
+    """`params`; if None, the parameters of the model."""
     return dict(model.named_parameters()) if params is None else without_support_statistics(params)
 
 
 def require_support(support: Batch | None, adapter: Adapter) -> Batch:
-    """The support set, or an error that says which adapter needs one."""
+    """The support set; an error that names the adapter if there is none."""
     if support is None:
         raise ValueError(
             f"{type(adapter).__name__} adapts to a support set, but this episode has support=None;"
-            " give one, or use Shared()."
+            " pass a support set, or use Shared()."
         )
     return Batch(*support)

@@ -1,4 +1,4 @@
-"""One adapter after another: Proto-MAML is class means, then gradient steps."""
+"""Composition of adapters, such as class means followed by gradient steps (Proto-MAML)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .inner_loop import Carry, InnerLoop, Leftovers, Start, StepContext
 
 
 class Chain(Adapter):
-    """Each adapter starts from the parameters that the one before it returned.
+    """Apply adapters in sequence. Each adapter starts from the parameters that the previous one returned.
 
     `Chain(Prototype(), Gradient(5, lr=0.1))` is Proto-MAML, Triantafillou et al. 2020,
     https://arxiv.org/abs/1903.03096.
@@ -25,7 +25,7 @@ class Chain(Adapter):
     def __init__(self, *adapters: Adapter) -> None:
         super().__init__()
         if not adapters:
-            raise ValueError("Chain needs at least one adapter; for none, use Shared().")
+            raise ValueError("Chain needs at least one adapter; to adapt nothing, use Shared().")
         for adapter in adapters:
             if not isinstance(adapter, Adapter):
                 raise TypeError(
@@ -50,8 +50,8 @@ class Chain(Adapter):
         params: Params | None = None,
         task: Any = None,
     ) -> Params:
-        *before, last = self.adapters
-        for adapter in before:
+        *previous, last = self.adapters
+        for adapter in previous:
             params = adapter(model, support, loss, params=params, task=task)
         return last(model, support, loss, params=params, task=task)  # type: ignore[no-any-return]
 
@@ -64,9 +64,9 @@ class Chain(Adapter):
         params: Params | None = None,
         task: Any = None,
     ) -> Iterator[Params]:
-        """The stages of the last adapter, starting from the result of the others."""
-        *before, last = self.adapters
-        for adapter in before:
+        """The stages of the last adapter, which starts from the result of the others."""
+        *previous, last = self.adapters
+        for adapter in previous:
             params = adapter(model, support, loss, params=params, task=task)
         yield from last.path(model, support, loss, params=params, task=task)  # type: ignore[operator]
 
@@ -79,7 +79,7 @@ class Chain(Adapter):
 
 @dataclass(frozen=True)
 class _ChainLoop(InnerLoop):
-    """The steps of the last adapter; `features` are what the others returned, and its own features."""
+    """The steps of the last adapter. The carry also holds the parameters that the others returned."""
 
     adapter: Chain
     model: nn.Module
@@ -104,14 +104,14 @@ class _ChainLoop(InnerLoop):
         return self.last.path(params, self._of_last(learned), support, task)
 
     def _before(self, params: Params, support: Batch | None, task: Any) -> Params:
-        """What the adapters before the last return."""
-        which = task if self.name is None else self.name
+        """The parameters that the adapters before the last one return."""
+        task_key = task if self.name is None else self.name
         for adapter in list(self.adapter.adapters)[:-1]:
-            params = adapter(self.model, support, self.loss, params=params, task=which)
+            params = adapter(self.model, support, self.loss, params=params, task=task_key)
         return params
 
     def _of_last(self, learned: Params) -> Params:
-        """The parameters of the last adapter, by its own names."""
+        """The parameters of the last adapter, by their names within it."""
         prefix = f"adapters.{len(self.adapter.adapters) - 1}."
         return {n.removeprefix(prefix): p for n, p in learned.items() if n.startswith(prefix)}
 

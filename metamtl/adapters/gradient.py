@@ -23,30 +23,32 @@ from .rates import LearnedRates, per_step_lr
 class Gradient(Adapter):
     """K steps of gradient descent on the support loss.
 
-    `phi_0 = theta`, `phi_{k+1} = phi_k - lr_k * grad L_support(phi_k)`, for the parameters that `adapts`
-    names; the others stay unchanged. Finn, Abbeel, Levine 2017, https://arxiv.org/abs/1703.03400; with
-    `adapts="head"` ANIL (https://arxiv.org/abs/1909.09157), with `adapts="body"` BOIL
+    `phi_0 = theta`, `phi_{k+1} = phi_k - lr_k * grad L_support(phi_k)` for the parameters selected by
+    `adapts`; the others stay unchanged. Finn, Abbeel, Levine 2017, https://arxiv.org/abs/1703.03400. With
+    `adapts="head"` this is ANIL (https://arxiv.org/abs/1909.09157), with `adapts="body"` BOIL
     (https://arxiv.org/abs/2008.08882), with `lr=LearnedRates(...)` Meta-SGD or the rates of MAML++.
 
     Args:
-        steps: K; 0 adapts nothing.
-        lr: the step size, or K of them, or learned ones.
-        adapts: a prefix, or several, of parameter names (`"head"` selects `head.weight` and `head.bias`);
-            if None, all trainable parameters.
-        differentiation: how the outer gradient goes through the steps: `Unrolled()`, `Checkpointed(every)`,
-            `Truncated(backprop_steps)`, `FirstOrder()` or `Implicit(...)`. The strings "exact",
-            "checkpointed", "truncated", "first_order" and "implicit" stand for these with default options.
-        rule: an update rule of `metamtl.rules`; if None, plain descent.
+        steps: the number of inner steps K; with 0, nothing is adapted.
+        lr: one step size, a sequence of K step sizes, or learned step sizes.
+        adapts: one or several prefixes of parameter names (`"head"` selects `head.weight` and
+            `head.bias`); if None, all trainable parameters.
+        differentiation: how the outer gradient is computed through the steps: `Unrolled()`,
+            `Checkpointed(every)`, `Truncated(backprop_steps)`, `FirstOrder()` or `Implicit(...)`. The
+            strings "exact", "checkpointed", "truncated", "first_order" and "implicit" select these with
+            default options.
+        rule: an update rule of `metamtl.rules`; if None, plain gradient descent.
 
     Raises:
-        TypeError: `steps` is not an int; `differentiation` or `rule` is of another kind.
-        ValueError: arguments out of range, rates that are not K in number, an option that contradicts
-            `differentiation`; when called, a prefix that names no parameter, or learned rates for others.
+        TypeError: `steps` is not an int; `differentiation` or `rule` has the wrong type.
+        ValueError: an argument is out of range; the number of rates is not K; an option contradicts
+            `differentiation`. When called: a prefix matches no parameter, or the learned rates belong to
+            other parameters.
 
     >>> import torch
     >>> model, loss = nn.Linear(1, 1, bias=False), nn.functional.mse_loss
     >>> fast = Gradient(steps=1, lr=0.5)(model, (torch.ones(4, 1), torch.ones(4, 1)), loss)
-    >>> bool(torch.isclose(fast["weight"], torch.ones(1)).all())  # the minimum, in one step
+    >>> bool(torch.isclose(fast["weight"], torch.ones(1)).all())  # one step reaches the minimum
     True
     """
 
@@ -61,7 +63,7 @@ class Gradient(Adapter):
     ) -> None:
         super().__init__()
         if not isinstance(steps, int) or isinstance(steps, bool):
-            raise TypeError(f"steps={steps!r}: the number of inner steps is an int.")
+            raise TypeError(f"steps={steps!r}: the number of inner steps must be an int.")
         if steps < 0:
             raise ValueError(f"steps={steps}: the number of inner steps cannot be negative.")
         self.rule = Descent() if rule is None else rule
@@ -92,19 +94,19 @@ class Gradient(Adapter):
             self.lr.check(model, names, self.steps)
 
     def inner_loop(self, model: nn.Module, loss: Loss, name: str | None = None) -> InnerLoop:
-        if type(self).forward is not Gradient.forward:  # a subclass with a computation of its own
+        if type(self).forward is not Gradient.forward:  # a subclass that overrides the computation
             return super().inner_loop(model, loss, name)
         names = tuple(select_parameters(model, self.adapts))
         structure = structure_of(model)
         parts = None if name is not None else split(model, names)
-        others = [other for other in trainable(model) if other not in names]
+        unadapted = [param for param in trainable(model) if param not in names]
         return GradientLoop(
             adapter=self,
             model=model,
             structure=structure,
             loss=loss,
             names=names,
-            reads=tuple(other for other in others if parts is None or other in parts.reads),
+            reads=tuple(param for param in unadapted if parts is None or param in parts.reads),
             task=name,
             parts=parts,
             counters=structure.counters,
@@ -114,11 +116,11 @@ class Gradient(Adapter):
         )
 
     def rates(self, params: Params, learned: Params, k: Tensor) -> Rates:
-        """The step size of every parameter at step `k`; `learned` are the adapter's own parameters."""
+        """The step size of every parameter at step `k`; `learned` holds the adapter's own parameters."""
         if isinstance(self.lr, LearnedRates):
             prefix = "lr.rates."
             return self.lr.at({n.removeprefix(prefix): p for n, p in learned.items()}, params, k)
-        if len(set(self.lr)) == 1:  # a Python number multiplies faster than a tensor
+        if len(set(self.lr)) == 1:  # multiplication by a Python number is faster than by a tensor
             return dict.fromkeys(params, self.lr[0])
         like = next(iter(params.values()))
         rates = torch.tensor(self.lr, dtype=like.dtype, device="cpu").to(like.device, non_blocking=True)
@@ -146,7 +148,7 @@ class Gradient(Adapter):
         params: Params | None = None,
         task: Any = None,
     ) -> Iterator[Params]:
-        """The parameters after 0, 1, ..., K steps; with `Implicit`, only the last have a gradient."""
+        """The parameters after 0, 1, ..., K steps. With `Implicit`, only the last ones have a gradient."""
         self.check(model, task)
         loop = self.inner_loop(model, loss, task if isinstance(task, str) else None)
         return loop.path(initial_params(model, params), dict(self.named_parameters()), support, None)

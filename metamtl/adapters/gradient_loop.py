@@ -36,11 +36,11 @@ class GradientLoop(InnerLoop):
     """`phi_{k+1} = rule(phi_k, grad L_support(phi_k))`; the carry is `(phi, state of the rule)`.
 
     Attributes:
-        names: of the adapted parameters.
+        names: the names of the adapted parameters.
         task: the name of a named task, or None.
-        parts: the model split before the first adapted parameter, or None.
-        counters: names of the buffers that hold the number of the step.
-        proximal: weight of `1/2 |phi - theta|^2` beside the support loss.
+        parts: the model, split before the first adapted parameter, or None.
+        counters: names of the buffers that hold the index of the step.
+        proximal: weight of the term `1/2 |phi - theta|^2`, which is added to the support loss.
     """
 
     adapter: Gradient
@@ -60,8 +60,8 @@ class GradientLoop(InnerLoop):
     def init(self, params: Params, support: Batch | None, task: Any) -> Start:
         adapted = {name: params[name] for name in self.names}
         if not in_transform() and not all(param.is_leaf for param in adapted.values()):
-            # One may have been computed from another (a head of class means), and the inner gradient is a
-            # partial derivative.
+            # The inner gradient is a partial derivative, but one parameter may have been computed from
+            # another (a head of class means). Views separate them.
             adapted = {name: param.view_as(param) for name, param in adapted.items()}
         carry = (adapted, self.adapter.rule.init(adapted))
         if self.num_steps == 0:
@@ -102,25 +102,25 @@ class GradientLoop(InnerLoop):
         context = self.context(self.init(params, support, task), params, {}, support)
         numbers = dict.fromkeys(self.counters, step_number(0, device_of(params)))
         support_loss = self.support_loss(context, numbers, second_order=False)
-        used = gradient(support_loss, {name: params[name] for name in self.names}, differentiable=False)
-        return [name for name in self.names if name not in used]
+        grads = gradient(support_loss, {name: params[name] for name in self.names}, differentiable=False)
+        return [name for name in self.names if name not in grads]
 
     def step(self, carry: Carry, context: StepContext, k: Tensor, *, first_order: bool) -> Carry:
         adapted, opt_state = carry
-        # Detached before the gradient is taken, not after, so that no graph is recorded for nothing.
-        here, read = detached((adapted, context)) if first_order else (adapted, context)
+        # Detach before computing the gradient, not after, so that no unused graph is recorded.
+        phi, fixed_context = detached((adapted, context)) if first_order else (adapted, context)
         support_loss = self.support_loss(
-            read, dict.fromkeys(self.counters, k), second_order=not first_order
+            fixed_context, dict.fromkeys(self.counters, k), second_order=not first_order
         )
-        grads = gradient(support_loss, here, differentiable=not first_order)
+        grads = gradient(support_loss, phi, differentiable=not first_order)
         if not grads:
             raise ValueError(
                 f"the support loss depends on none of the adapted parameters {', '.join(self.names[:5])};"
-                " look for a detach() on the way to it, or adapt other parameters."
+                " look for a detach() in its computation, or adapt other parameters."
             )
         if self.proximal:
             origin = context.features[1]
-            grads = {n: g + self.proximal * (here[n] - origin[n]) for n, g in grads.items()}
+            grads = {n: g + self.proximal * (phi[n] - origin[n]) for n, g in grads.items()}
         return self._update(adapted, grads, opt_state, context.learned, k)
 
     def support_loss(
@@ -132,20 +132,20 @@ class GradientLoop(InnerLoop):
 
         def support_loss(phi: Params) -> Tensor:
             params = {**context.params, **phi, **counters}
-            # Views, because a model that differentiates with respect to its input would otherwise go back
-            # through the parameters, too, which the steps before computed from the same input.
+            # Use views of the inputs. The parameters depend on the same inputs through earlier steps, so a
+            # model that differentiates with respect to its input would also differentiate through them.
             if isinstance(inputs, Tensor):
-                own = inputs.view_as(inputs)
+                views = inputs.view_as(inputs)
             else:
-                own = inputs if in_transform() else tree_map(_view, inputs)
-            return self.loss(self._forward(params, own, stages, second_order), y)
+                views = inputs if in_transform() else tree_map(_view, inputs)
+            return self.loss(self._forward(params, views, stages, second_order), y)
 
         return support_loss
 
     def _update(self, adapted: Params, grads: Params, opt_state: Any, learned: Params, k: Tensor) -> Carry:
         rule, rates = self.adapter.rule, self.adapter.rates(adapted, learned, k)
-        own = {name.removeprefix("rule."): p for name, p in learned.items() if name.startswith("rule.")}
-        with substituted(rule, structure_of(rule), own) if own else nullcontext():
+        options = {name.removeprefix("rule."): p for name, p in learned.items() if name.startswith("rule.")}
+        with substituted(rule, structure_of(rule), options) if options else nullcontext():
             return tuple(rule.update(adapted, grads, opt_state, rates, k))
 
     def finish(self, carry: Carry, params: Params, k: Tensor) -> Params:

@@ -1,4 +1,4 @@
-"""Multi-task learning on few-shot classes: a persistent head row for every class."""
+"""Multi-task learning on few-shot classes: one trained head row for every class."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from .base import Adapter, initial_params
 
 
 class HeadTable(Adapter):
-    """A table with one head row for each training class; a task's head is made of its classes' rows.
+    """A table with one head row for each training class. The head of a task consists of its classes' rows.
 
-    `W_t = table[task ids]`: for a few-shot task the ids are those of its N classes, and N rows are its
-    head; for a task with one id (a regression) the head is one row. There is no inner step: this is
-    multi-task learning with shared body and own heads. Wang, Zhao, Li 2021,
+    `W_t = table[task ids]`. The ids of a few-shot task are those of its N classes, so its head has N rows;
+    the head of a task with one id (a regression) is one row. There are no inner steps: this is multi-task
+    learning with a shared body and task-specific heads. Wang, Zhao, Li 2021,
     https://arxiv.org/abs/2106.09017.
 
-    The table is the adapter's own; give `[*model.parameters(), *recipe.parameters()]` to the optimizer.
+    The table is a parameter of the adapter; pass `[*model.parameters(), *recipe.parameters()]` to the
+    optimizer.
 
     Args:
-        ids: the ids that tasks may have, as `family.ids` lists them.
-        features: width of the body's output, F.
+        ids: the ids that tasks may have, as listed by `family.ids`.
+        features: F, the width of the body's output.
         head: name of the model's linear head, whose weight and bias are replaced.
 
     Raises:
-        ValueError: no id, a negative one, one that is listed twice; when a batch of tasks is checked, an
-            id that the table does not hold.
-        TypeError: ids that are no integers.
+        ValueError: there is no id, or an id is negative or listed twice. When tasks are checked: an id is
+            not in the table.
+        TypeError: an id is not an integer.
 
     >>> table = HeadTable(ids=[3, 7, 9], features=4)
     >>> model = nn.Sequential()
@@ -45,20 +46,20 @@ class HeadTable(Adapter):
 
     def __init__(self, ids: Iterable[int], features: int, head: str = "head") -> None:
         super().__init__()
-        listed = _integers(ids)
-        if listed.numel() == 0 or bool((listed < 0).any()):
+        id_tensor = _integers(ids)
+        if id_tensor.numel() == 0 or bool((id_tensor < 0).any()):
             raise ValueError("HeadTable needs at least one id, none of them negative; pass `family.ids`.")
-        values, counts = listed.unique(return_counts=True)
+        values, counts = id_tensor.unique(return_counts=True)
         if bool((counts > 1).any()):
             raise ValueError(
                 f"ids {values[counts > 1].tolist()[:10]} are listed more than once, but each id has one"
-                " head; list every id once, as `family.ids` does."
+                " head row; list every id once, as `family.ids` does."
             )
-        bound = 1 / math.sqrt(features)  # as torch.nn.Linear
-        self.weight = nn.Parameter(torch.empty(len(listed), features).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(len(listed)).uniform_(-bound, bound))
-        rows = torch.full((int(listed.max()) + 1,), -1)
-        rows[listed] = torch.arange(len(listed))
+        bound = 1 / math.sqrt(features)  # as in torch.nn.Linear
+        self.weight = nn.Parameter(torch.empty(len(id_tensor), features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(len(id_tensor)).uniform_(-bound, bound))
+        rows = torch.full((int(id_tensor.max()) + 1,), -1)
+        rows[id_tensor] = torch.arange(len(id_tensor))
         self.register_buffer("rows", rows)
         self.rows: Tensor
         self.head = head
@@ -71,17 +72,17 @@ class HeadTable(Adapter):
             )
         if not isinstance(task, Tensor):
             raise ValueError(
-                "HeadTable looks a task's head up by its ids, but this episode has none"
+                "HeadTable looks a task's head up by its ids, but this episode has no ids"
                 f" (task={task!r}); use a family with a fixed set of tasks, or another adapter."
             )
-        held = (task >= 0) & (task < len(self.rows))
-        held &= self.rows[task.where(held, 0)] >= 0
-        if not bool(held.all()):
-            unknown = task[~held].unique().tolist()
+        known = (task >= 0) & (task < len(self.rows))
+        known &= self.rows[task.where(known, 0)] >= 0
+        if not bool(known.all()):
+            unknown = task[~known].unique().tolist()
             raise ValueError(
                 f"unknown task ids {unknown[:10]}: the table holds {len(self.weight)} ids"
-                f" up to {len(self.rows) - 1}, and none of these; a task that was not trained needs an"
-                " adapter that learns its head, such as Prototype or Gradient."
+                f" up to {len(self.rows) - 1}, and none of these; for tasks that were not in training, use"
+                " an adapter that computes a head, such as Prototype or Gradient."
             )
 
     def forward(
@@ -94,12 +95,12 @@ class HeadTable(Adapter):
         task: Any = None,
     ) -> Params:
         params = initial_params(model, params)
-        # index_select, because vmap cannot index by a tensor with no dimension
-        at = self.rows.index_select(0, task.reshape(-1))
+        # index_select, because vmap does not support indexing with a zero-dimensional tensor
+        rows = self.rows.index_select(0, task.reshape(-1))
         names = canonical_names(model)
-        params[names[f"{self.head}.weight"]] = self.weight.index_select(0, at)
+        params[names[f"{self.head}.weight"]] = self.weight.index_select(0, rows)
         if f"{self.head}.bias" in names:
-            params[names[f"{self.head}.bias"]] = self.bias.index_select(0, at)
+            params[names[f"{self.head}.bias"]] = self.bias.index_select(0, rows)
         return params
 
 
@@ -108,13 +109,15 @@ def _is_integer(values: Tensor) -> bool:
 
 
 def _integers(ids: Iterable[int]) -> Tensor:
-    """The ids as `int64`, without rounding any."""
-    listed = ids if isinstance(ids, Tensor) else list(ids)
-    if not isinstance(listed, Tensor):
-        wrong = [i for i in listed if isinstance(i, bool) or not isinstance(i, SupportsIndex)]
-        if wrong:
-            raise TypeError(f"id {wrong[0]!r} is a {type(wrong[0]).__name__}; HeadTable needs integers.")
-        return torch.tensor([index(i) for i in listed], dtype=torch.long, device="cpu")
-    if not _is_integer(listed):
-        raise TypeError(f"ids are {listed.dtype}; HeadTable needs integers.")
-    return listed.detach().flatten().long().cpu()
+    """The ids as `int64`; numbers that are not integers are rejected, not rounded."""
+    values = ids if isinstance(ids, Tensor) else list(ids)
+    if not isinstance(values, Tensor):
+        invalid = [i for i in values if isinstance(i, bool) or not isinstance(i, SupportsIndex)]
+        if invalid:
+            raise TypeError(
+                f"id {invalid[0]!r} is a {type(invalid[0]).__name__}; HeadTable needs integers."
+            )
+        return torch.tensor([index(i) for i in values], dtype=torch.long, device="cpu")
+    if not _is_integer(values):
+        raise TypeError(f"ids are {values.dtype}; HeadTable needs integers.")
+    return values.detach().flatten().long().cpu()

@@ -1,4 +1,4 @@
-"""An adapter's computation as pure functions of tensors, which engines run step by step."""
+"""The computation of an adapter as pure functions of tensors, which engines run step by step."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from ..episode import Batch
 from ..functional import Params
 from ..functional.scan import carries, scan
 
-Leftovers = tuple[tuple[nn.Module, str], ...]  # modules, and names of attributes
-Carry = Any  # what the steps change: tensors in any nesting of tuples and dicts
+Leftovers = tuple[tuple[nn.Module, str], ...]  # pairs of a module and the name of an attribute
+Carry = Any  # the values that the steps change: tensors in any nesting of tuples and dicts
 
 
 class Start(NamedTuple):
-    """What an inner loop begins with.
+    """The initial values of an inner loop.
 
     Attributes:
-        carry: what the steps change.
-        features: what they only read and the outer gradient goes through, computed from the support set.
+        carry: the values that the steps change.
+        features: values, computed from the support set, that the steps only read; the outer gradient is
+            propagated through them.
     """
 
     carry: Carry
@@ -30,13 +31,13 @@ class Start(NamedTuple):
 
 
 class StepContext(NamedTuple):
-    """What the inner steps of a task only read.
+    """The values that the inner steps of a task read but do not change.
 
     Attributes:
-        params: shared parameters that the steps use and do not adapt.
+        params: shared parameters that the steps use but do not adapt.
         learned: the adapter's own parameters.
         features: as in `Start`.
-        fixed: what has no gradient: the support set.
+        fixed: values without a gradient: the support set.
     """
 
     params: Params
@@ -48,14 +49,14 @@ class StepContext(NamedTuple):
 class InnerLoop(ABC):
     """`start = init(...)`, K times `carry = step(carry, context, k)`, `params = finish(carry, ...)`.
 
-    An implementation is a frozen dataclass of what is fixed for one call: adapter, model, loss, names.
-    Whatever needs a gradient is an argument.
+    An implementation is a frozen dataclass with the constants of one call: adapter, model, loss, names.
+    Every value that needs a gradient is an argument.
 
     Attributes:
         num_steps: K.
-        reads: names of the parameters that steps read and do not adapt.
-        starts_from_params: whether `init` only selects from the shared parameters, so that the gradient of
-            the first carry is that of the adapted parameters.
+        reads: names of the parameters that the steps read but do not adapt.
+        starts_from_params: whether `init` only selects from the shared parameters, so that the gradient
+            with respect to the first carry is the gradient with respect to the adapted parameters.
     """
 
     num_steps: int
@@ -64,22 +65,22 @@ class InnerLoop(ABC):
 
     @abstractmethod
     def init(self, params: Params, support: Batch | None, task: Any) -> Start:
-        """The state before the first step; `params` has every parameter by name."""
+        """The values before the first step; `params` holds all parameters by name."""
 
     @abstractmethod
     def step(self, carry: Carry, context: StepContext, k: Tensor, *, first_order: bool) -> Carry:
-        """Step `k`, an int64 tensor without axes; `first_order` takes its gradient as a constant."""
+        """Step `k` (a zero-dimensional int64 tensor); with `first_order`, its gradient is a constant."""
 
     @abstractmethod
     def finish(self, carry: Carry, params: Params, k: Tensor) -> Params:
-        """Every parameter by name, after `k` steps."""
+        """All parameters by name, after `k` steps."""
 
     def first_order(self, k: int) -> bool:
-        """Whether the outer gradient takes the gradient of step `k` as a constant."""
+        """Whether the outer gradient treats the gradient of step `k` as a constant."""
         return False
 
     def adapt(self, params: Params, learned: Params, support: Batch | None, task: Any) -> Params:
-        """The parameters after all steps; `learned` are the adapter's own parameters."""
+        """The parameters after all steps; `learned` holds the adapter's own parameters."""
         return run(self, params, learned, support, task)
 
     def path(self, params: Params, learned: Params, support: Batch | None, task: Any) -> Iterator[Params]:
@@ -87,20 +88,20 @@ class InnerLoop(ABC):
         return stages(self, params, learned, support, task)
 
     def with_leftovers(self, leftovers: Leftovers) -> InnerLoop:
-        """The same loop for compiled code, given the attributes that the model's forward pass sets."""
+        """The same loop for compiled code; `leftovers` are attributes set by the model's forward pass."""
         return self
 
     def fixed(self, support: Batch | None) -> Any:
-        """What the steps read of the support set, without a gradient."""
+        """The part of the support set that the steps read, without a gradient."""
         return ()
 
     def context(self, start: Start, params: Params, learned: Params, support: Batch | None) -> StepContext:
-        """What the steps read."""
-        read = {name: params[name] for name in self.reads}
-        return StepContext(read, learned, start.features, self.fixed(support))
+        """The values that the steps read."""
+        unadapted = {name: params[name] for name in self.reads}
+        return StepContext(unadapted, learned, start.features, self.fixed(support))
 
     def unused(self, params: Params, support: Batch | None, task: Any) -> list[str]:
-        """Adapted parameters that the support loss does not use; the rule must not decay them."""
+        """Adapted parameters that the support loss does not use. The rule must not decay them."""
         return []
 
 
@@ -124,19 +125,20 @@ def stages(loop: InnerLoop, params: Params, learned: Params, support: Any, task:
 
 
 def _numbered(loop: InnerLoop, device: torch.device | None) -> Callable[[Carry, StepContext, int], Carry]:
-    """`step(carry, context, k)` with `k` as a number."""
+    """`step(carry, context, k)` with an int `k`."""
 
     def step(carry: Carry, context: StepContext, k: int) -> Carry:
-        # Made here: a tensor of an outer level of torch.func must not be read inside a Function.
+        # Create the tensor here: a Function must not read a tensor of an outer torch.func level.
         return loop.step(carry, context, step_number(k, device), first_order=loop.first_order(k))
 
     return step
 
 
 def step_number(k: int, device: torch.device | None) -> Tensor:
-    """`k` as a tensor without axes on the device, without waiting for it."""
+    """`k` as a zero-dimensional tensor on the device, without a synchronization."""
     return torch.full((), k, dtype=torch.int64, device=device)
 
 
 def device_of(params: Params) -> torch.device | None:
+    """The device of the parameters; None if there are none."""
     return next((param.device for param in params.values()), None)

@@ -1,4 +1,4 @@
-"""The trivial answer to a regression task: the mean of its support targets."""
+"""The trivial baseline for regression tasks: predict the mean of the support targets."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from .base import Adapter, initial_params, require_support
 
 
 class MeanPredictor(Adapter):
-    """A head that answers every input with the mean of the support targets: `W = 0`, `b = mean(y)`.
+    """A head that predicts the mean of the support targets for every input: `W = 0`, `b = mean(y)`.
 
-    The row that every comparison on regression tasks carries: a method that does not beat it has learned
-    nothing.
+    This is the trivial baseline for regression tasks: a method that is not better has learned nothing.
     """
 
     def __init__(self, head: str = "head") -> None:

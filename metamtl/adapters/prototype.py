@@ -1,4 +1,4 @@
-"""A head written from class means: ProtoNet."""
+"""A linear head computed from class means: ProtoNet."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .base import Adapter, initial_params, require_support
 
 
 class Prototype(Adapter):
-    """A linear head whose scores are minus the squared distances to the class means.
+    """A linear head whose scores are the negative squared distances to the class means.
 
-    With `c_n` the mean of the body's features over the support examples of class n:
-    `W_n = 2 c_n`, `b_n = -|c_n|^2`, so that `W_n f + b_n = |f|^2 - |f - c_n|^2`, and the softmax is that
-    of minus the distances. Snell, Swersky, Zemel 2017, https://arxiv.org/abs/1703.05175.
+    Let `c_n` be the mean of the body's features over the support examples of class n. Then `W_n = 2 c_n`
+    and `b_n = -|c_n|^2`, so that `W_n f + b_n = |f|^2 - |f - c_n|^2`. The first term is the same for all
+    classes and cancels in the softmax. Snell, Swersky, Zemel 2017, https://arxiv.org/abs/1703.05175.
 
     Args:
-        ways: number of classes N; where None, as many as the task has class ids (so that training may
-            have more ways than the test), or else as the head has outputs.
-        body: name of the module that makes features `[S, F]`.
-        head: name of the linear head, with bias, that is applied to them.
+        ways: number of classes N. If None, the number of class ids of the task (so that training may use
+            more classes than the test); without ids, the number of outputs of the head.
+        body: name of the module that computes the features `[S, F]`.
+        head: name of the linear head, with a bias, that is applied to them.
 
     >>> from metamtl import nets
     >>> model = nets.mlp(2, 8, 3)
@@ -39,7 +39,7 @@ class Prototype(Adapter):
 
     @property
     def gradient_evaluations(self) -> int:
-        return 1  # the outer gradient goes back through the support features
+        return 1  # the outer gradient is propagated through the support features
 
     def check(self, model: nn.Module, task: Tensor | str | None) -> None:
         modules = dict(model.named_modules(remove_duplicate=False))
@@ -67,16 +67,16 @@ class Prototype(Adapter):
     ) -> Params:
         support = require_support(support, self)
         params = initial_params(model, params)
-        listed = task.shape[0] if isinstance(task, Tensor) and task.dim() == 1 else None
+        num_ids = task.shape[0] if isinstance(task, Tensor) and task.dim() == 1 else None
         names = canonical_names(model)
         weight, bias = (names[f"{self.head}.{name}"] for name in ("weight", "bias"))
-        ways = self.ways or listed or params[weight].shape[0]
+        ways = self.ways or num_ids or params[weight].shape[0]
         body = model.get_submodule(self.body)
         features = forward(body, of_module(model, params, self.body), support.x)
         member = (support.y[:, None] == torch.arange(ways, device=support.y.device)).to(features.dtype)
-        # A class without an example divides by zero: a NaN that the loss check names, not a silent zero.
+        # A class without examples gives 0 / 0 = NaN, which the check of the loss reports.
         means = (member.T @ features) / member.sum(0)[:, None]
-        # Under autocast features are in half precision; a head that is adapted further has too few digits.
+        # Under autocast, features have half precision, which is too low for a head that is adapted further.
         means = means.to(params[weight].dtype)
         params[weight], params[bias] = 2 * means, -means.square().sum(1)
         return params

@@ -1,4 +1,4 @@
-"""Step sizes of an inner loop: numbers, or learned by the outer loop."""
+"""Step sizes of an inner loop: numbers, or parameters learned by the outer loop."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ PER = ("model", "tensor", "element")
 class LearnedRates(nn.Module):
     """Learned step sizes of an inner loop: `Gradient(K, lr=LearnedRates(model, 0.01))`.
 
-    One number for each tensor and step is LSLR of MAML++, Antoniou, Edwards, Storkey 2019,
-    https://arxiv.org/abs/1810.09502; one for each element of a parameter, for all the steps, is Meta-SGD,
-    Li et al. 2017, https://arxiv.org/abs/1707.09835.
+    One rate for each tensor and step is LSLR of MAML++, Antoniou, Edwards, Storkey 2019,
+    https://arxiv.org/abs/1810.09502. One rate for each element of a parameter, the same in all steps, is
+    Meta-SGD, Li et al. 2017, https://arxiv.org/abs/1707.09835.
 
-    They are the adapter's parameters: give `[*model.parameters(), *recipe.parameters()]` to the optimizer.
-    In the state dict each has the name of the parameter that it is for (`lr.rates.head.weight`), or
-    `lr.rates.rate` if there is one for the model.
+    The rates are parameters of the adapter: pass `[*model.parameters(), *recipe.parameters()]` to the
+    optimizer. In the state dict, each rate has the name of its parameter (`lr.rates.head.weight`); a single
+    rate for the model is `lr.rates.rate`.
 
     Args:
-        model: whose parameters the rates are for.
-        lr: what all the rates start from.
+        model: the model whose parameters are adapted.
+        lr: the initial value of all rates.
         per: one rate for the `"model"`, for each `"tensor"`, or for each `"element"`.
-        steps: K, for rates of their own in every inner step, `[K, ...]`; None, for the same in all.
+        steps: K, for separate rates in each inner step, `[K, ...]`; if None, all steps share the rates.
         adapts: as in `Gradient`.
 
     Raises:
-        ValueError: an unknown `per`, `steps` below 1, a prefix that names no parameter.
+        ValueError: `per` is unknown, `steps` is less than 1, or a prefix matches no parameter.
 
     >>> rates = LearnedRates(nn.Linear(3, 2), 0.1, per="tensor", steps=5)
     >>> {name: list(rate.shape) for name, rate in rates.rates.named_parameters()}
@@ -54,41 +54,41 @@ class LearnedRates(nn.Module):
             raise ValueError(f"per={per!r} is not one of {', '.join(map(repr, PER))}.")
         if steps is not None and steps < 1:
             raise ValueError(
-                f"steps={steps}: give the number of inner steps, or None for rates of all steps."
+                f"steps={steps}: pass the number of inner steps, or None to share rates among all steps."
             )
         self.per, self.steps = per, steps
         adapted = {name: dict(model.named_parameters())[name] for name in select_parameters(model, adapts)}
         if per == "model":
             adapted = {"rate": next(iter(adapted.values()))}
-        # In a module of their own, so that a parameter may be called `steps` or `per`.
+        # In a separate module, so that a parameter may have the name `steps` or `per`.
         self.rates = nn.Module()
         for name, param in adapted.items():
             shape = param.shape if per == "element" else ()
-            full = shape if steps is None else (steps, *shape)
-            _put(
-                self.rates, name, nn.Parameter(torch.full(full, lr, dtype=param.dtype, device=param.device))
-            )
+            full_shape = shape if steps is None else (steps, *shape)
+            rate = torch.full(full_shape, lr, dtype=param.dtype, device=param.device)
+            _register(self.rates, name, nn.Parameter(rate))
 
     def __repr__(self) -> str:
         return f"LearnedRates(per={self.per!r}, steps={self.steps})"
 
     def check(self, model: nn.Module, names: Iterable[str], steps: int) -> None:
-        """Refuse to serve an inner loop of `steps` steps that adapts `names`."""
+        """Raise an error if the rates do not fit an inner loop of `steps` steps that adapts `names`."""
         if self.steps not in (None, steps):
             raise ValueError(
-                f"LearnedRates(steps={self.steps}) for {steps} inner steps; make them for {steps}, or with"
-                " steps=None for rates that all the steps share."
+                f"LearnedRates(steps={self.steps}) for {steps} inner steps; pass steps={steps}, or"
+                " steps=None to share the rates among all steps."
             )
         if self.per == "model":
             return
-        names, mine = set(names), {name for name, _ in self.rates.named_parameters()}
-        lost, idle = sorted(names - mine), sorted((mine & trainable(model).keys()) - names)
-        if lost or idle:
-            what = f"have no rate for {lost[:5]}" if lost else f"are never used for {idle[:5]}"
-            raise ValueError(f"LearnedRates {what}; give them and Gradient the same adapts=.")
+        names, rate_names = set(names), {name for name, _ in self.rates.named_parameters()}
+        missing = sorted(names - rate_names)
+        unused = sorted((rate_names & trainable(model).keys()) - names)
+        if missing or unused:
+            what = f"have no rate for {missing[:5]}" if missing else f"are never used for {unused[:5]}"
+            raise ValueError(f"LearnedRates {what}; pass the same adapts= to LearnedRates and Gradient.")
 
     def at(self, values: Params, names: Iterable[str], k: Tensor) -> Params:
-        """The rate of each of the parameters `names` at step `k`, with `values` in place of its own."""
+        """The rate of each parameter in `names` at step `k`; `values` replace the stored rates."""
         if self.per == "model":
             return dict.fromkeys(names, self._of_step(values["rate"], k))
         return {name: self._of_step(values[name], k) for name in names}
@@ -96,26 +96,26 @@ class LearnedRates(nn.Module):
     def _of_step(self, rates: Tensor, k: Tensor) -> Tensor:
         if self.steps is None:
             return rates
-        # By a mask: compiled, the gradient of index_select under vmap would be summed over tasks.
-        chosen = torch.arange(self.steps, device=k.device) == k
-        return rates.where(chosen.view(-1, *[1] * (rates.dim() - 1)), 0).sum(0)
+        # A mask, because compiled code would sum the gradient of index_select over the tasks of vmap.
+        mask = torch.arange(self.steps, device=k.device) == k
+        return rates.where(mask.view(-1, *[1] * (rates.dim() - 1)), 0).sum(0)
 
 
 def per_step_lr(lr: Any, steps: int) -> tuple[float, ...]:
-    """The step size of each step, where they are not learned."""
-    listed = list(lr) if isinstance(lr, Sequence) else [lr] * steps
-    if any(not isinstance(rate, Real) for rate in listed or [lr]):
+    """The step size of each step, if step sizes are not learned."""
+    rates = list(lr) if isinstance(lr, Sequence) else [lr] * steps
+    if any(not isinstance(rate, Real) for rate in rates or [lr]):
         raise ValueError(
-            f"lr={lr!r}: give one number, or one for each step; for step sizes that are learned,"
+            f"lr={lr!r}: pass one number, or one number for each step; for learned step sizes, pass"
             " adapters.LearnedRates(model)."
         )
-    if len(listed) != steps:
-        raise ValueError(f"lr gives {len(listed)} rates for {steps} steps; give one number, or {steps}.")
-    return tuple(listed)
+    if len(rates) != steps:
+        raise ValueError(f"lr has {len(rates)} rates for {steps} steps; pass one number, or {steps}.")
+    return tuple(rates)
 
 
-def _put(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    """Register under a name with dots, by modules in modules."""
+def _register(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Register a parameter under a dotted name, in nested submodules."""
     *path, last = name.split(".")
     for part in path:
         if part not in module._modules:

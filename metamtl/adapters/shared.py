@@ -1,4 +1,4 @@
-"""Joint training: every task uses the shared parameters as they are."""
+"""Joint training: all tasks use the shared parameters unchanged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .base import Adapter, initial_params
 
 
 class Shared(Adapter):
-    """The shared parameters: `phi_t = theta`. Zero inner steps.
+    """Return the shared parameters unchanged: `phi_t = theta`, zero inner steps.
 
     >>> sorted(Shared()(nn.Linear(1, 1), None, nn.functional.mse_loss))
     ['bias', 'weight']

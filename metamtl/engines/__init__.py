@@ -1,4 +1,4 @@
-"""Engines: how the per-task gradients are computed. All give the same numbers."""
+"""Engines: different ways to compute the same per-task gradients."""
 
 from .auto import Auto, Choice
 from .base import Engine, TaskGradients

@@ -1,4 +1,4 @@
-"""The engine that is fastest for the work at hand, measured on its first steps."""
+"""Automatic selection of the fastest engine, measured on the first steps."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .candidates import Work
 from .kinds import shapes
 from .problem import TaskProblem
 
-TUNERS = 128  # kinds of work that are remembered
+TUNERS = 128  # maximum number of kinds of workloads whose choice is stored
 
 
 class Choice(NamedTuple):
-    """What `Auto` has selected for one kind of work, why, and the seconds of a step that it measured."""
+    """The engine that `Auto` selected for one kind of workload, the reason, and the seconds per step."""
 
     engine: Engine
     reason: str
@@ -27,31 +27,31 @@ class Choice(NamedTuple):
 
 
 class Auto(Engine):
-    """Times `Loop`, `Vmap` (in chunks too) and, if it pays, `Compiled`; keeps the fastest.
+    """Measure `Loop`, `Vmap` (also in chunks) and, if worthwhile, `Compiled`; use the fastest.
 
-    Every trial is a real step with the same gradient, so none is wasted. Compiling is tried if the steps
-    that remain are expected to save more time than it takes: `steps` says how many there are; without it,
-    once as many have been made as compiling needs to pay for itself. Before it compiles for more than two
-    seconds it says so (logger `metamtl`, level WARNING), and `compile_seconds` counts what it took.
+    Every trial is a real step with the same gradient, so no computation is wasted. `Compiled` is tried if
+    it is expected to save more time in the remaining steps than compilation takes. If `steps` is None, as
+    many steps are expected to remain as were already run. If compilation is expected to take more than two
+    seconds, a warning is logged first (logger `metamtl`, level WARNING). `compile_seconds` is the total
+    compilation time.
 
-    A choice is remembered by class names and shapes, so it can be wrong about speed and never about
-    numbers. No model, loss or episode is kept. `choices` lists the choices, and the logger reports them
-    (level INFO).
+    A choice is stored by class names and shapes, so it can affect speed but never results. No model, loss
+    or episode is stored. `choices` lists the choices; they are also logged (level INFO).
 
-    No more tasks run at a time than half of the free memory holds, by a bound on what a task allocates.
-    Work that draws random numbers (dropout) runs under `Vmap` from the first step, so that a seed gives
-    the same numbers whatever the clock says. Engines agree to rounding; for results that repeat bit for
-    bit, use one engine.
+    Tasks that run at the same time use at most half of the free memory, according to an upper bound on
+    the memory of one task. Workloads that draw random numbers (dropout) always run under `Vmap`, so that
+    results with a seed do not depend on timings. Engines agree up to rounding; for bitwise reproducible
+    results, use a single engine.
 
     Args:
-        steps: the number of calls that will be made; if None, unknown.
+        steps: the total number of calls; if None, it is unknown.
     """
 
     def __init__(self, steps: int | None = None) -> None:
         if steps is not None and (not isinstance(steps, int) or steps < 1):
-            raise ValueError(f"steps={steps!r}: give the number of steps, at least 1, or None.")
+            raise ValueError(f"steps={steps!r}: pass the number of steps, at least 1, or None.")
         self.steps = steps
-        self.compile_seconds = 0.0  # the time spent compiling, in total
+        self.compile_seconds = 0.0  # total compilation time
         self._tuners: dict[Any, Autotuner] = {}
 
     def __repr__(self) -> str:
@@ -65,7 +65,7 @@ class Auto(Engine):
 
     @property
     def choices(self) -> list[Choice]:
-        """What has been selected so far."""
+        """The choices made so far."""
         return [
             Choice(tuner.choice, tuner.reason, dict(tuner.seconds))
             for tuner in self._tuners.values()
@@ -82,9 +82,9 @@ class Auto(Engine):
 
     def outputs(self, problem: TaskProblem, data: Any, *, every: bool = False) -> list[Any]:
         work = Work(problem, data, evaluation=True)
-        one = [leaf[0] for leaf in tree_leaves(data) if isinstance(leaf, torch.Tensor)]
+        task_leaves = [leaf[0] for leaf in tree_leaves(data) if isinstance(leaf, torch.Tensor)]
         return self._run(  # type: ignore[no-any-return]
-            work, (shapes(one), every), lambda engine: engine.outputs(problem, data, every=every)
+            work, (shapes(task_leaves), every), lambda engine: engine.outputs(problem, data, every=every)
         )
 
     def _run(self, work: Work, signature: Any, call: Callable[[Engine], Any]) -> Any:
@@ -94,8 +94,8 @@ class Auto(Engine):
                 del self._tuners[next(iter(self._tuners))]
             self._tuners[key] = Autotuner(work, None if work.evaluation else self.steps)
         tuner = self._tuners[key]
-        before = tuner.compile_seconds
+        previous = tuner.compile_seconds
         try:
             return tuner.run(work, call)
         finally:
-            self.compile_seconds += tuner.compile_seconds - before
+            self.compile_seconds += tuner.compile_seconds - previous

@@ -1,4 +1,4 @@
-"""The backend of torch.compile for compiled engines: Inductor, with one of its faults repaired."""
+"""The backend of torch.compile for compiled engines: Inductor, with a workaround for one bug."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torch.fx import Graph, GraphModule, Node
 def inductor(graph: GraphModule, inputs: Any) -> Any:
     """Compile a graph with Inductor.
 
-    Some of Inductor's fusions match `add` and `addmm` and ignore the factors `alpha` and `beta`: compiled,
-    `torch.add(x, a @ b, alpha=0.1)` is `x + a @ b` (https://github.com/pytorch/pytorch/issues/167313). A
-    pass before these fusions turns such factors into multiplications.
+    Some of Inductor's fusions match `add` and `addmm` but ignore the factors `alpha` and `beta`. Compiled
+    code computes, for example, `torch.add(x, a @ b, alpha=0.1)` as `x + a @ b`
+    (https://github.com/pytorch/pytorch/issues/167313). A pass before these fusions replaces the factors
+    with multiplications.
     """
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx
@@ -41,7 +42,7 @@ def _explicit_factors() -> Callable[[Graph], None]:
 
 
 def make_factors_explicit(graph: Graph) -> None:
-    """Replace the factors of sums and of sums with products by multiplications, in place."""
+    """Replace the factors of `add`, `sub`, `addmm` and `baddbmm` with multiplications, in place."""
     aten = torch.ops.aten
     products = {aten.addmm.default: aten.mm.default, aten.baddbmm.default: aten.bmm.default}
     for node in list(graph.nodes):
@@ -56,7 +57,7 @@ def make_factors_explicit(graph: Graph) -> None:
                 x, a, b = node.args
                 product = _call(graph, products[node.target], a, b)
                 terms: list[Any] = [_call(graph, aten.mul.Tensor, product, alpha)]
-                if beta != 0:  # at 0 the first term does not count, not even if it is NaN
+                if beta != 0:  # if beta is 0, the first term is ignored, even if it is NaN
                     terms.insert(0, _call(graph, aten.mul.Tensor, x, beta))
                 else:
                     terms.append(0)

@@ -1,4 +1,4 @@
-"""The base class of engines, and what they return."""
+"""Base class of engines, and the type of their results."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class TaskGradients(NamedTuple):
     Attributes:
         losses: the query losses, `[T]`.
         shared: the gradient of each task's objective with respect to the shared parameters, `[T, ...]` by
-            name: the rows of the Jacobian.
+            name (the rows of the Jacobian).
         adapter_params: the same for the adapter's own parameters.
-        task_specific: for parameters that not all tasks use, by name, the gradients of the tasks that use
-            it, by the task's position.
-        evaluations: backward passes over a support or query set, summed over tasks.
-        to_parameters: from an aggregated direction, by the names in `shared`, to gradients by parameter.
-            The direction is the gradient, unless the gradients are with respect to features.
+        task_specific: the gradients of parameters that only some tasks use, by parameter name and then by
+            the index of the task.
+        evaluations: number of backward passes over a support or query set, summed over tasks.
+        to_parameters: maps an aggregated direction, with the names of `shared`, to the gradients of the
+            parameters. This is the identity unless the gradients are with respect to features.
         exchange: among the processes that share the tasks. `shared` and `adapter_params` have the rows of
             this process's tasks, `losses` and `evaluations` those of all tasks.
     """
@@ -48,43 +48,43 @@ class TaskGradients(NamedTuple):
 class Engine(ABC):
     """Base class for engines. An engine computes the loss and the gradient of every task of a meta-batch.
 
-    Engines differ in speed and memory, never in what they compute. `data` is `(support, query, task ids)`,
-    tensors with a leading task axis in any nesting; other leaves are the same for all tasks.
+    Engines differ in speed and memory, but compute the same values. `data` is `(support, query, task ids)`:
+    nested tensors with a leading task axis. Leaves that are not tensors are the same for all tasks.
     """
 
     def check(self, model: nn.Module) -> None:  # noqa: B027
-        """Reject a module that this engine cannot run, before anything is computed."""
+        """Reject a model that this engine does not support, before anything is computed."""
 
     @abstractmethod
     def gradients(self, problem: TaskProblem, shared: Params, own: Params, data: Any) -> TaskGradients:
         """The losses and gradients of all tasks.
 
         Args:
-            problem: one task as functions of its arguments.
+            problem: the computation of one task as pure functions.
             shared: the model's trainable parameters.
             own: the adapter's parameters.
         """
 
     @abstractmethod
     def outputs(self, problem: TaskProblem, data: Any, *, every: bool = False) -> list[Any]:
-        """The adapted model's outputs on the query sets, `[T, Q, ...]`; no graph is recorded.
+        """The outputs of the adapted models on the query sets, `[T, Q, ...]`, without recording a graph.
 
         Returns:
-            One entry: the outputs after adaptation; with `every`, one for each stage of adaptation.
+            A list with the outputs after adaptation; with `every`, the outputs of each adaptation stage.
         """
 
 
 def index_task(data: Any, index: int | slice) -> Any:
-    """The data of one task, or of those of a slice."""
+    """The data of one task, or of a slice of tasks."""
     return tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, data)
 
 
 def split_tasks(data: Any) -> list[Any]:
     """The data of each task."""
-    flat, spec = tree_flatten(data)
+    leaves, spec = tree_flatten(data)
     count = num_tasks(data)
-    columns = [leaf.unbind() if isinstance(leaf, Tensor) else (leaf,) * count for leaf in flat]
-    return [tree_unflatten(list(leaves), spec) for leaves in zip(*columns)]
+    columns = [leaf.unbind() if isinstance(leaf, Tensor) else (leaf,) * count for leaf in leaves]
+    return [tree_unflatten(list(row), spec) for row in zip(*columns)]
 
 
 def num_tasks(data: Any) -> int:
@@ -93,10 +93,10 @@ def num_tasks(data: Any) -> int:
 
 
 def stack(results: list[Any]) -> Any:
-    """Trees of tensors, one for each task, as one tree with a leading task axis."""
+    """Stack trees of tensors, one for each task, into one tree with a leading task axis."""
     return tree_map(lambda *leaves: torch.stack(leaves), *results)
 
 
 def concatenate(results: list[Any]) -> Any:
-    """Trees of tensors with a leading task axis, as one."""
+    """Concatenate trees of tensors along the leading task axis."""
     return results[0] if len(results) == 1 else tree_map(lambda *leaves: torch.cat(leaves), *results)

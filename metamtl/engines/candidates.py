@@ -1,4 +1,4 @@
-"""The engines that `Auto` tries for one kind of work."""
+"""The engines that `Auto` tries for one kind of workload."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from .probe import Probe, free_memory
 from .problem import TaskProblem
 from .vmap import Vmap
 
-FEW = 8  # tasks of a small chunk, whose activations stay where the allocator has them at hand
-# Input numbers of a chunk of an evaluation: more are slower once an activation outgrows what the
-# allocator, or for compiled code the caches, keep at hand.
+FEW = 8  # number of tasks in a small chunk, whose activations fit into the allocator's cache
+# Maximum number of input values of a chunk in an evaluation. Larger chunks are slower when an activation
+# exceeds the cache of the allocator or, for compiled code, the processor caches.
 PLAIN, COMPILED = 160_000, 32_000
 
 
 class Work(NamedTuple):
-    """What one call of `Auto` computes."""
+    """The workload of one call of `Auto`."""
 
     problem: TaskProblem
     data: Any
     evaluation: bool
 
     def class_names(self) -> tuple[Any, ...]:
-        """The classes of the modules, which tell kinds of work apart, and whether they are training."""
+        """The classes of the modules and their training modes, which distinguish kinds of workloads."""
         modules = (*self.problem.model.modules(), *self.problem.adapter.modules())
         return tuple((type(module).__qualname__, module.training) for module in modules)
 
 
 def candidates(work: Work, probe: Probe) -> tuple[list[Engine], str]:
-    """The engines to try, and why there is only one."""
+    """The engines to try; if there is only one, also the reason."""
     count = num_tasks(work.data)
     if work.evaluation:
         return [Vmap(_chunk(work.data[1], PLAIN))], ""
-    fit = probe.tasks_that_fit(free_memory(probe.device))
-    whole = Vmap(None if fit >= count else fit)
+    max_tasks = probe.tasks_that_fit(free_memory(probe.device))
+    vmap = Vmap(None if max_tasks >= count else max_tasks)
     if probe.draws:
-        return [whole], "it draws random numbers"
-    chunks: list[Engine] = [Vmap(FEW)] if min(fit, count) > FEW else []
-    return [Loop(), whole, *chunks], ""
+        return [vmap], "it draws random numbers"
+    chunks: list[Engine] = [Vmap(FEW)] if min(max_tasks, count) > FEW else []
+    return [Loop(), vmap, *chunks], ""
 
 
 def compiled_candidate(work: Work, probe: Probe) -> Compiled | None:
-    """The `Compiled` engine to try; None for work that cannot be compiled."""
+    """The `Compiled` engine to try; None if the workload cannot be compiled."""
     if probe.draws:
         return None
     if work.evaluation:
@@ -61,7 +61,7 @@ def compiled_candidate(work: Work, probe: Probe) -> Compiled | None:
 
 
 def _chunk(batch: Any, numbers: int) -> int:
-    """The chunk size at which a chunk's inputs are at most `numbers` values: from one task to all."""
+    """The largest chunk size for which the inputs have at most `numbers` values; at least one task."""
     inputs = [leaf for leaf in tree_leaves(batch[0]) if isinstance(leaf, Tensor)]
-    each = sum(leaf[0].numel() for leaf in inputs)
-    return max(1, min(len(inputs[0]), numbers // max(each, 1)))
+    task_numel = sum(leaf[0].numel() for leaf in inputs)
+    return max(1, min(len(inputs[0]), numbers // max(task_numel, 1)))

@@ -1,4 +1,7 @@
-"""What `Compiled` compiles: functions of all that they use, so that torch's guards see every change."""
+"""The functions that `Compiled` compiles.
+
+Every object that they use is an argument, so that the guards of torch.compile detect every change.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from .problem import TaskProblem
 
 
 def _each(batched: bool, function: Callable[..., Any], *args: Any) -> Any:
-    """`function(*args)` for every task along the tensors' task axis; if not batched, for the one task."""
+    """`function(*args)` for every task along the task axis of the tensors; if not batched, for one task."""
     if not batched:
         return function(*args)
     axes = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, args)
@@ -63,7 +66,7 @@ def init(
 def init_vjp(
     problem: TaskProblem, batched: bool, shared: Params, own: Params, support: Any, task: Any, grads: Any
 ) -> tuple[Params, Params]:
-    """The vector-Jacobian product of `init`, with respect to `shared` and `own`, of every task."""
+    """The vector-Jacobian product of `init` with respect to `shared` and `own`, for every task."""
 
     def one_task(support: Any, task: Any, grads: Any) -> tuple[Params, Params]:
         def start(shared: Params, own: Params) -> tuple[Carry, Any]:
@@ -81,8 +84,8 @@ def step(
     """Inner step `k` of every task."""
 
     def one_task(carry: Carry, features: Any, fixed: Any) -> Carry:
-        of_task = StepContext(context.params, context.learned, features, fixed)
-        return problem.loop.step(carry, of_task, k, first_order=first_order)
+        task_context = StepContext(context.params, context.learned, features, fixed)
+        return problem.loop.step(carry, task_context, k, first_order=first_order)
 
     return _each(batched, one_task, carry, context.features, context.fixed)
 
@@ -90,7 +93,7 @@ def step(
 def evaluation_step(
     problem: TaskProblem, batched: bool, carry: Carry, context: StepContext, k: Tensor
 ) -> Carry:
-    """`step` of first order. Tasks' own convolutions run as matrix products, which are faster here."""
+    """A first-order `step`. Convolutions with task-specific weights run as matrix products: faster here."""
     with as_products() if batched else nullcontext():
         return step(problem, batched, carry, context, k, True)
 
@@ -104,14 +107,14 @@ def step_vjp(
     first_order: bool,
     cotangent: Carry,
 ) -> tuple[Carry, Params, Params, Any]:
-    """The vector-Jacobian product of `step`: for the carry, the context's parameters and features."""
+    """The vector-Jacobian product of `step` with respect to the carry and the context's tensors."""
 
     def one_task(carry: Carry, features: Any, fixed: Any, cotangent: Carry) -> Any:
-        def of(carry: Carry, params: Params, learned: Params, features: Any) -> Carry:
-            of_task = StepContext(params, learned, features, fixed)
-            return problem.loop.step(carry, of_task, k, first_order=first_order)
+        def task_step(carry: Carry, params: Params, learned: Params, features: Any) -> Carry:
+            task_context = StepContext(params, learned, features, fixed)
+            return problem.loop.step(carry, task_context, k, first_order=first_order)
 
-        return vjp(of, carry, context.params, context.learned, features)[1](cotangent)
+        return vjp(task_step, carry, context.params, context.learned, features)[1](cotangent)
 
     args = (carry, context.features, context.fixed, cotangent)
     return _each(batched, one_task, *args)  # type: ignore[no-any-return]
@@ -120,7 +123,7 @@ def step_vjp(
 def end(
     problem: TaskProblem, batched: bool, carry: Carry, shared: Params, k: Tensor, support: Any, query: Any
 ) -> tuple[tuple[Params, Carry, Tensor], int]:
-    """The objective's gradients with respect to `shared` and the last carry; else as `whole`."""
+    """As `whole`, with the gradients of the objective with respect to `shared` and the last carry."""
     evaluations = 0
 
     def one_task(carry: Carry, support: Any, query: Any) -> tuple[Params, Carry, Tensor]:
@@ -130,8 +133,8 @@ def end(
             value, loss, evaluations = problem.result(shared, adapted, support, query)
             return value, loss
 
-        (of_shared, of_carry), loss = grad(objective, argnums=(0, 1), has_aux=True)(shared, carry)
-        return of_shared, of_carry, loss
+        (shared_grads, carry_grads), loss = grad(objective, argnums=(0, 1), has_aux=True)(shared, carry)
+        return shared_grads, carry_grads, loss
 
     return _each(batched, one_task, carry, support, query), evaluations
 
@@ -140,9 +143,9 @@ class StandIns(NamedTuple):
     """The arguments of `parts` that differ between inner steps.
 
     Attributes:
-        steps: carry and index of the step, for each of `first_orders`.
-        end: carry and number of steps.
-        vjps: carry, index of the step and cotangent of its result, for each of `first_orders`.
+        steps: the carry and the index of the step, for each of `first_orders`.
+        end: the carry and the number of steps.
+        vjps: the carry, the index of the step and the cotangent of its result, for each of `first_orders`.
     """
 
     steps: tuple[tuple[Carry, Tensor], ...]
@@ -160,18 +163,18 @@ def parts(
     first_orders: tuple[bool, ...],
     inputs: StandIns,
 ) -> tuple[list[list[Tensor]], int]:
-    """`step` for each of `first_orders`, `end`, and `step_vjp` for each: what `StepLoop` runs in a loop.
+    """The parts that `StepLoop` runs: `step` for each of `first_orders`, `end`, and `step_vjp` for each.
 
-    Each part ends with contiguous copies of its results, so that the next call can take them as inputs.
+    Each part ends with contiguous copies of its results, which the next call uses as inputs.
 
     Returns:
-        The tensors of each part; the backward passes that one task takes.
+        The tensors of each part; the number of backward passes of one task.
     """
     results: list[list[Tensor]] = []
     for first_order, (carry, k) in zip(first_orders, inputs.steps):
         results.append(_copies(step(problem, batched, carry, context, k, first_order)))
-    ended, evaluations = end(problem, batched, inputs.end[0], shared, inputs.end[1], support, query)
-    results.append(_copies(ended))
+    end_result, evaluations = end(problem, batched, inputs.end[0], shared, inputs.end[1], support, query)
+    results.append(_copies(end_result))
     for first_order, (carry, k, cotangent) in zip(first_orders, inputs.vjps):
         results.append(_copies(step_vjp(problem, batched, carry, context, k, first_order, cotangent)))
     return results, evaluations
@@ -182,7 +185,7 @@ def _copies(result: Any) -> list[Tensor]:
 
 
 def output(problem: TaskProblem, batched: bool, carry: Carry, shared: Params, k: Tensor, query: Any) -> Any:
-    """The adapted model's outputs on the query sets."""
+    """The outputs of the adapted models on the query sets."""
 
     def one_task(carry: Carry, x: Any) -> Any:
         return problem.output(problem.loop.finish(carry, {**problem.frozen, **shared}, k), x)

@@ -1,4 +1,4 @@
-"""Backward passes that end at the output of a module, the features that tasks share."""
+"""Backward passes that end at the output of a module, whose features all tasks share."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ def check_features(
     episodes: Mapping[str, Episode],
     features: str,
 ) -> None:
-    """Reject gradients at `features` where it names no module, or the tasks do not share one input."""
+    """Raise an error if `features` names no module, or if the tasks do not share one input."""
     model = next(iter(problems.values())).model
     if not features or features not in dict(model.named_modules(remove_duplicate=False)):
         tops = ", ".join(repr(name) for name, _ in model.named_children())
         raise ValueError(f"layer={features!r} names no module of {type(model).__name__}; it has {tops}.")
-    adapting = [task for task, problem in problems.items() if problem.adapts]
-    if adapting:
+    adapted_tasks = [task for task, problem in problems.items() if problem.adapts]
+    if adapted_tasks:
         raise ValueError(
-            f"layer={features!r}: task {adapting[0]!r} has a support set and adapts parameters of its own,"
-            " so it shares no features; aggregate over parameters (layer=None)."
+            f"layer={features!r}: task {adapted_tasks[0]!r} has a support set and adapts its own"
+            " parameters, so it shares no features; aggregate over parameters (layer=None)."
         )
     if len(groups) > 1:
         raise ValueError(
-            f"layer={features!r}: task {groups[1][0]!r} has an input of its own, and features of different"
-            " examples cannot be aggregated; give all tasks one and the same query.x, or use layer=None."
+            f"layer={features!r}: task {groups[1][0]!r} has a different input, and features of different"
+            " examples cannot be aggregated; pass the same query.x object to all tasks, or use layer=None."
         )
 
 
 @contextmanager
 def cut_at(model: nn.Module, features: str | None) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Within it, backward passes end at the output of the module `features`.
+    """Context manager in which backward passes end at the output of the module `features`.
 
-    Yields the pairs of the output and the leaf that replaces it, one for each time that the module runs.
+    Yields a list with one pair for each call of the module: its output, and the leaf that replaces it.
     """
     pairs: list[tuple[Tensor, Tensor]] = []
     if features is None:
@@ -50,7 +50,7 @@ def cut_at(model: nn.Module, features: str | None) -> Iterator[list[tuple[Tensor
     def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
         if not isinstance(output, Tensor):
             raise ValueError(
-                f"layer={features!r} returns a {type(output).__name__}; name a module that returns one"
+                f"layer={features!r} returns a {type(output).__name__}; use a module that returns one"
                 " tensor."
             )
         pairs.append((output, output.detach().requires_grad_()))
@@ -64,11 +64,11 @@ def cut_at(model: nn.Module, features: str | None) -> Iterator[list[tuple[Tensor
 
 
 def only_pair(pairs: list[tuple[Tensor, Tensor]], features: str) -> tuple[Tensor, Tensor]:
-    """The pair of a module that ran once, and whose output has a gradient."""
+    """The pair of a module that was called once and whose output requires a gradient."""
     if len(pairs) != 1:
         raise ValueError(
-            f"layer={features!r} ran {len(pairs)} times in one pass of the model; name the last module that"
-            " all the tasks share, which runs once."
+            f"layer={features!r} ran {len(pairs)} times in one pass of the model; use the last module that"
+            " all tasks share, which must run once."
         )
     if not pairs[0][0].requires_grad:
         raise ValueError(
@@ -78,12 +78,12 @@ def only_pair(pairs: list[tuple[Tensor, Tensor]], features: str) -> tuple[Tensor
 
 
 def check_bypass(grads: Sequence[Sequence[Tensor | None]], names: list[str], features: str) -> None:
-    """Reject parameters that all tasks use behind the features: they would not be aggregated."""
+    """Raise an error if all tasks use a parameter after the features: it would not be aggregated."""
     columns = list(zip(*grads))
     bypass = [n for n, column in zip(names, columns) if all(g is not None for g in column)]
     if bypass and len(grads) > 1:
         raise ValueError(
-            f"all tasks use {', '.join(bypass[:5])} otherwise than through layer={features!r}, so their"
-            " gradients would not be aggregated; name the last module that all the tasks share, or use"
+            f"all tasks use {', '.join(bypass[:5])} outside of layer={features!r}, so the gradients of"
+            " these parameters would not be aggregated; use the last module that all tasks share, or"
             " layer=None."
         )

@@ -1,4 +1,4 @@
-"""What `Compiled` remembers of one kind of work. It may be wrong about speed, never about numbers."""
+"""The state of `Compiled` for one kind of workload. It affects speed, never results."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from .probe import Probe
 from .problem import TaskProblem
 from .step_loop import StepLoop
 
-BACKEND: str | Callable[..., Any] = inductor  # of torch.compile
-RECOMPILE_LIMIT = 8  # times that a part is compiled again before its work goes to Vmap
+BACKEND: str | Callable[..., Any] = inductor  # the backend of torch.compile
+RECOMPILE_LIMIT = 8  # recompilations of a part before its workload runs under Vmap
 
 
 class Kind:
-    """One kind of work: its compiled parts, and why it is not compiled, if it is not.
+    """One kind of workload: its compiled parts, or the reason why it is not compiled.
 
     Attributes:
-        reason: why the work runs under `Vmap`; None if it is compiled.
-        by_parts: True if a single inner step is compiled and called K times; False if all K steps are one
-            function.
+        reason: why the workload runs under `Vmap`; None if it is compiled.
+        by_parts: True if a single inner step is compiled and called K times; False if all K steps are
+            compiled as one function.
     """
 
     def __init__(self, reason: str | None) -> None:
@@ -41,7 +41,7 @@ class Kind:
         self._loops: dict[tuple[bool, ...], StepLoop] = {}
 
     def part(self, name: str) -> Callable[..., Any]:
-        """The compiled function `name` of `compiled_parts`. Its guards are torch's."""
+        """The compiled function `name` of `compiled_parts`, with the guards of torch.compile."""
         if name not in self._parts:
             self._parts[name] = torch.compile(getattr(compiled_parts, name), backend=BACKEND, **_options())
         return self._parts[name]
@@ -54,7 +54,7 @@ class Kind:
         return self._loops[first_orders]
 
     def examine(self, problem: TaskProblem, data: Any) -> None:
-        """Run one task without compiling, to see what it needs: wrong input raises its own error here."""
+        """Run one task uncompiled to determine what it needs. Invalid input raises its own error here."""
         self.examined = True
         probe = Probe.of(problem, data)
         self.by_parts = probe.by_parts
@@ -62,12 +62,12 @@ class Kind:
             self.reason = "it draws random numbers"
             return
         with torch.no_grad():
-            changed = _attributes_set(problem, data[1][0])
+            changes = _attributes_set(problem, data[1][0])
         paths = {module: path for path, module in problem.model.named_modules()}
-        self._leftovers = [(paths[module], name) for module, name in changed]
+        self._leftovers = [(paths[module], name) for module, name in changes]
 
     def with_leftovers(self, problem: TaskProblem) -> TaskProblem:
-        """`problem`, with the attributes that its model's forward pass sets."""
+        """`problem` with the attributes that the forward pass of its model sets."""
         if not self._leftovers:
             return problem
         modules = dict(problem.model.named_modules())
@@ -76,7 +76,7 @@ class Kind:
 
 
 def _options() -> dict[str, Any]:
-    # A cache of its own, or all the models of a process would share one limit.
+    # A separate cache, because otherwise all models of a process would share one recompilation limit.
     return {
         "fullgraph": True,
         "dynamic": False,
@@ -86,26 +86,27 @@ def _options() -> dict[str, Any]:
 
 
 def _attributes_set(problem: TaskProblem, x: Any) -> tuple[tuple[nn.Module, str], ...]:
-    """The attributes that a forward pass sets; the model is restored."""
-    changed: list[tuple[nn.Module, str]] = []
-    before = attributes_of(problem.structure)
+    """The attributes that a forward pass sets. The model is restored afterwards."""
+    changes: list[tuple[nn.Module, str]] = []
+    original = attributes_of(problem.structure)
 
-    def look(module: nn.Module, inputs: Any, output: Any) -> None:
-        changed.extend(changed_attributes(problem.structure, before))
+    def record(module: nn.Module, inputs: Any, output: Any) -> None:
+        changes.extend(changed_attributes(problem.structure, original))
 
-    handle = problem.model.register_forward_hook(look)
+    handle = problem.model.register_forward_hook(record)
     try:
         problem.output({**problem.frozen, **trainable(problem.model)}, x)
     finally:
         handle.remove()
-    return tuple(changed)
+    return tuple(changes)
 
 
 def code_objects(problem: TaskProblem) -> tuple[CodeType, ...]:
-    """The code of all methods of the classes that the work uses.
+    """The code of all methods of the classes that the workload uses.
 
-    torch's guards do not notice a method that is replaced on its class, or whose code is swapped in place.
-    Other code means another kind, which is compiled anew; the guards decide about everything else.
+    The guards of torch.compile do not detect that a method of a class, or the code object of a method, was
+    replaced. Different code is therefore another kind of workload, which is compiled separately; the guards
+    detect all other changes.
     """
     classes: dict[type, None] = {}
     for module in (*problem.model.modules(), *problem.adapter.modules()):
@@ -114,10 +115,11 @@ def code_objects(problem: TaskProblem) -> tuple[CodeType, ...]:
         classes[type(other)] = None
         for module in other.modules() if isinstance(other, nn.Module) else ():
             classes[type(module)] = None
-    return tuple(code for cls in classes for base in cls.__mro__ if _is_ours(base) for code in _codes(base))
+    bases = [base for cls in classes for base in cls.__mro__ if _is_user_code(base)]
+    return tuple(code for base in bases for code in _codes(base))
 
 
-def _is_ours(cls: type) -> bool:
+def _is_user_code(cls: type) -> bool:
     return cls.__module__.split(".")[0] not in ("torch", "builtins", "abc", "functools", "typing")
 
 

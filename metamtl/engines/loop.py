@@ -1,4 +1,4 @@
-"""One task after the other, by plain autograd: the engine that takes any module."""
+"""One task after the other with plain autograd; supports every module."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .problem import TaskProblem
 
 
 class Loop(Engine):
-    """Tasks one by one, with plain autograd inside and outside; memory is that of one task.
+    """Process tasks one by one, with plain autograd in the inner and the outer loop.
 
-    It takes every module that `backward()` takes.
+    Memory is that of one task. Every module that supports `backward()` is supported.
     """
 
     def __repr__(self) -> str:
@@ -25,8 +25,8 @@ class Loop(Engine):
         inputs = [*shared.values(), *own.values()]
         losses, evaluations = [], 0
         parts = split_tasks(data)
-        # One block for the gradients of all tasks: single ones, left between the temporaries of a task,
-        # fragment the heap.
+        # One block for the gradients of all tasks: separate allocations between the temporary tensors of
+        # the tasks would fragment the heap.
         columns = [param.new_empty((len(parts), *param.shape)) for param in inputs]
         for task, part in enumerate(parts):
             with torch.enable_grad():
@@ -35,13 +35,13 @@ class Loop(Engine):
                 raise ValueError(DETACHED.format(task=task))
             grads = torch.autograd.grad(objective, inputs, allow_unused=True, materialize_grads=True)
             for column, gradient in zip(columns, grads):
-                column[task] = gradient.to_dense()  # that of a sparse embedding
+                column[task] = gradient.to_dense()  # the gradient of an embedding may be sparse
             losses.append(loss.detach())
             evaluations += passes
-            del objective, loss, grads, gradient  # a graph must not stay until the next one is built
-        of_shared = dict(zip(shared, columns))
-        of_adapter = dict(zip(own, columns[len(shared) :]))
-        return TaskGradients(torch.stack(losses), of_shared, of_adapter, {}, evaluations)
+            del objective, loss, grads, gradient  # free the graph before the next one is built
+        shared_grads = dict(zip(shared, columns))
+        adapter_grads = dict(zip(own, columns[len(shared) :]))
+        return TaskGradients(torch.stack(losses), shared_grads, adapter_grads, {}, evaluations)
 
     def outputs(self, problem: TaskProblem, data: Any, *, every: bool = False) -> list[Any]:
         shared = trainable(problem.model)
@@ -51,13 +51,13 @@ class Loop(Engine):
 
 
 DETACHED = (
-    "the objective of task {task} depends on no trainable parameter; look for a detach() on the way to its"
-    " loss."
+    "the objective of task {task} depends on no trainable parameter; look for a detach() in the computation"
+    " of its loss."
 )
 
 
 def adapted_outputs(problem: TaskProblem, shared: Params, data: Any, every: bool) -> list[Any]:
-    """The output on one task's query set after adaptation, or at each stage of it."""
+    """The output on one task's query set after adaptation; with `every`, at each stage of adaptation."""
     support, query, task = data
     if every:
         return [problem.output(params, query[0]) for params in problem.path(shared, support, task)]
@@ -65,5 +65,5 @@ def adapted_outputs(problem: TaskProblem, shared: Params, data: Any, every: bool
 
 
 def leaves(params: Params) -> Params:
-    """New leaves of autograd with the same values, so that a graph of the user's is left alone."""
+    """New autograd leaves with the same values, so that no graph of the user is extended."""
     return {name: param.detach().requires_grad_() for name, param in params.items()}

@@ -1,4 +1,4 @@
-"""What one task allocates, draws and computes, seen by running it once without a batch."""
+"""Memory, random numbers and operations of one task, measured in one unbatched run."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from ..functional.random_state import foreign_state, set_foreign_state
 from .loop import leaves
 from .problem import TaskProblem
 
-# Seconds that compiling takes on two slow processors: fixed, and for each operation of what is compiled.
+# Compilation time in seconds on two slow processors: a constant, and the time for each compiled operation.
 # Convolutions take up to twice as long.
 FIXED, PER_OPERATION = 10.0, 0.05
-WHOLE = 900  # operations of one task up to which all inner steps are compiled as one function
+WHOLE = 900  # up to this number of operations per task, all inner steps are compiled as one function
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One task's bytes and operations.
+    """The memory and the operations of one task.
 
     Attributes:
-        device: where it ran.
-        draws: whether it draws random numbers, from torch's, Python's or numpy's generator.
-        allocated: the bytes of all results of operations: no less than is ever held at once.
-        operations: their number.
+        device: the device on which the task ran.
+        draws: whether it draws random numbers from the generator of torch, Python or numpy.
+        allocated: the bytes of the results of all operations, an upper bound on the peak memory.
+        operations: the number of operations.
         steps: the number of inner steps.
-        flat_memory: whether the adapter asks for memory that does not grow with the steps.
+        flat_memory: whether the adapter requires memory that does not grow with the number of steps.
     """
 
     device: torch.device
@@ -44,18 +44,18 @@ class Probe:
 
     @classmethod
     def of(cls, problem: TaskProblem, data: Any) -> Probe:
-        """Run a task forward and backward; `data` is its data. Wrong input raises its own error here."""
+        """Run one task with data `data` forward and backward. Invalid input raises its own error here."""
         shared, own = leaves(trainable(problem.model)), leaves(trainable(problem.adapter))
-        before, foreign = torch.get_rng_state(), foreign_state()
+        rng_state, foreign = torch.get_rng_state(), foreign_state()
         with torch.enable_grad(), _Counter() as counter:
             objective, _, _ = problem(shared, own, data)
             if objective.requires_grad:
                 torch.autograd.grad(objective, [*shared.values(), *own.values()], allow_unused=True)
-        draws = not torch.equal(before, torch.get_rng_state()) or foreign_state() != foreign
-        torch.set_rng_state(before)
+        draws = not torch.equal(rng_state, torch.get_rng_state()) or foreign_state() != foreign
+        torch.set_rng_state(rng_state)
         set_foreign_state(foreign)
         device = next((p.device for p in problem.model.parameters()), torch.device("cpu"))
-        flat_memory = any(way.checkpoint_every is not None for way in problem.differentiations)
+        flat_memory = any(part.checkpoint_every is not None for part in problem.differentiations)
         return cls(
             device,
             draws,
@@ -67,21 +67,21 @@ class Probe:
 
     @property
     def by_parts(self) -> bool:
-        """True if a single inner step is compiled and called K times; False if all K are one function."""
+        """Whether a single inner step is compiled and called K times, instead of all K steps at once."""
         return self.steps > 2 and (self.operations > WHOLE or self.flat_memory)
 
     @property
     def compile_seconds(self) -> float:
-        """What compiling this work is expected to take."""
+        """The expected compilation time of this workload."""
         return FIXED + PER_OPERATION * self.operations / (self.steps if self.by_parts else 1)
 
     def tasks_that_fit(self, free: float) -> int:
-        """How many tasks half of `free` bytes hold."""
+        """The number of tasks that fit into half of `free` bytes; at least 1."""
         return max(1, int(0.5 * free / max(self.allocated, 1)))
 
 
 class _Counter(TorchDispatchMode):
-    """Counts operations, and the bytes of their results."""
+    """Counts operations and the bytes of their results."""
 
     allocated, operations = 0, 0
 
@@ -93,10 +93,10 @@ class _Counter(TorchDispatchMode):
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes of memory that are free."""
+    """The number of bytes of free memory on the device."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     try:
         return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, ValueError, OSError):
-        return 4e9  # a system that does not say
+        return 4e9  # a guess for systems that do not report it

@@ -1,4 +1,4 @@
-"""One task as pure functions of the parameters: what every engine runs."""
+"""The computation of one task as pure functions of the parameters, which every engine runs."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from ..objectives import Adaptation, Objective
 class TaskProblem:
     """The objective and the query loss of one task, as functions of `shared`, `own` and the task's data.
 
-    `shared` are the model's trainable parameters, `own` the adapter's, `data` is
-    `(support, query, task ids)` of one task. Nothing that could differ between tasks is read elsewhere, so
-    any engine may batch it. Input has been checked before.
+    `shared` holds the model's trainable parameters, `own` those of the adapter, and `data` is
+    `(support, query, task ids)` of one task. Every value that differs between tasks is an argument, so any
+    engine may batch the computation. The input has already been checked.
 
     Attributes:
         frozen: the model's other parameters.
-        structure, own_structure: where the model and the adapter hold their tensors.
+        structure, own_structure: where the model and the adapter store their tensors.
         loop: the adapter's computation for this call.
-        name: of a named task; None in a meta-batch.
-        adapts: whether the task is adapted. A named task without a support set uses the parameters as
-            they are.
+        name: the name of a named task; None in a meta-batch.
+        adapts: whether the task is adapted. A named task without a support set uses the parameters
+            unchanged.
         leftovers: attributes that the model's forward pass sets, which compiled code restores.
     """
 
@@ -82,7 +82,7 @@ class TaskProblem:
 
     @property
     def differentiations(self) -> list[Differentiation]:
-        """How the outer gradient goes through each inner loop of the adapter."""
+        """How the outer gradient is computed through each inner loop of the adapter."""
         return [part.differentiation for part in self.adapter.modules() if isinstance(part, Gradient)]
 
     def adapt(self, shared: Params, own: Params, support: Batch | None, task: Any) -> Params:
@@ -90,24 +90,24 @@ class TaskProblem:
         params = {**self.frozen, **shared}
         if not self.adapts:
             return params
-        which = task if self.name is None else self.name
+        task_key = task if self.name is None else self.name
         learned = own or dict(self.adapter.named_parameters())
         with substituted(self.adapter, self.own_structure, own) if own else nullcontext():
-            adapted = self.loop.adapt(params, learned, support, which)
-        return self._with_statistics(adapted, support, which)
+            adapted = self.loop.adapt(params, learned, support, task_key)
+        return self._with_statistics(adapted, support, task_key)
 
     def path(self, shared: Params, support: Batch | None, task: Any) -> Iterator[Params]:
         """The parameters at each stage of adaptation."""
-        params, which = {**self.frozen, **shared}, task if self.name is None else self.name
-        for stage in self.loop.path(params, dict(self.adapter.named_parameters()), support, which):
-            yield self._with_statistics(stage, support, which)
+        params, task_key = {**self.frozen, **shared}, task if self.name is None else self.name
+        for stage in self.loop.path(params, dict(self.adapter.named_parameters()), support, task_key):
+            yield self._with_statistics(stage, support, task_key)
 
     def _with_statistics(self, params: Params, support: Batch | None, task: Any) -> Params:
         x = None if support is None else support[0]
         return with_support_statistics(self.model, params, x, task, structure=self.structure)
 
     def output(self, params: Params, x: Any) -> Any:
-        """The model's output, from the task's own head if it has a name."""
+        """The model's output; for a named task, the output of its own head."""
         return forward(self.model, params, x, self.name, structure=self.structure, leftovers=self.leftovers)
 
     def measure(self, params: Params, batch: Batch) -> Tensor:
@@ -117,19 +117,19 @@ class TaskProblem:
     def result(
         self, start: Params, end: Params, support: Batch | None, query: Batch, output: Any = None
     ) -> tuple[Tensor, Tensor, int]:
-        """The objective, the query loss, and the number of backward passes that they take.
+        """The objective, the query loss, and the number of backward passes that they require.
 
         Args:
             start: the shared parameters.
             end: the parameters that the task uses.
             output: the model's output on the query set, if it is known.
         """
-        known = None if output is None else self.loss(output, query[1])
-        task = Adaptation(start, end, support, Batch(*query), self.measure, known)
+        query_loss = None if output is None else self.loss(output, query[1])
+        task = Adaptation(start, end, support, Batch(*query), self.measure, query_loss)
         objective = self.objective(task)
         adaptation = self.adapter.gradient_evaluations if self.adapts else 0
         evaluations = adaptation + task.evaluations
-        with torch.no_grad():  # if the objective did not use the query loss, it is only reported
+        with torch.no_grad():  # if the objective does not use the query loss, it is only reported
             return objective, task.query_loss, evaluations
 
     def __call__(self, shared: Params, own: Params, data: Any) -> tuple[Tensor, Tensor, int]:

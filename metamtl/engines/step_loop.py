@@ -1,4 +1,4 @@
-"""All inner steps and the backward pass through them, in one call whose guards are checked once."""
+"""All inner steps and the backward pass through them, in one compiled call that checks its guards once."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Part(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One call of a `StepLoop`: what its backend needs.
+    """One call of a `StepLoop`: the values that its backend needs.
 
     Attributes:
         sizes: the number of results of each part.
-        loop: runs all inner steps, given the compiled parts and the inputs of the whole graph.
-        results: receives what `loop` returns.
+        loop: a function of the compiled parts and the inputs of the whole graph that runs all inner steps.
+        results: the list to which the result of `loop` is appended.
     """
 
     sizes: list[int]
@@ -45,15 +45,15 @@ class Run(NamedTuple):
 class StepLoop:
     """Compiled inner steps whose guards are checked once for all K steps.
 
-    torch.compile traces `compiled_parts.parts`, one inner step, its vector-Jacobian product and the end, as
-    one graph, and guards everything that they read. The backend compiles each part of the graph on its own;
-    calling the graph runs the parts in a loop. Inputs that differ between steps are represented by
-    stand-ins: tensors of the same shapes whose values are never read.
+    torch.compile traces `compiled_parts.parts` (one inner step, its vector-Jacobian product, and the end)
+    as one graph, and guards every value that they read. The backend compiles each part of the graph
+    separately, and a call of the graph runs the parts in a loop. Placeholders represent the inputs that
+    differ between steps: tensors of the same shapes whose values are never read.
 
     Args:
         backend: the backend of torch.compile for each part.
-        options: of torch.compile.
-        first_orders: the values that `InnerLoop.first_order` takes over the steps.
+        options: the options of torch.compile.
+        first_orders: the distinct values of `InnerLoop.first_order` over the steps.
     """
 
     def __init__(self, backend: Any, options: dict[str, Any], first_orders: tuple[bool, ...]) -> None:
@@ -74,9 +74,9 @@ class StepLoop:
         """Run all inner steps, the objective, and the backward pass through the steps.
 
         Returns:
-            The gradient of the objective with respect to `shared` except through the steps; the query
-            losses; the cotangents of `carry`, and of the context's parameters and features; the backward
-            passes that one task takes.
+            The gradient of the objective with respect to `shared`, excluding its part through the steps;
+            the query losses; the cotangents of `carry`, and of the parameters and features of `context`;
+            the number of backward passes of one task.
         """
         flat, spec = tree_flatten(tree_map(torch.Tensor.contiguous, carry))
         _, spec_of_vjp = tree_flatten((carry, context.params, context.learned, context.features))
@@ -87,27 +87,27 @@ class StepLoop:
 
         def loop(compiled: Sequence[Part], inputs: Sequence[Tensor]) -> Any:
             values = list(inputs)
-            position = {id(tensor): place for place, tensor in enumerate(values)}
-            # None: the part does not read it.
-            places = [[position.get(id(leaf)) for leaf in of_part] for of_part in leaves]
+            index_of = {id(tensor): index for index, tensor in enumerate(values)}
+            # None: the part does not read this input.
+            indices = [[index_of.get(id(leaf)) for leaf in part_leaves] for part_leaves in leaves]
 
             def call(part: int, tensors: Sequence[Tensor]) -> list[Tensor]:
-                for place, tensor in zip(places[part], tensors, strict=True):
-                    if place is not None:
-                        values[place] = tensor
+                for index, tensor in zip(indices[part], tensors, strict=True):
+                    if index is not None:
+                        values[index] = tensor
                 function, positions = compiled[part]
-                return list(function(*[values[place] for place in positions]))
+                return list(function(*[values[index] for index in positions]))
 
             def forward(carry: list[Tensor], context: Any, k: int) -> list[Tensor]:
                 return call(variant[k], [*carry, ks[k]])
 
             def vjp(carry: list[Tensor], context: Any, k: int, cotangent: list[Tensor]) -> Any:
-                found = call(end + 1 + variant[k], [*carry, ks[k], *cotangent])
-                return found[: len(flat)], found[len(flat) :]
+                cotangents = call(end + 1 + variant[k], [*carry, ks[k], *cotangent])
+                return cotangents[: len(flat)], cotangents[len(flat) :]
 
-            stored = [flat, *carries(forward, flat, None, steps)]
-            ended = call(end, [*stored.pop(), ks[-1]])
-            return ended, *transpose(vjp, stored, None, steps, ended[len(shared) : -1])
+            all_carries = [flat, *carries(forward, flat, None, steps)]
+            end_result = call(end, [*all_carries.pop(), ks[-1]])
+            return end_result, *transpose(vjp, all_carries, None, steps, end_result[len(shared) : -1])
 
         sizes = [len(flat)] * end + [len(shared) + len(flat) + 1] + [spec_of_vjp.num_leaves] * end
         run = self.current.run = Run(sizes, loop, [])
@@ -119,18 +119,19 @@ class StepLoop:
             del self.current.run
         if not run.results:
             raise RuntimeError("torch.compiler.set_stance replaces the code of the inner steps")
-        ((ended, cotangent, total),) = run.results
-        of_carry, *of_context = tree_unflatten([*cotangent, *total], spec_of_vjp)
-        return dict(zip(shared, ended)), ended[-1], of_carry, tuple(of_context), evaluations
+        ((end_result, cotangent, total),) = run.results
+        carry_grads, *context_grads = tree_unflatten([*cotangent, *total], spec_of_vjp)
+        shared_grads, losses = dict(zip(shared, end_result)), end_result[-1]
+        return shared_grads, losses, carry_grads, tuple(context_grads), evaluations
 
     def _stand_ins(self, flat: list[Tensor], spec: TreeSpec, k: Tensor) -> StandIns:
-        """Other tensors of the same shapes, which share their memory."""
+        """Distinct tensor objects of the same shapes, which share their memory."""
 
-        def new() -> tuple[Carry, Tensor]:
+        def placeholders() -> tuple[Carry, Tensor]:
             return tree_unflatten([leaf.detach() for leaf in flat], spec), k.detach()
 
-        steps, vjps = ([new() for _ in self.first_orders] for _ in range(2))
-        return StandIns(tuple(steps), new(), tuple((*vjp, new()[0]) for vjp in vjps))
+        steps, vjps = ([placeholders() for _ in self.first_orders] for _ in range(2))
+        return StandIns(tuple(steps), placeholders(), tuple((*vjp, placeholders()[0]) for vjp in vjps))
 
     def _compile(self, graph: GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
         """The backend: the function that torch.compile calls for `graph`."""
@@ -140,7 +141,7 @@ class StepLoop:
         def run_loop(*inputs: Tensor) -> tuple[None, ...]:
             run = self.current.run
             run.results.append(run.loop(compiled, inputs))
-            return (None,) * sum(sizes)  # the results have been taken already
+            return (None,) * sum(sizes)  # the results are already in `run.results`
 
         return run_loop
 
@@ -148,33 +149,36 @@ class StepLoop:
 def _split(
     graph: GraphModule, sizes: Sequence[int], examples: list[Tensor], compiler: Callable[..., Any]
 ) -> list[Part]:
-    """The compiled parts of a graph; `sizes` are their numbers of outputs, which are the last of each."""
+    """Split a graph into its parts and compile them; `sizes` are the numbers of outputs of the parts.
+
+    The outputs of a part are its last nodes.
+    """
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
     body = [node for node in graph.graph.nodes if node.op not in ("placeholder", "output")]
-    order, left = {node: place for place, node in enumerate(body)}, _outputs(graph)
-    places = [order.get(node, -1) for node in left]
-    if places != sorted(set(places)) or len(left) != sum(sizes):
-        raise RuntimeError("the outputs of the compiled graph are not those of its parts, in their order")
-    found: list[Part] = []
+    order, remaining = {node: index for index, node in enumerate(body)}, _outputs(graph)
+    indices = [order.get(node, -1) for node in remaining]
+    if indices != sorted(set(indices)) or len(remaining) != sum(sizes):
+        raise RuntimeError("the outputs of the compiled graph are not the outputs of its parts, in order")
+    parts: list[Part] = []
     first = 0
     for size in sizes:
-        outputs, left = left[:size], left[size:]
+        outputs, remaining = remaining[:size], remaining[size:]
         nodes = body[first : order[outputs[-1]] + 1]
         first += len(nodes)
-        inside, new = set(nodes), Graph()
-        read = dict.fromkeys(n for node in nodes for n in node.all_input_nodes if n not in inside)
-        if any(node.op not in ("placeholder", "get_attr") for node in read):
-            raise RuntimeError("a part of the compiled graph reads what another part computed")
+        node_set, subgraph = set(nodes), Graph()
+        part_inputs = dict.fromkeys(n for node in nodes for n in node.all_input_nodes if n not in node_set)
+        if any(node.op not in ("placeholder", "get_attr") for node in part_inputs):
+            raise RuntimeError("a part of the compiled graph reads a result of another part")
         copies: dict[Node, Node] = {}
-        places = [inputs.index(node) for node in read if node.op == "placeholder"]
-        for node in sorted(read, key=lambda node: node.op != "placeholder"):
-            copies[node] = new.node_copy(node)
+        positions = [inputs.index(node) for node in part_inputs if node.op == "placeholder"]
+        for node in sorted(part_inputs, key=lambda node: node.op != "placeholder"):
+            copies[node] = subgraph.node_copy(node)
         for node in nodes:
-            copies[node] = new.node_copy(node, copies.__getitem__)
-        new.output(tuple(copies[node] for node in outputs))
-        function = compiler(GraphModule(graph, new), [examples[place] for place in places])
-        found.append(Part(function, places))
-    return found
+            copies[node] = subgraph.node_copy(node, copies.__getitem__)
+        subgraph.output(tuple(copies[node] for node in outputs))
+        function = compiler(GraphModule(graph, subgraph), [examples[index] for index in positions])
+        parts.append(Part(function, positions))
+    return parts
 
 
 def _outputs(graph: GraphModule) -> list[Node]:

@@ -1,4 +1,4 @@
-"""Gradients and outputs from parts that are compiled once each and called K times."""
+"""Gradients and outputs from parts, each of which is compiled once and called K times."""
 
 from __future__ import annotations
 
@@ -21,33 +21,35 @@ def gradients_by_parts(
 ) -> tuple[tuple[Params, Params, Tensor], int]:
     """The gradients with respect to `shared` and `own`, the query losses, and the evaluations of a task.
 
-    `c_{k+1} = step_k(c_k)` forward, `v_k = J_k^T v_{k+1}` back, where J_k is the Jacobian of step k. Of
-    every step only the carry is stored.
+    The forward pass is `c_{k+1} = step_k(c_k)`, the backward pass `v_k = J_k^T v_{k+1}`, where J_k is the
+    Jacobian of step k. Only the carry of every step is stored.
     """
     loop, (support, query, task) = problem.loop, data
     start, context, ks = _start(kind, problem, batched, shared, own, data)
-    of_shared, losses, cotangent, of_context, evaluations = kind.step_loop(loop)(
+    shared_grads, losses, cotangent, context_grads, evaluations = kind.step_loop(loop)(
         problem, batched, start, context, shared, (support, query), ks
     )
-    of_params, of_own, of_features = of_context
-    rows = {name: row + of_params[name] if name in of_params else row for name, row in of_shared.items()}
+    param_grads, own_grads, feature_grads = context_grads
+    rows = {
+        name: row + param_grads[name] if name in param_grads else row for name, row in shared_grads.items()
+    }
     if loop.starts_from_params:
         rows = {
             name: row + cotangent[0][name] if name in cotangent[0] else row for name, row in rows.items()
         }
-        return (rows, of_own, losses), evaluations
-    more, of_own_start = kind.part("init_vjp")(
-        problem, batched, shared, own, support, task, (cotangent, of_features)
+        return (rows, own_grads, losses), evaluations
+    init_grads, init_own_grads = kind.part("init_vjp")(
+        problem, batched, shared, own, support, task, (cotangent, feature_grads)
     )
-    rows = {name: row + more[name] for name, row in rows.items()}
-    of_own = tree_map(torch.add, of_own_start, of_own) if of_own else of_own_start
-    return (rows, of_own, losses), evaluations
+    rows = {name: row + init_grads[name] for name, row in rows.items()}
+    own_grads = tree_map(torch.add, init_own_grads, own_grads) if own_grads else init_own_grads
+    return (rows, own_grads, losses), evaluations
 
 
 def outputs_by_parts(
     kind: Kind, problem: TaskProblem, batched: bool, shared: Params, own: Params, data: Any, every: bool
 ) -> list[Any]:
-    """The outputs on the query sets after adaptation, or at each stage of it."""
+    """The outputs on the query sets after adaptation; with `every`, at each stage of adaptation."""
     carry, context, ks = _start(kind, problem, batched, shared, own, data)
     step, output, steps = kind.part("evaluation_step"), kind.part("output"), range(problem.loop.num_steps)
 
@@ -64,7 +66,7 @@ def outputs_by_parts(
 def _start(
     kind: Kind, problem: TaskProblem, batched: bool, shared: Params, own: Params, data: Any
 ) -> tuple[Carry, StepContext, tuple[Tensor, ...]]:
-    """The first carry of every task, what steps read, and the numbers 0, ..., K."""
+    """The first carry of every task, the context of the steps, and the numbers 0, ..., K as tensors."""
     support, _, task = data
     loop = problem.loop
     if loop.starts_from_params:

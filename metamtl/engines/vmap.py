@@ -1,4 +1,4 @@
-"""All tasks at once, as one batched computation."""
+"""All tasks as one batched computation."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from .problem import TaskProblem
 
 
 class Vmap(Engine):
-    """`torch.vmap` over tasks, `torch.func.grad` inside.
+    """Run all tasks as one batch, using `torch.vmap` over `torch.func.grad`.
+
+    Dropout draws different random numbers for each task.
 
     Args:
-        chunk_size: tasks at a time; if None, all. Smaller chunks need less memory.
-
-    Dropout draws its own numbers for every task.
+        chunk_size: number of tasks that run at the same time; if None, all. Smaller chunks need less
+            memory.
     """
 
     def __init__(self, chunk_size: int | None = None) -> None:
         if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
-            raise ValueError(f"chunk_size={chunk_size}: give at least 1, or None for all tasks at once.")
+            raise ValueError(f"chunk_size={chunk_size}: pass at least 1, or None for all tasks at once.")
         self.chunk_size = chunk_size
 
     def __repr__(self) -> str:
@@ -39,12 +40,12 @@ class Vmap(Engine):
         if compiled:
             raise ValueError(
                 f"{type(model).__name__} has a compiled module ({compiled[0] or 'itself'!r}), which"
-                " torch.func cannot transform; use engine=Loop(), or leave the compilation to"
+                " torch.func cannot transform; use engine=Loop(), or pass the uncompiled model with"
                 " engine=Compiled()."
             )
 
     def gradients(self, problem: TaskProblem, shared: Params, own: Params, data: Any) -> TaskGradients:
-        # Detached, or plain autograd would record a graph of its own around vmap's.
+        # Detached, because autograd would otherwise record another graph outside of vmap.
         # Contiguous, because max-pooling of channels-last tensors has no second derivative under vmap.
         shared = {name: param.detach().contiguous() for name, param in shared.items()}
         own = {name: param.detach() for name, param in own.items()}
@@ -79,10 +80,10 @@ class Vmap(Engine):
             except RuntimeError as error:
                 if any(word in str(error) for word in _UNSUPPORTED) and "Loop" not in str(error):
                     raise RuntimeError(
-                        "the loss, the adapter or the model does what vmap does not support"
+                        "the loss, the adapter or the model uses an operation that vmap does not support"
                         f" ({str(error).splitlines()[0]}); use engine=Loop()."
                     ) from error
                 raise
 
 
-_UNSUPPORTED = ("vmap", "saved tensor hooks")  # in torch's messages
+_UNSUPPORTED = ("vmap", "saved tensor hooks")  # words in the error messages of torch

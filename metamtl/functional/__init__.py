@@ -1,4 +1,4 @@
-"""Calling modules with substituted parameters, differentiation, and the K-step loop."""
+"""Functional calls of modules with substituted parameters, differentiation, and the K-step loop."""
 
 from .attention import vmap_compatible_kernels
 from .buffers import (

@@ -1,4 +1,4 @@
-"""Restricting the kernels of attention layers."""
+"""Restriction of the kernels of attention layers."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 @contextmanager
 def vmap_compatible_kernels() -> Iterator[None]:
-    """Within it, attention runs in operations that vmap batches and that have a second derivative.
+    """Context manager in which attention uses operations that support vmap and second derivatives.
 
-    The fused kernels lack one or the other, and are faster, so this is entered only if vmap or second
-    order needs it.
+    The fused kernels are faster but lack one or the other, so use this only if vmap or second derivatives
+    need it.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
+    original = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+        torch.backends.mha.set_fastpath_enabled(original)
 
 
 def attention_kernels() -> tuple[bool, tuple[SDPBackend, ...]]:
@@ -41,10 +41,11 @@ _KERNELS = {
 
 @contextmanager
 def allowed_kernels(fastpath: bool, kernels: tuple[SDPBackend, ...]) -> Iterator[None]:
-    before = torch.backends.mha.get_fastpath_enabled()
+    """Context manager with the settings returned by `attention_kernels`."""
+    original = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(fastpath)
     try:
         with sdpa_kernel(list(kernels)):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+        torch.backends.mha.set_fastpath_enabled(original)

@@ -1,4 +1,4 @@
-"""Buffers that an adapter sets: the number of the inner step, and the support set's statistics."""
+"""Buffers that an adapter sets: the index of the inner step, and the statistics of the support set."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def has_adapter_buffers(model: nn.Module) -> bool:
 def with_support_statistics(
     model: nn.Module, params: Params, x: Any, task: Any = None, *, structure: Structure | None = None
 ) -> Params:
-    """`params` with the statistics that the support inputs `x` have under them, for the query set.
+    """`params` with the statistics of the support inputs `x`, computed with `params`, for the query set.
 
-    For modules with buffers `support_mean` and `support_var` (`nets.SupportBatchNorm`), by one more pass
-    over `x`; other models get `params` unchanged.
+    If the model has modules with buffers `support_mean` and `support_var` (`nets.SupportBatchNorm`), one
+    more pass over `x` computes them. For other models, `params` is returned unchanged.
 
     Raises:
-        ValueError: such a module that the pass uses more than once.
+        ValueError: the pass uses such a module more than once.
     """
     structure = structure_of(model) if structure is None else structure
     norms = {module: name for name, module in structure.support_norms}
@@ -40,7 +40,7 @@ def with_support_statistics(
         if prefix + SUPPORT_MEAN in statistics:
             raise ValueError(
                 f"{type(module).__name__} {norms[module]!r} normalizes twice in one forward pass, so it has"
-                " no single mean of the support set; use one module for each place."
+                " no unique mean of the support set; use one module for each place."
             )
         statistics[prefix + SUPPORT_MEAN], statistics[prefix + SUPPORT_VAR] = moments(inputs[0])
 
@@ -53,5 +53,5 @@ def with_support_statistics(
 
 
 def without_support_statistics(params: Params) -> Params:
-    """`params` before `with_support_statistics`."""
+    """`params` without the entries that `with_support_statistics` adds."""
     return {n: p for n, p in params.items() if n.rpartition(".")[2] not in (SUPPORT_MEAN, SUPPORT_VAR)}

@@ -1,4 +1,4 @@
-"""Calling a module with substituted parameters, and leaving it as it was."""
+"""Functional calls of a module with substituted parameters, which leave the module unchanged."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ def forward(
     stages: tuple[nn.Module, ...] | None = None,
     leftovers: tuple[tuple[nn.Module, str], ...] = (),
 ) -> Any:
-    """Output of `model` on `x` with `params` in place of its own; they may name buffers too.
+    """Compute the output of `model` on `x` with `params` instead of its own parameters and buffers.
 
-    A tuple is passed as positional arguments, a mapping as keywords, `Inputs` as both, anything else as
-    the only argument. If `task` is a string (a named task, or a tuple of names) the model receives it as
-    `task=` and chooses its head; task ids of few-shot episodes stay with the adapter.
+    If `x` is a tuple, it is passed as positional arguments; a mapping as keyword arguments; `Inputs` as
+    both; any other object as the only argument. If `task` is a name (or a tuple of names), the model
+    receives it as `task=` and selects its head. Task ids of few-shot episodes are used by the adapter only.
 
-    The model is left as it was: its parameters, its buffers (BatchNorm's running statistics, counters) and
+    The model stays unchanged: its parameters, its buffers (running statistics of BatchNorm, counters) and
     the attributes that its forward pass sets.
 
     Args:
-        structure: of the model, if the caller has it already.
-        second_order: whether the result is differentiated twice; layers whose fused kernel has no second
-            derivative are decomposed.
+        structure: the structure of the model; if None, it is computed.
+        second_order: whether the result is differentiated twice. Then layers whose fused kernels have no
+            second derivative are decomposed.
         stages: submodules to apply one after the other, instead of the whole model.
         leftovers: attributes that the forward pass sets, which compiled code restores.
 
     Raises:
         ValueError: `params` has a name that the model does not have.
-        RuntimeError: the model writes a parameter in place; under vmap, it writes a buffer that would have
-            other values for every task, or reads values.
-        NotImplementedError: the model has an operation without the second derivative that is needed.
+        RuntimeError: the model writes a parameter in place. Under vmap: the model reads tensor values, or
+            writes a buffer whose values would differ between tasks.
+        NotImplementedError: a second derivative is needed, but an operation of the model has none.
     """
     args, kwargs = _arguments(x)
     if is_name(task):
@@ -58,19 +58,19 @@ def forward(
     if torch.compiler.is_compiling():
         return _call_compiled(model, structure, params, args, kwargs, stages, leftovers)
     transformed = in_transform()
-    whole = not (is_name(task) or stages)  # a named task uses its own head only
-    look = preflight(model, params, twice=second_order, whole=whole, stages=stages)
-    checkpoints = not transformed and (look is not None or uses_checkpoints(model))
+    all_params = not (is_name(task) or stages)  # a named task uses only its own head
+    preflight_context = preflight(model, params, twice=second_order, whole=all_params, stages=stages)
+    checkpoints = not transformed and (preflight_context is not None or uses_checkpoints(model))
 
     @contextmanager
-    def same_pass() -> Iterator[None]:
+    def same_settings() -> Iterator[None]:
         decomposition = _decomposition(structure, transformed, second_order) or nullcontext()
         with decomposition, substituted(model, structure, params):
             yield
 
     contexts: tuple[AbstractContextManager[Any] | None, ...] = (
-        look,
-        SubstitutedRecomputation(model, same_pass) if checkpoints else None,
+        preflight_context,
+        SubstitutedRecomputation(model, same_settings) if checkpoints else None,
         _no_autocast_cache()
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
         else None,
@@ -95,7 +95,7 @@ def _substituted_call(
     kwargs: dict[str, Any],
     transformed: bool,
 ) -> Any:
-    before = _substitute(model, structure, params)
+    original = _substitute(model, structure, params)
     try:
         return _apply(model, stages, args, kwargs)
     except RuntimeError as error:
@@ -104,7 +104,7 @@ def _substituted_call(
             raise
         raise RuntimeError(reason) from error
     finally:
-        _put_back(structure, before)
+        _restore(structure, original)
 
 
 def _apply(
@@ -128,16 +128,16 @@ def _arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 @contextmanager
 def substituted(model: nn.Module, structure: Structure, params: Params) -> Iterator[None]:
-    """Within it, `model` holds `params`, and copies of its other buffers; afterwards it is as before."""
-    before = _substitute(model, structure, params)
+    """Context manager in which `model` has `params` and copies of its other buffers; restored on exit."""
+    original = _substitute(model, structure, params)
     try:
         yield
     finally:
-        _put_back(structure, before)
+        _restore(structure, original)
 
 
-class _Before(NamedTuple):
-    """What a model held before a substitution."""
+class _Original(NamedTuple):
+    """The state of a model before a substitution."""
 
     tensors: list[Tensor | None]
     attributes: list[tuple[dict[str, Any], list[tuple[Any, Any]]]]
@@ -145,9 +145,9 @@ class _Before(NamedTuple):
     flat_weights: list[list[Any]]
 
 
-def _substitute(model: nn.Module, structure: Structure, params: Params) -> _Before:
+def _substitute(model: nn.Module, structure: Structure, params: Params) -> _Original:
     values = _values(model, structure, params)
-    before = _Before(
+    original = _Original(
         [holder(slot)[slot.key] for slot in structure.slots],
         [attributes(module) for module in structure.custom],
         [len(vars(module)) for module in structure.plain],
@@ -156,22 +156,22 @@ def _substitute(model: nn.Module, structure: Structure, params: Params) -> _Befo
     for slot, value in zip(structure.slots, values):
         holder(slot)[slot.key] = value
     for layer in structure.recurrent:
-        _hold_flat_weights(layer)
-    return before
+        _set_flat_weights(layer)
+    return original
 
 
-def _put_back(structure: Structure, before: _Before) -> None:
-    # A tensor that a forward pass registers in place of its own (spectral norm does) is restored too.
-    for slot, original in zip(structure.slots, before.tensors):
-        holder(slot)[slot.key] = original
-    for module, (own, contents) in zip(structure.custom, before.attributes):
+def _restore(structure: Structure, original: _Original) -> None:
+    # This also restores a tensor that the forward pass itself has replaced, as spectral norm does.
+    for slot, tensor in zip(structure.slots, original.tensors):
+        holder(slot)[slot.key] = tensor
+    for module, (own, contents) in zip(structure.custom, original.attributes):
         restore_attributes(module, own, contents)
-    for module, number in zip(structure.plain, before.numbers):
-        while len(vars(module)) > number:  # an added attribute is the last
+    for module, number in zip(structure.plain, original.numbers):
+        while len(vars(module)) > number:  # new attributes are the last entries
             vars(module).popitem()
-    for layer, kept in zip(structure.recurrent, before.flat_weights):
+    for layer, states in zip(structure.recurrent, original.flat_weights):
         vars(layer).pop("flatten_parameters", None)
-        for name, state in zip(RECURRENT_STATE, kept):
+        for name, state in zip(RECURRENT_STATE, states):
             if state is not None:
                 vars(layer)[name] = state
 
@@ -185,29 +185,29 @@ def _call_compiled(
     stages: tuple[nn.Module, ...] | None,
     leftovers: tuple[tuple[nn.Module, str], ...],
 ) -> Any:
-    """The same in a form that torch.compile traces."""
-    before = [holder(slot)[slot.key] for slot in structure.slots]
+    """`_substituted_call` in a form that torch.compile can trace."""
+    tensors = [holder(slot)[slot.key] for slot in structure.slots]
     for slot in structure.slots:
         value = params.get(slot.name)
         if value is None:
             value = holder(slot)[slot.key]
             value = value.clone() if slot.is_buffer and value is not None else value
         holder(slot)[slot.key] = value
-    flat = [module._flat_weights for module in structure.recurrent]
+    flat_weights = [module._flat_weights for module in structure.recurrent]
     for layer in structure.recurrent:
         layer._flat_weights = [getattr(layer, name) for name in layer._flat_weights_names]
     attributes = [(hasattr(module, key), getattr(module, key, None)) for module, key in leftovers]
     for (module, key), (_, original) in zip(leftovers, attributes):
-        if original is not None and type(original) in (list, dict, set):  # the pass writes into a copy
+        if original is not None and type(original) in (list, dict, set):  # the pass modifies a copy
             setattr(module, key, original.copy())
     if structure.fused:
         with DecomposeOps():
             output = _apply(model, stages, args, kwargs)
     else:
         output = _apply(model, stages, args, kwargs)
-    for slot, original in zip(structure.slots, before):
-        holder(slot)[slot.key] = original
-    for layer, weights in zip(structure.recurrent, flat):
+    for slot, tensor in zip(structure.slots, tensors):
+        holder(slot)[slot.key] = tensor
+    for layer, weights in zip(structure.recurrent, flat_weights):
         layer._flat_weights = weights
     for (module, key), (existed, original) in zip(leftovers, attributes):
         if existed:
@@ -218,14 +218,14 @@ def _call_compiled(
 
 
 def _values(model: nn.Module, structure: Structure, params: Params) -> list[Tensor | None]:
-    """What each slot holds during a call; a tensor with several slots is one object in all of them."""
+    """The tensor of each slot during a call. A tied tensor is the same object in all of its slots."""
     copies: dict[str, Tensor] = {}
     values: list[Tensor | None] = []
-    taken: set[str] = set()
+    used_names: set[str] = set()
     for slot in structure.slots:
         name, value = slot.name, params.get(slot.name)
         if value is not None:
-            taken.add(name)
+            used_names.add(name)
         elif slot.is_buffer:
             value = copies.get(name)
             if value is None:
@@ -235,15 +235,15 @@ def _values(model: nn.Module, structure: Structure, params: Params) -> list[Tens
         else:
             value = slot.module._parameters[slot.key]
         values.append(value)
-    if len(taken) < len(params):
-        return _values(model, structure, _with_first_names(model, params, taken))
+    if len(used_names) < len(params):
+        return _values(model, structure, _with_first_names(model, params, used_names))
     return values
 
 
-def _with_first_names(model: nn.Module, params: Params, taken: set[str]) -> Params:
-    """`params`, some of whose names are second names of tied tensors."""
+def _with_first_names(model: nn.Module, params: Params, used_names: set[str]) -> Params:
+    """`params`, with the other names of tied tensors replaced by their first names."""
     canonical = canonical_names(model)
-    result = {name: params[name] for name in taken}
+    result = {name: params[name] for name in used_names}
     for name, value in params.items():
         first = canonical.get(name)
         if first is None:
@@ -253,17 +253,17 @@ def _with_first_names(model: nn.Module, params: Params, taken: set[str]) -> Para
             )
         if first != name and first in params and params[first] is not value:
             raise ValueError(
-                f"{name!r} and {first!r} are the same tensor in {type(model).__name__}, but two different"
-                f" values are given; give {first!r} alone, or untie them."
+                f"{name!r} and {first!r} are the same tensor in {type(model).__name__}, but have different"
+                f" values in params; pass only {first!r}, or untie them."
             )
         result[first] = value
     return result
 
 
-def _hold_flat_weights(module: nn.RNNBase) -> None:
-    """A recurrent layer reads its weights from a list: put those that it holds now into it."""
+def _set_flat_weights(module: nn.RNNBase) -> None:
+    """Update the list from which a recurrent layer reads its weights."""
     module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
-    # cuDNN would move the weights in memory by addresses, which tensors inside a transform do not have.
+    # For cuDNN, flatten_parameters uses memory addresses, which tensors inside a transform do not have.
     module.flatten_parameters = lambda: None  # type: ignore[method-assign]
 
 
@@ -277,34 +277,34 @@ def _decomposition(structure: Structure, transformed: bool, second_order: bool) 
 
 @contextmanager
 def _no_autocast_cache() -> Iterator[None]:
-    """Autocast would keep its copies of all adapted weights until its context ends, and stale ones too."""
-    cached = torch.is_autocast_cache_enabled()
+    """Disable the autocast cache, which would store copies of all adapted weights, including stale ones."""
+    original = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
         yield
     finally:
-        torch.set_autocast_cache_enabled(cached)
+        torch.set_autocast_cache_enabled(original)
 
 
 def is_name(task: Any) -> bool:
-    """Whether `task` names one task, or several, rather than giving ids."""
+    """Whether `task` is a name or a tuple of names, and not ids."""
     return isinstance(task, str) or (
         isinstance(task, tuple) and bool(task) and all(isinstance(name, str) for name in task)
     )
 
 
 def _under_vmap(model: nn.Module, message: str) -> str | None:
-    """What torch's message about vmap means for a model and its tasks; None for other errors."""
+    """Translate an error message of torch about vmap into one about the model; None for other errors."""
     if "vmap: It looks like you're" in message:
-        does = "reads tensor values in forward() (an `if`, `.item()`, packing sequences by their lengths)"
-        cure = "use engine=Loop()"
+        cause = "reads tensor values in forward() (an `if`, `.item()`, packing sequences by their lengths)"
+        remedy = "use engine=Loop()"
     elif "is not possible because there exists a Tensor" in message or "doesn't work on out=" in message:
         buffers = ", ".join(repr(name) for name, _ in model.named_buffers())
-        does = f"writes in place into a tensor that all tasks share (its buffers are {buffers or 'none'})"
-        cure = "use engine=Loop(), or model.eval() if it writes in training mode only"
+        cause = f"writes in place into a tensor that all tasks share (its buffers are {buffers or 'none'})"
+        remedy = "use engine=Loop(), or model.eval() if it writes only in training mode"
     elif "to use channels_last format" in message:
-        does = "lays a tensor out channels-last"
-        cure = "use engine=Loop(), or give the images in that layout"
+        cause = "converts a tensor to the channels-last format"
+        remedy = "use engine=Loop(), or pass the images in that format"
     else:
         return None
-    return f"{type(model).__name__} {does}, which vmap does not support; {cure}."
+    return f"{type(model).__name__} {cause}, which vmap does not support; {remedy}."

@@ -1,4 +1,4 @@
-"""Convolutions of small images as one matrix product for each task."""
+"""Convolutions of small images, computed as one matrix product for each task."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from .decompositions import DecomposeOps
 
 
 def as_products() -> DecomposeOps:
-    """Within it, two-dimensional convolutions run as products of patches and weights.
+    """Context manager in which two-dimensional convolutions are matrix products of patches and weights.
 
-    Under vmap with weights of their own, tasks are the groups of one convolution, whose gradient is slow
-    on a CPU; as a batched product, compiled, a first-order step of Conv-4 takes two thirds of the time.
-    Patches need as many times the memory of an image as the kernel has elements.
+    With task-specific weights, vmap computes one grouped convolution with one group per task, whose
+    gradient is slow on a CPU. As a batched matrix product in compiled code, a first-order step of Conv-4
+    takes two thirds of the time. For a kernel of n elements, the patches need n times the memory of the
+    image.
     """
     return DecomposeOps({F.conv2d: conv2d})
 
@@ -30,27 +31,25 @@ def conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """`F.conv2d`; where it has groups, or its padding a name, by torch."""
+    """`F.conv2d` as a matrix product. With groups or a string as padding, `F.conv2d` itself is called."""
     if groups != 1 or input.dim() != 4 or isinstance(padding, str):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    (down, right), (above, beside), (dy, dx) = _pair(stride), _pair(padding), _pair(dilation)
-    out, channels, high, wide = weight.shape
-    x = F.pad(input.permute(0, 2, 3, 1), (0, 0, beside, beside, above, above))
-    rows = (x.shape[1] - dy * (high - 1) - 1) // down + 1
-    columns = (x.shape[2] - dx * (wide - 1) - 1) // right + 1
+    (sy, sx), (py, px), (dy, dx) = _pair(stride), _pair(padding), _pair(dilation)
+    out_channels, in_channels, height, width = weight.shape
+    x = F.pad(input.permute(0, 2, 3, 1), (0, 0, px, px, py, py))
+    rows = (x.shape[1] - dy * (height - 1) - 1) // sy + 1
+    columns = (x.shape[2] - dx * (width - 1) - 1) // sx + 1
 
-    def seen_by(i: int, j: int) -> Tensor:
-        """What every position of the kernel has under its element (i, j)."""
+    def pixels(i: int, j: int) -> Tensor:
+        """The input values that kernel element (i, j) multiplies, for every output position."""
         top, left = dy * i, dx * j
-        return x[
-            :, top : top + down * (rows - 1) + 1 : down, left : left + right * (columns - 1) + 1 : right
-        ]
+        return x[:, top : top + sy * (rows - 1) + 1 : sy, left : left + sx * (columns - 1) + 1 : sx]
 
-    patches = torch.cat([seen_by(i, j) for i in range(high) for j in range(wide)], -1)
-    size = high * wide * channels
-    y = patches.reshape(-1, size) @ weight.permute(2, 3, 1, 0).reshape(size, out)
+    patches = torch.cat([pixels(i, j) for i in range(height) for j in range(width)], -1)
+    size = height * width * in_channels
+    y = patches.reshape(-1, size) @ weight.permute(2, 3, 1, 0).reshape(size, out_channels)
     y = y if bias is None else y + bias
-    return y.view(len(input), rows, columns, out).permute(0, 3, 1, 2)
+    return y.view(len(input), rows, columns, out_channels).permute(0, 3, 1, 2)
 
 
 def _pair(value: Any) -> tuple[int, int]:

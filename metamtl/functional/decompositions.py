@@ -1,4 +1,4 @@
-"""Fused layers written out in operations that vmap batches and that have a second derivative."""
+"""Decompositions of fused layers into operations that support vmap and second derivatives."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ LAYERS = (nn.RNNBase, nn.RNNCellBase, nn.EmbeddingBag, nn.Bilinear, _NormBase, _
 
 
 class DecomposeOps(TorchFunctionMode):
-    """Within it, functions of torch run as written here: those of `REPLACED`, or of a smaller `table`.
+    """Context manager that replaces functions of torch with the decompositions in `table`.
 
-    torch's recurrent layers have no rule for vmap, cuDNN's no second derivative either; `F.batch_norm`
-    loses three digits in second order under vmap, and cannot update running statistics there;
-    `F.embedding_bag` has no second derivative, and that of `torch._weight_norm` is wrong (torch 2.13, CPU,
-    by `gradgradcheck`); the bilinear form is slow under vmap.
+    If `table` is None, it is `REPLACED`. The replaced functions have these limitations: recurrent layers
+    have no vmap rule, and with cuDNN no second derivative; under vmap, second derivatives of `F.batch_norm`
+    lose three digits, and it cannot update running statistics; `F.embedding_bag` has no second derivative;
+    that of `torch._weight_norm` is wrong (torch 2.13, CPU, according to `gradgradcheck`); `F.bilinear` is
+    slow under vmap.
     """
 
     def __init__(self, table: dict[Any, Callable[..., Any]] | None = None) -> None:
@@ -36,7 +37,7 @@ class DecomposeOps(TorchFunctionMode):
 def normalise(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
-    """`(x - mean) / sqrt(var + eps) * weight + bias`, each `[C]` along axis 1 of x; in the dtype of x."""
+    """`(x - mean) / sqrt(var + eps) * weight + bias` in the dtype of x; all but x are `[C]`, as axis 1."""
     shape = [1, -1] + [1] * (x.dim() - 2)
     scale = (var + eps).rsqrt()
     scale = scale if weight is None else scale * weight
@@ -45,14 +46,14 @@ def normalise(
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over all axes but the channels', axis 1: each `[C]`."""
+    """Mean and biased variance `[C]` over all axes except the channel axis 1."""
     axes = [axis for axis in range(x.dim()) if axis != 1]
     var, mean = torch.var_mean(_single(x), axes, correction=0)
     return mean, var
 
 
 def _single(x: Tensor) -> Tensor:
-    """float32 for half precision, which has too few digits for `x - mean`; torch's kernel does the same."""
+    """`x` in float32 if it has half precision, which is too low for `x - mean`, as in torch's kernel."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -66,11 +67,11 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`F.batch_norm`, leaving running statistics as they are."""
+    """`F.batch_norm` without an update of the running statistics."""
     if training and input.numel() == input.shape[1]:
         raise ValueError(
             f"expected more than one value per channel in training mode, got input of shape"
-            f" {list(input.shape)}; give more examples, or call model.eval()."
+            f" {list(input.shape)}; pass more examples, or call model.eval()."
         )
     if training or running_mean is None or running_var is None:
         return normalise(input, *moments(input), weight, bias, eps)
@@ -87,9 +88,9 @@ def instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`F.instance_norm`, leaving running statistics as they are."""
-    stored = (None, None) if use_input_stats else (running_mean, running_var)
-    return F.instance_norm(input, *stored, weight, bias, use_input_stats, momentum, eps)
+    """`F.instance_norm` without an update of the running statistics."""
+    statistics = (None, None) if use_input_stats else (running_mean, running_var)
+    return F.instance_norm(input, *statistics, weight, bias, use_input_stats, momentum, eps)
 
 
 def embedding_bag(
@@ -105,7 +106,7 @@ def embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> Tensor:
-    """`F.embedding_bag` as a matrix of membership, bags by indices, times the rows of the table."""
+    """`F.embedding_bag` as the product of a membership matrix (bags x indices) and rows of the table."""
     if max_norm is not None or (input.dim() == 1 and offsets is None):
         options = (max_norm, norm_type, scale_grad_by_freq, mode, sparse, per_sample_weights)
         return F.embedding_bag(input, weight, offsets, *options, include_last_offset, padding_idx)
@@ -117,44 +118,45 @@ def embedding_bag(
     elif include_last_offset and offsets is not None:
         offsets = offsets[:-1]
     assert offsets is not None
-    place = torch.arange(len(input), device=input.device)
-    ends = torch.cat([offsets[1:], place.new_tensor([len(input)])])
-    member = (place >= offsets[:, None]) & (place < ends[:, None])
+    positions = torch.arange(len(input), device=input.device)
+    ends = torch.cat([offsets[1:], positions.new_tensor([len(input)])])
+    mask = (positions >= offsets[:, None]) & (positions < ends[:, None])
     if padding_idx is not None:
-        member = member & (input != padding_idx % len(weight))
+        mask = mask & (input != padding_idx % len(weight))
     rows = F.embedding(input, weight)
     if mode == "max":
-        largest = torch.where(member[:, :, None], rows, -torch.inf).amax(1)
-        return torch.where(member.any(1, keepdim=True), largest, 0.0)
-    share = member.to(weight.dtype)
+        maximum = torch.where(mask[:, :, None], rows, -torch.inf).amax(1)
+        return torch.where(mask.any(1, keepdim=True), maximum, 0.0)
+    weights = mask.to(weight.dtype)
     if mode == "mean":
-        share = share / share.sum(1, keepdim=True).clamp(min=1)
-    return (share if per_sample_weights is None else share * per_sample_weights) @ rows
+        weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
+    return (weights if per_sample_weights is None else weights * per_sample_weights) @ rows
 
 
 def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.bilinear`."""
+    """`F.bilinear` as an einsum."""
     y = torch.einsum("...i,oij,...j->...o", input1, weight, input2)
     return y if bias is None else y + bias
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """`torch._weight_norm`: `g * v / |v|`, the norm over all axes but `dim`; over all, where it is -1."""
+    """`torch._weight_norm`: `g * v / |v|`, with the norm over all axes except `dim`; if -1, over all."""
     axes = [axis for axis in range(v.dim()) if axis != dim]
     return v * (g / v.square().sum(axes, keepdim=True).sqrt())
 
 
 def _lstm(gates: Tensor, state: tuple[Tensor, ...], more: Tensor, project: Tensor | None) -> Any:
-    write, keep, new, show = (gates + more).chunk(4, -1)
-    cell = keep.sigmoid() * state[1] + write.sigmoid() * new.tanh()
-    hidden = show.sigmoid() * cell.tanh()
+    input_gate, forget_gate, candidate, output_gate = (gates + more).chunk(4, -1)
+    cell = forget_gate.sigmoid() * state[1] + input_gate.sigmoid() * candidate.tanh()
+    hidden = output_gate.sigmoid() * cell.tanh()
     return (hidden if project is None else F.linear(hidden, project)), cell
 
 
 def _gru(gates: Tensor, state: tuple[Tensor, ...], more: Tensor, project: None) -> tuple[Tensor, ...]:
-    (reset, keep, new), (reset_h, keep_h, new_h) = gates.chunk(3, -1), more.chunk(3, -1)
-    new = (new + (reset + reset_h).sigmoid() * new_h).tanh()
-    return (new + (keep + keep_h).sigmoid() * (state[0] - new),)
+    reset_x, update_x, candidate_x = gates.chunk(3, -1)
+    reset_h, update_h, candidate_h = more.chunk(3, -1)
+    candidate = (candidate_x + (reset_x + reset_h).sigmoid() * candidate_h).tanh()
+    return (candidate + (update_x + update_h).sigmoid() * (state[0] - candidate),)
 
 
 def _tanh(gates: Tensor, state: tuple[Tensor, ...], more: Tensor, project: None) -> tuple[Tensor, ...]:
@@ -166,36 +168,38 @@ def _relu(gates: Tensor, state: tuple[Tensor, ...], more: Tensor, project: None)
 
 
 def _packed(args: Sequence[Any]) -> bool:
-    """Whether a recurrent function got a packed sequence: batch sizes, state and weights, not these two."""
+    """Whether the arguments of a recurrent function are a packed sequence; then the weights are args[3]."""
     return isinstance(args[3], (list, tuple))
 
 
 def _layers(cell: Cell) -> Callable[..., Any]:
-    """Several layers over a sequence, with the arguments and results of torch's functions."""
+    """Several layers over a sequence, with the signature of the recurrent functions of torch."""
 
     def run(x: Tensor, *args: Any) -> Any:
         sizes = args[0].tolist() if _packed((x, *args)) else None
-        hx, weights, biases, layers, dropout, training, bidirectional, *more = args[sizes is not None :]
-        turned = bool(more and more[0])  # batch_first
-        starts = hx if isinstance(hx, (list, tuple)) else (hx,)
-        ways = 2 if bidirectional else 1
-        each = len(weights) // (layers * ways)
-        ends: list[tuple[Tensor, ...]] = []
-        x = x.transpose(0, 1) if turned else x
+        hx, weights, biases, layers, dropout, training, bidirectional, *options = args[sizes is not None :]
+        batch_first = bool(options and options[0])
+        initial_states = hx if isinstance(hx, (list, tuple)) else (hx,)
+        directions = 2 if bidirectional else 1
+        count = len(weights) // (layers * directions)
+        final_states: list[tuple[Tensor, ...]] = []
+        x = x.transpose(0, 1) if batch_first else x
         for layer in range(layers):
-            sides = []
-            for way in range(ways):
-                place = layer * ways + way
-                own = weights[place * each : (place + 1) * each]
-                state = tuple(start[place] for start in starts)
-                outputs, state = _over_time(cell, x, sizes, state, own, biases, backwards=way == 1)
-                sides.append(outputs)
-                ends.append(state)
-            x = torch.cat(sides, -1)
+            layer_outputs = []
+            for direction in range(directions):
+                i = layer * directions + direction
+                parameters = weights[i * count : (i + 1) * count]
+                state = tuple(initial[i] for initial in initial_states)
+                outputs, state = _over_time(
+                    cell, x, sizes, state, parameters, biases, backwards=direction == 1
+                )
+                layer_outputs.append(outputs)
+                final_states.append(state)
+            x = torch.cat(layer_outputs, -1)
             if dropout and layer < layers - 1:
                 x = F.dropout(x, dropout, training)
-        x = x.transpose(0, 1) if turned else x
-        return x, *(torch.stack(states) for states in zip(*ends))
+        x = x.transpose(0, 1) if batch_first else x
+        return x, *(torch.stack(states) for states in zip(*final_states))
 
     return run
 
@@ -210,19 +214,23 @@ def _over_time(
     *,
     backwards: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """One layer in one direction: its outputs `[L, B, H]`, or packed, and its last state."""
-    w_input, w_state, *others = weights
-    b_input, b_state = others[:2] if biases else (None, None)
-    project = others[-1] if len(others) % 2 else None
+    """One layer in one direction: its outputs `[L, B, H]` (or packed), and its last state."""
+    w_input, w_state, *optional = weights
+    b_input, b_state = optional[:2] if biases else (None, None)
+    project = optional[-1] if len(optional) % 2 else None
     gates = F.linear(x, w_input, b_input)
-    pieces = gates.unbind(0) if sizes is None else gates.split(sizes)
+    time_steps = gates.unbind(0) if sizes is None else gates.split(sizes)
     outputs = []
-    for piece in reversed(pieces) if backwards else pieces:
-        # Of a packed batch, only the sequences that are long enough take this step.
-        now, rest = tuple(s[: len(piece)] for s in state), tuple(s[len(piece) :] for s in state)
-        after = cell(piece, now, F.linear(now[0], w_state, b_state), project)
-        state = after if len(rest[0]) == 0 else tuple(torch.cat(pair) for pair in zip(after, rest))
-        outputs.append(after[0])
+    for gate in reversed(time_steps) if backwards else time_steps:
+        # In a packed batch, only the sequences that are long enough take this step.
+        active, inactive = tuple(s[: len(gate)] for s in state), tuple(s[len(gate) :] for s in state)
+        new_state = cell(gate, active, F.linear(active[0], w_state, b_state), project)
+        state = (
+            new_state
+            if len(inactive[0]) == 0
+            else tuple(torch.cat(pair) for pair in zip(new_state, inactive))
+        )
+        outputs.append(new_state[0])
     outputs = outputs[::-1] if backwards else outputs
     return torch.stack(outputs) if sizes is None else torch.cat(outputs), state
 
@@ -230,11 +238,11 @@ def _over_time(
 def pad_packed(
     data: Tensor, sizes: Tensor, batch_first: bool, padding: float, total: int
 ) -> tuple[Tensor, Tensor]:
-    """`torch._pad_packed_sequence`: the sequences side by side, and their lengths."""
-    pieces = data.split(sizes.tolist())
-    batch = len(pieces[0])
-    shapes = [(batch - len(piece), *piece.shape[1:]) for piece in pieces]
-    rows = [torch.cat([p, p.new_full(shape, padding)]) for p, shape in zip(pieces, shapes)]
+    """`torch._pad_packed_sequence`: the padded sequences, and their lengths."""
+    time_steps = data.split(sizes.tolist())
+    batch = len(time_steps[0])
+    shapes = [(batch - len(step), *step.shape[1:]) for step in time_steps]
+    rows = [torch.cat([step, step.new_full(shape, padding)]) for step, shape in zip(time_steps, shapes)]
     rows += [torch.full_like(rows[0], padding)] * (total - len(rows))
     lengths = (sizes[:, None] > torch.arange(batch, device=sizes.device)).sum(0)
     return torch.stack(rows, 1 if batch_first else 0), lengths
@@ -245,14 +253,14 @@ def _if_packed(fused: Callable[..., Any], written: Callable[..., Any]) -> Callab
 
 
 def _one(cell: Cell) -> Callable[..., Any]:
-    """One step, with the arguments and results of torch's functions for cells."""
+    """One step, with the signature of the cell functions of torch."""
 
     def run(
         x: Tensor, hx: Any, w_input: Tensor, w_state: Tensor, b_input: Any = None, b_state: Any = None
     ) -> Any:
         state = tuple(hx) if isinstance(hx, (list, tuple)) else (hx,)
-        after = cell(F.linear(x, w_input, b_input), state, F.linear(state[0], w_state, b_state), None)
-        return after if len(after) > 1 else after[0]
+        new_state = cell(F.linear(x, w_input, b_input), state, F.linear(state[0], w_state, b_state), None)
+        return new_state if len(new_state) > 1 else new_state[0]
 
     return run
 
@@ -281,8 +289,8 @@ TWICE: dict[Any, Callable[..., Any]] = {
     function: REPLACED[function]
     for function in (*RECURRENT, F.embedding_bag, torch._weight_norm, torch.lstm_cell, torch.gru_cell)
 }
-# Packed sequences fail inside any transform, `torch.func.grad` too.
+# Packed sequences fail inside any transform, including `torch.func.grad`.
 PACKED = {
     torch._pad_packed_sequence: pad_packed,
-    **{fused: _if_packed(fused, written) for fused, written in RECURRENT.items()},
+    **{fused: _if_packed(fused, decomposition) for fused, decomposition in RECURRENT.items()},
 }

@@ -1,4 +1,4 @@
-"""Gradients by plain autograd or, inside a transform of torch.func, by torch.func."""
+"""Gradients with plain autograd or, inside a transform of torch.func, with torch.func."""
 
 from __future__ import annotations
 
@@ -21,20 +21,19 @@ def in_transform() -> bool:
 def gradient(
     function: Callable[[Params], Tensor], params: Params, *, differentiable: bool = True
 ) -> Params:
-    """`d function(params) / d params` for those of the parameters that the function uses.
+    """`d function(params) / d params` for the parameters that the function uses.
 
-    Outside of torch.func's transforms this is `torch.autograd.grad`, which takes every module that
-    `backward()` takes; inside of them it is a transform. The two give the same numbers.
+    Outside of the transforms of torch.func, this calls `torch.autograd.grad`, which supports every module
+    that `backward()` supports. Inside a transform, it calls torch.func. Both return the same values.
 
     Args:
-        function: to a scalar.
-        params: tensors by name. Where one has been computed from another, pass views: these are partial
-            derivatives.
-        differentiable: whether the result can be differentiated again. It cannot where no gradient is
-            recorded (`torch.no_grad()`).
+        function: a function whose result is a scalar.
+        params: tensors by name. If a tensor has been computed from another one, pass views, because the
+            results are partial derivatives.
+        differentiable: whether the result can be differentiated again. Under `torch.no_grad()` it cannot.
 
     Returns:
-        The gradients by name. A name is missing if the function does not depend on it, as `.grad` of an
+        The gradients by name. A parameter that the function does not use has no entry, as `.grad` of an
         unused parameter stays None.
 
     >>> x = torch.tensor(3.0)
@@ -45,56 +44,59 @@ def gradient(
         return torch.func.grad(function)(params)
     names = list(params)
     if in_transform():
-        return _by_transform(function, params)
-    record = differentiable and torch.is_grad_enabled()
+        return _transform_gradient(function, params)
+    create_graph = differentiable and torch.is_grad_enabled()
     with torch.enable_grad():
-        leaves = [p if record and p.requires_grad else p.detach().requires_grad_() for p in params.values()]
+        leaves = [
+            p if create_graph and p.requires_grad else p.detach().requires_grad_() for p in params.values()
+        ]
         value = function(dict(zip(names, leaves)))
         if not value.requires_grad:
             return {}
-        grads = torch.autograd.grad(value, leaves, create_graph=record, allow_unused=True)
+        grads = torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
     return {name: g for name, g in zip(names, grads) if g is not None}
 
 
-def _by_transform(function: Callable[[Params], Tensor], params: Params) -> Params:
-    names, used = list(params), list[str]()
+def _transform_gradient(function: Callable[[Params], Tensor], params: Params) -> Params:
+    names, used_names = list(params), list[str]()
 
     def value(*leaves: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         result = function(dict(zip(names, leaves)))
         if not result.requires_grad:
             return result, ()
         grads = torch.autograd.grad(result, leaves, create_graph=True, allow_unused=True)
-        used.extend(name for name, g in zip(names, grads) if g is not None)
+        used_names.extend(name for name, g in zip(names, grads) if g is not None)
         return result, tuple(g for g in grads if g is not None)
 
-    # torch.func.grad would give zeros for what is not used. Its own backward pass is never called.
+    # torch.func.grad would return zeros for unused parameters. The function that torch.func.vjp returns is
+    # never called.
     _, _, grads = torch.func.vjp(value, *params.values(), has_aux=True)  # type: ignore[misc]
-    return dict(zip(used, grads))
+    return dict(zip(used_names, grads))
 
 
 def vjp(function: Callable[..., Any], args: tuple[Any, ...], cotangent: Any) -> Any:
-    """The vector-Jacobian product of `function(*args)`, a tree like `args`; zero for what is not used."""
+    """The vector-Jacobian product of `function(*args)`, a tree like `args`; zero for unused arguments."""
     return vjp_function(function, args)(cotangent)
 
 
 def vjp_function(function: Callable[..., Any], args: tuple[Any, ...]) -> Callable[[Any], Any]:
-    """From a cotangent of `function(*args)` to those of `args`; may be called several times."""
+    """A function, callable repeatedly, that maps a cotangent of `function(*args)` to those of `args`."""
     if in_transform():
         return torch.func.vjp(function, *args)[1]  # type: ignore[no-any-return]
     leaves, spec = tree_flatten(args)
     with torch.enable_grad():
         inputs = [leaf.detach().requires_grad_() for leaf in leaves]
         outputs = tree_flatten(function(*tree_unflatten(inputs, spec)))[0]
-    used = [i for i, output in enumerate(outputs) if output.requires_grad]
+    indices = [i for i, output in enumerate(outputs) if output.requires_grad]
 
     def product(cotangent: Any) -> Any:
-        if not used:
+        if not indices:
             return tree_unflatten([torch.zeros_like(leaf) for leaf in inputs], spec)
         cotangents = tree_flatten(cotangent)[0]
         grads = torch.autograd.grad(
-            [outputs[i] for i in used],
+            [outputs[i] for i in indices],
             inputs,
-            [cotangents[i] for i in used],
+            [cotangents[i] for i in indices],
             retain_graph=True,
             allow_unused=True,
             materialize_grads=True,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Inputs(NamedTuple):
-    """Positional and keyword arguments of a model together, as the `x` of a `Batch`.
+    """Positional and keyword arguments of a model, used as the `x` of a `Batch`.
 
     >>> import torch
     >>> from metamtl import Batch

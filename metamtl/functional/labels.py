@@ -1,4 +1,4 @@
-"""Labels and targets: which of them are missing, and whether their shape fits the output."""
+"""Labels and targets: masks of missing labels, and checks of their shapes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ MISSING = -100
 
 
 def is_labeled(y: Tensor) -> Tensor:
-    """Mask of the labels that are not missing, in the shape of `y`.
+    """Mask of the labels that are not missing, with the shape of `y`.
 
-    A missing label is NaN if labels are floats, `MISSING` if they are signed integers. Unsigned integers
-    and booleans cannot hold `MISSING`: all of their labels are present.
+    A missing label is NaN if labels are floats, and `MISSING` if they are signed integers. Unsigned
+    integers and booleans cannot represent `MISSING`, so none of their labels is missing.
 
     >>> is_labeled(torch.tensor([[2, MISSING], [MISSING, MISSING]]))
     tensor([[ True, False],
@@ -32,22 +32,22 @@ def is_labeled(y: Tensor) -> Tensor:
 
 
 def has_label(y: Tensor) -> Tensor:
-    """Mask of the examples that have a label, `[Q]`; with several labels each, those that have any.
+    """Mask of the examples that have at least one label, `[Q]`.
 
     >>> has_label(torch.tensor([1.0, float("nan")]))
     tensor([ True, False])
     >>> has_label(torch.tensor([[2, MISSING], [MISSING, MISSING]]))
     tensor([ True, False])
     """
-    there = is_labeled(y)
-    return there.flatten(1).any(1) if there.dim() > 1 else there
+    mask = is_labeled(y)
+    return mask.flatten(1).any(1) if mask.dim() > 1 else mask
 
 
 def labeled_examples(output: Any, y: Any) -> tuple[Any, Any]:
-    """Output and labels of the examples that have a label; all of them if `y` is no single tensor.
+    """Output and labels of the examples that have a label; of all examples if `y` is not a single tensor.
 
     Raises:
-        ValueError: no example has a label; the output has another number of examples.
+        ValueError: no example has a label; the output has a different number of examples.
     """
     if not isinstance(y, Tensor) or y.dim() == 0:
         return output, y
@@ -63,7 +63,7 @@ def labeled_examples(output: Any, y: Any) -> tuple[Any, Any]:
         if leaf.shape[:1] != y.shape[:1]:
             raise ValueError(
                 f"the output has shape {list(leaf.shape)}, the labels {list(y.shape)}; examples without a"
-                " label can be left out only if both have one row for each example."
+                " label can be omitted only if both have one row for each example."
             )
         return leaf[mask]
 
@@ -71,7 +71,7 @@ def labeled_examples(output: Any, y: Any) -> tuple[Any, Any]:
 
 
 def num_examples(output: Any, y: Any) -> int | None:
-    """Length of the axis of examples, of the labels or else of the output; None if there is none."""
+    """Number of examples, from the labels or else from the output; None if neither has an example axis."""
     if isinstance(y, Tensor):
         return len(y) if y.dim() else None
     tensors = [leaf for leaf in tree_leaves((y, output)) if isinstance(leaf, Tensor) and leaf.dim()]
@@ -82,27 +82,27 @@ def aligned(output: Tensor, y: Tensor) -> Tensor:
     """`output` in the shape of `y`, if a last axis of length 1 is the only difference.
 
     Raises:
-        ValueError: they differ in more; torch would silently broadcast one against the other.
+        ValueError: the shapes differ otherwise; torch would silently broadcast one against the other.
     """
     if output.shape == (*y.shape, 1):
         return output.squeeze(-1)
     if output.shape != y.shape:
         raise ValueError(
-            f"the output has shape {list(output.shape)}, the targets {list(y.shape)}; a head must give one"
-            " number for each target."
+            f"the output has shape {list(output.shape)}, the targets {list(y.shape)}; a head must return"
+            " one number for each target."
         )
     return output
 
 
 def same_entries(output: Any, y: Any) -> tuple[Tensor, Tensor]:
-    """Output and targets as `[Q, D]`, if they hold the same D numbers for each example.
+    """Output and targets as `[Q, D]`, if both have the same D numbers for each example.
 
-    Their shapes are equal, or differ in a last axis of length 1, or one of them is flattened (`[Q, 784]`
-    and `[Q, 1, 28, 28]`).
+    The shapes must be equal, or differ only in a last axis of length 1, or one of the tensors must be
+    flattened (`[Q, 784]` and `[Q, 1, 28, 28]`).
 
     Raises:
-        TypeError: one of them is no tensor.
-        ValueError: other shapes, which torch would broadcast.
+        TypeError: one of them is not a tensor.
+        ValueError: they have other shapes, which torch would broadcast.
     """
     check_tensors(output, y)
     same = y.shape in (output.shape, (*output.shape, 1)) or output.shape == (*y.shape, 1)
@@ -117,11 +117,11 @@ def same_entries(output: Any, y: Any) -> tuple[Tensor, Tensor]:
 
 
 def check_scores(output: Any, y: Any) -> None:
-    """Check that scores `[..., N]` and labels `[...]` fit together.
+    """Check that scores `[..., N]` and labels `[...]` have matching shapes.
 
     Raises:
-        TypeError: one of them is no tensor.
-        ValueError: other shapes, which torch would broadcast.
+        TypeError: one of them is not a tensor.
+        ValueError: they have other shapes, which torch would broadcast.
     """
     check_tensors(output, y)
     if output.dim() > 0 and output.shape[:-1] == y.shape:
@@ -143,17 +143,17 @@ def check_scores(output: Any, y: Any) -> None:
 
 
 def check_range(y: Tensor, high: int, reason: str) -> None:
-    """Check that labels lie in `[0, high]`, except missing ones. Reads values: not for use under vmap.
+    """Check that all labels that are not missing are in `[0, high]`. Reads values, so vmap is unsupported.
 
     Raises:
-        ValueError: a label outside, which no output can match.
+        ValueError: a label is out of range, so no output can match it.
     """
     labels = y[is_labeled(y)]
     if labels.numel() and not bool(((labels >= 0) & (labels <= high)).all()):
         raise ValueError(
             f"labels range from {labels.min().item()} to {labels.max().item()}, but {reason}, labels 0"
-            f" to {high}; correct the labels or widen the head. A missing label is {MISSING}, or NaN in"
-            " floats."
+            f" to {high}; correct the labels or widen the head. A missing label is {MISSING}, or NaN if"
+            " labels are floats."
         )
 
 

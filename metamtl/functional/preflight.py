@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-# All functions that `once_differentiable` returns are made from one piece of code.
+# All functions that `once_differentiable` returns share this code object.
 ONCE = once_differentiable(lambda ctx: None).__code__
 
 
@@ -25,8 +25,8 @@ class Pass(NamedTuple):
     Attributes:
         twice: whether it is differentiated twice.
         whole: whether it is expected to use all parameters.
-        training: the model's mode.
-        stages: the submodules that run, by `id`; empty for the whole model.
+        training: whether the model is in training mode.
+        stages: the ids of the submodules that run; empty for the whole model.
     """
 
     twice: bool
@@ -35,7 +35,7 @@ class Pass(NamedTuple):
     stages: tuple[int, ...]
 
 
-_SEEN: WeakKeyDictionary[nn.Module, set[Pass]] = WeakKeyDictionary()
+_CHECKED: WeakKeyDictionary[nn.Module, set[Pass]] = WeakKeyDictionary()
 
 
 def preflight(
@@ -46,27 +46,27 @@ def preflight(
     whole: bool,
     stages: tuple[nn.Module, ...] | None = None,
 ) -> AbstractContextManager[Callable[[Any], None]] | None:
-    """A context around a forward pass of `model` with `params`, for the first pass of each kind.
+    """Context manager that checks a forward pass; None if a pass of the same kind was already checked.
 
-    Yields a function to call with the output of the pass.
+    It yields a function to call with the output of the pass.
 
     Args:
         twice, whole: as in `Pass`.
         stages: submodules to run instead of the whole model.
 
     Warns:
-        UserWarning: trainable parameters that no operation of the pass takes.
+        UserWarning: no operation of the pass uses some of the trainable parameters.
 
     Raises:
-        RuntimeError: a parameter that the pass has written in place.
-        NotImplementedError: a `torch.autograd.Function` marked `once_differentiable`, where a second
-            derivative is needed: `torch.autograd.grad` would silently take its gradient for a constant.
+        RuntimeError: the pass has written a parameter in place.
+        NotImplementedError: a second derivative is needed, but a `torch.autograd.Function` is marked
+            `once_differentiable`: `torch.autograd.grad` would silently treat its gradient as a constant.
     """
     kind = Pass(twice, whole, model.training, tuple(map(id, stages or ())))
-    if kind in _SEEN.get(model, ()):
+    if kind in _CHECKED.get(model, ()):
         return None
-    if any(map(is_compiled, model.modules())):  # compiled code shows no single operations
-        _SEEN.setdefault(model, set()).add(kind)
+    if any(map(is_compiled, model.modules())):  # the operations of compiled code cannot be intercepted
+        _CHECKED.setdefault(model, set()).add(kind)
         return None
     return _Look(model, params, kind)
 
@@ -92,31 +92,31 @@ class _Look(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for leaf in tree_leaves((args, kwargs)):
             self.unused.pop(id(leaf), None)
-            # Only inside a transform is a Function that the pass applies among the arguments.
+            # Inside a transform, a Function that the pass applies is one of the arguments.
             if isinstance(leaf, type) and issubclass(leaf, Function):
-                self._refuse_once(leaf)
+                self._reject_once_differentiable(leaf)
         return func(*args, **(kwargs or {}))
 
     def check_output(self, output: Any) -> None:
-        """Reject an output whose graph does not have the derivatives that are needed."""
-        todo = [leaf.grad_fn for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        """Raise an error if the graph of an output lacks the second derivatives that are needed."""
+        queue = [leaf.grad_fn for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         visited = set()
-        while self.kind.twice and todo:
-            node = todo.pop()
+        while self.kind.twice and queue:
+            node = queue.pop()
             if node is None or node in visited:
                 continue
             visited.add(node)
-            self._refuse_once(getattr(node, "_forward_cls", None))
-            todo += [parent for parent, _ in node.next_functions]
+            self._reject_once_differentiable(getattr(node, "_forward_cls", None))
+            queue += [parent for parent, _ in node.next_functions]
 
-    def _refuse_once(self, function: type[Function] | None) -> None:
+    def _reject_once_differentiable(self, function: type[Function] | None) -> None:
         if not self.kind.twice or function is None:
             return
         if getattr(function.backward, "__code__", None) is ONCE:
             raise NotImplementedError(
                 f"{function.__name__} in {type(self.model).__name__} is marked once_differentiable, and"
                 " differentiation='exact' or 'checkpointed' needs its second derivative; write its backward"
-                " in differentiable operations, or use differentiation='first_order'."
+                " with differentiable operations, or use differentiation='first_order'."
             )
 
     def __exit__(
@@ -125,19 +125,19 @@ class _Look(TorchFunctionMode):
         super().__exit__(kind, error, trace)
         if error is not None:
             return
-        written = [name for name, param, version in self.versions if param._version != version]
-        if written:
+        names = [name for name, param, version in self.versions if param._version != version]
+        if names:
             raise RuntimeError(
-                f"{type(self.model).__name__} writes its parameters {', '.join(written)} in place in its"
+                f"{type(self.model).__name__} writes its parameters {', '.join(names)} in place in its"
                 " forward pass (as an embedding with max_norm does), so adapting to a task would change the"
-                " model; compute without writing."
+                " model; use operations that are not in place."
             )
-        seen = _SEEN.setdefault(self.model, set())
-        if self.unused and not any(before.whole for before in seen):
+        kinds = _CHECKED.setdefault(self.model, set())
+        if self.unused and not any(kind.whole for kind in kinds):
             warnings.warn(
                 f"{type(self.model).__name__} does not use {', '.join(self.unused.values())} in its forward"
-                " pass: adaptation leaves them as they are, and their gradient is zero. Freeze them with"
+                " pass: adaptation does not change them, and their gradient is zero. Freeze them with"
                 " requires_grad_(False), or remove them.",
                 stacklevel=2,
             )
-        seen.add(self.kind)
+        kinds.add(self.kind)

@@ -1,4 +1,4 @@
-"""The state that operations read beside their arguments: random generators, autocast, attention kernels."""
+"""Global state that affects operations: random generators, autocast, attention kernels."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .attention import allowed_kernels, attention_kernels
 
 
 class RandomState:
-    """The state of the global random generators, of autocast and of the attention kernels in use.
+    """The current state of the global random generators, autocast, and the enabled attention kernels.
 
-    A backward pass mostly runs outside of the contexts of its forward pass.
+    It is stored because a backward pass usually runs outside of the contexts of its forward pass.
 
     Args:
-        cuda: the device whose generator is meant beside the CPU's.
-        foreign: of `foreign_state`; None if nothing is drawn from those generators.
+        cuda: the device whose generator is stored in addition to that of the CPU.
+        foreign: the result of `foreign_state`; None if nothing is drawn from those generators.
     """
 
     def __init__(self, cuda: torch.device | None, foreign: ForeignState | None) -> None:
@@ -37,8 +37,8 @@ class RandomState:
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Draw the same numbers in the same precision within; the generators are unchanged afterwards."""
-        after = self.current()
+        """Context manager with the stored state; on exit, the generators return to their previous state."""
+        previous = self.current()
         self._set()
         try:
             with ExitStack() as contexts:
@@ -49,7 +49,7 @@ class RandomState:
                     contexts.enter_context(allowed_kernels(*self.kernels))
                 yield
         finally:
-            after._set()
+            previous._set()
 
     def _set(self) -> None:
         torch.set_rng_state(self.cpu_state)
@@ -63,18 +63,18 @@ ForeignState = tuple[Any, ...]
 
 
 def foreign_state() -> ForeignState:
-    """The state of Python's global generator and, if numpy is imported, of numpy's; comparable."""
+    """The state of the global generators of Python and (if imported) numpy; supports `==`."""
     numpy = getattr(sys.modules.get("numpy"), "random", None)
     if numpy is None:
         return (random.getstate(), None)
-    name, keys, *rest = numpy.get_state()
-    return random.getstate(), (name, keys.tobytes(), *rest)
+    name, keys, *fields = numpy.get_state()
+    return random.getstate(), (name, keys.tobytes(), *fields)
 
 
 def set_foreign_state(state: ForeignState) -> None:
-    """Set the generators of `foreign_state`."""
+    """Set the generators to a result of `foreign_state`."""
     random.setstate(state[0])
     if state[1] is not None:
         numpy = sys.modules["numpy"]
-        name, keys, *rest = state[1]
-        numpy.random.set_state((name, numpy.frombuffer(keys, dtype=numpy.uint32), *rest))
+        name, keys, *fields = state[1]
+        numpy.random.set_state((name, numpy.frombuffer(keys, dtype=numpy.uint32), *fields))

@@ -1,4 +1,4 @@
-"""`torch.utils.checkpoint` inside a model whose parameters are substituted."""
+"""Support for `torch.utils.checkpoint` inside a model whose parameters are substituted."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-_CHECKPOINTED: WeakSet[nn.Module] = WeakSet()  # models that have been seen to use it
+_CHECKPOINTED: WeakSet[nn.Module] = WeakSet()  # models whose forward pass has used it
 
 
 class SubstitutedRecomputation(TorchFunctionMode):
-    """Within it, what a checkpoint runs again in the backward pass runs with the substituted parameters.
+    """Context manager in which checkpoints recompute with the substituted parameters.
 
-    By then the forward pass is over and the model has its own parameters again, which would silently give
-    another gradient. Only for `use_reentrant=False`; torch rejects the other kind.
+    A checkpoint recomputes in the backward pass. Then the model has its own parameters again, which would
+    silently produce a wrong gradient. Supports `use_reentrant=False` only; torch rejects the other variant.
 
     Args:
-        model: whose forward pass runs within.
-        substituted: makes a context in which the model has the parameters of this pass.
+        model: the model whose forward pass runs in the context.
+        substituted: returns a context in which the model has the parameters of this pass.
     """
 
     def __init__(self, model: nn.Module, substituted: Callable[[], AbstractContextManager[None]]) -> None:
@@ -40,16 +40,16 @@ class SubstitutedRecomputation(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _substitute(self, hook: Any) -> None:
-        """Wrap what the checkpoint runs again; its frame is in the closure of its hook."""
+        """Wrap the function that the checkpoint recomputes; its frame is in the closure of its hook."""
         _CHECKPOINTED.add(self.model)
         names = hook.__code__.co_freevars
         frame: Any = hook.__closure__[names.index("frame")].cell_contents if "frame" in names else None
         recompute = getattr(frame, "recompute_fn", None)
         if recompute is None:
             raise NotImplementedError(
-                f"{type(self.model).__name__} uses torch.utils.checkpoint, and this version of torch keeps"
-                " what is run again out of reach, so the backward pass would use the wrong parameters."
-                " Switch it off where tasks are adapted; use differentiation='checkpointed' to save memory."
+                f"{type(self.model).__name__} uses torch.utils.checkpoint, and in this version of torch the"
+                " recomputed function is not accessible, so the backward pass would use the wrong"
+                " parameters. Disable it; use differentiation='checkpointed' to save memory."
             )
         if isinstance(recompute, _Recompute):
             return
@@ -57,7 +57,7 @@ class SubstitutedRecomputation(TorchFunctionMode):
 
 
 class _Recompute:
-    """A checkpoint's function to run again, with the substituted parameters."""
+    """The function that a checkpoint recomputes, with the substituted parameters."""
 
     def __init__(self, function: Any, model: nn.Module, substituted: Any) -> None:
         self.function, self.model, self.substituted = function, model, substituted
@@ -68,12 +68,12 @@ class _Recompute:
 
 
 def uses_checkpoints(model: nn.Module) -> bool:
-    """Whether a forward pass of `model` has been seen to use `torch.utils.checkpoint`."""
+    """Whether an earlier forward pass of `model` used `torch.utils.checkpoint`."""
     return model in _CHECKPOINTED
 
 
 def _saving_hook() -> Any:
-    """The function that packs the tensors that autograd saves now, or None."""
+    """The current hook that packs the tensors saved by autograd, or None."""
     top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # private to torch
     hooks = None if top is None else top(False)
     return None if hooks is None else hooks[0]

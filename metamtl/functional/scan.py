@@ -1,4 +1,4 @@
-"""The K-step loop, and the way back through it."""
+"""The K-step loop, and the backward pass through it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from .differentiate import vjp
 from .random_state import RandomState, foreign_state
 
-Carry = Any  # what a step changes: tensors in any nesting of tuples and dicts
-Context = Any  # what steps only read: tensors, None and constants in any nesting
+Carry = Any  # the values that a step changes: tensors in any nesting of tuples and dicts
+Context = Any  # the values that steps only read: tensors, None and constants in any nesting
 Step = Callable[[Carry, Context, int], Carry]
 Tensors = tuple[Tensor, ...]
 
 
 def carries(step: Step, carry: Carry, context: Context, steps: Iterable[int]) -> Iterator[Carry]:
-    """`carry = step(carry, context, k)` for each k of `steps`; yields the carry after each."""
+    """Yield the carry after each step, `carry = step(carry, context, k)` for k in `steps`."""
     for k in steps:
         carry = step(carry, context, k)
         yield carry
@@ -28,8 +28,8 @@ def carries(step: Step, carry: Carry, context: Context, steps: Iterable[int]) ->
 def last_carry(step: Step, carry: Carry, context: Context, steps: Iterable[int]) -> Carry:
     """The carry after all steps."""
     result = carry
-    for after in carries(step, carry, context, steps):
-        result = after
+    for next_carry in carries(step, carry, context, steps):
+        result = next_carry
     return result
 
 
@@ -39,13 +39,13 @@ def scan(
     """The carry after all `steps`, differentiable with respect to `carry` and `context`.
 
     Args:
-        step: a pure function; what it closes over receives no gradient.
-        carry: what the steps change; its shapes and dtypes stay.
-        context: what they only read.
-        steps: the numbers of the steps.
-        checkpoint_every: if None, autograd records all steps. Otherwise only every so many carries are
-            stored, and the backward pass runs that many steps again, with the random numbers and under
-            the autocast of the first time: gradient checkpointing, Chen et al. 2016,
+        step: a pure function; variables of its closure receive no gradient.
+        carry: the values that the steps change; their shapes and dtypes must not change.
+        context: the values that the steps only read.
+        steps: the indices of the steps.
+        checkpoint_every: if None, autograd records all steps. Otherwise, only the carry of every
+            `checkpoint_every`-th step is stored, and the backward pass recomputes the steps between them
+            with the same random numbers and autocast settings: gradient checkpointing, Chen et al. 2016,
             https://arxiv.org/abs/1604.06174.
 
     >>> x, a = torch.tensor(3.0, requires_grad=True), torch.tensor(2.0, requires_grad=True)
@@ -55,16 +55,16 @@ def scan(
     """
     if checkpoint_every is None or not steps:
         return last_carry(step, carry, context, steps)
-    moving, shape = tree_flatten(carry)
+    state, spec = tree_flatten(carry)
     constants, put = opened(context)
 
-    def flat_step(moving: Tensors, constants: Tensors, k: int) -> Tensors:
-        return tuple(tree_leaves(step(tree_unflatten(list(moving), shape), put(constants), k)))
+    def flat_step(state: Tensors, constants: Tensors, k: int) -> Tensors:
+        return tuple(tree_leaves(step(tree_unflatten(list(state), spec), put(constants), k)))
 
-    end = _Checkpointed.apply(
-        _Segments(flat_step, steps, checkpoint_every), len(moving), *moving, *constants
+    outputs = _Checkpointed.apply(
+        _Segments(flat_step, steps, checkpoint_every), len(state), *state, *constants
     )
-    return tree_unflatten(list(end[: len(moving)]), shape)
+    return tree_unflatten(list(outputs[: len(state)]), spec)
 
 
 def transpose(
@@ -75,21 +75,21 @@ def transpose(
     cotangent: Carry,
     total: Context | None = None,
 ) -> tuple[Carry, Context | None]:
-    """The cotangents of the first carry and of `context`, given that of the last carry.
+    """The cotangents of the first carry and of `context`, computed from the cotangent of the last carry.
 
     Args:
         step_vjp: `(carry, context, k, cotangent) -> (cotangent of carry, cotangent of context)`.
         starts: the carry before each step.
-        steps: the numbers of the steps, first to last.
-        total: a cotangent of `context` to add to.
+        steps: the indices of the steps, first to last.
+        total: a cotangent of `context` to which the result is added.
     """
     empty = False
     for carry, k in zip(reversed(starts), reversed(steps)):
-        cotangent, more = step_vjp(carry, context, k, cotangent)
+        cotangent, summand = step_vjp(carry, context, k, cotangent)
         if total is None:
-            total, empty = more, not tree_leaves(more)
+            total, empty = summand, not tree_leaves(summand)
         elif not empty:
-            total = tree_map(_add, total, more)
+            total = tree_map(_add, total, summand)
     return cotangent, total
 
 
@@ -98,7 +98,7 @@ def _add(a: Any, b: Any) -> Any:
 
 
 class _Segments:
-    """The steps by segments, and the random state that each segment began with."""
+    """The segments of the steps, and the random state at the beginning of each segment."""
 
     def __init__(self, step: Step, steps: range, length: int) -> None:
         self.step = step
@@ -115,26 +115,26 @@ class _Checkpointed(torch.autograd.Function):
         state, constants = inputs[:split], inputs[split:]
         cuda = next((tensor.device for tensor in state if tensor.is_cuda), None)
         stored: Tensors = ()
-        before = foreign_state()
-        draws = False  # whether steps draw numbers from Python's or numpy's generator
+        initial = foreign_state()
+        draws = False  # whether the steps draw numbers from the generator of Python or numpy
         for index, segment in enumerate(segments):
-            states.append(RandomState(cuda, before if index == 0 else foreign_state() if draws else None))
+            states.append(RandomState(cuda, initial if index == 0 else foreign_state() if draws else None))
             if index == 1:
-                # One block for all stored carries: single ones, left between a step's temporaries,
-                # fragment the heap, which costs more than all that they hold.
+                # One block for all stored carries: separate allocations between the temporary tensors of
+                # the steps would fragment the heap, which costs more memory than the carries themselves.
                 stored = tuple(tensor.new_empty(len(segments) - 1, *tensor.shape) for tensor in state)
             for block, tensor in zip(stored, state):
                 block[index - 1] = tensor
             state = last_carry(step, state, constants, segment)
             if index == 0:
-                draws = foreign_state() != before
-        if not draws and foreign_state() != before:
+                draws = foreign_state() != initial
+        if not draws and foreign_state() != initial:
             raise RuntimeError(
-                "a later inner step draws numbers from Python's or numpy's global generator and the first"
+                "a later inner step draws numbers from Python's or numpy's global generator but the first"
                 " does not, so checkpointing cannot repeat it; draw from torch, or use"
                 " differentiation='exact'."
             )
-        # What no step has changed would be an input that is returned, which autograd cannot save.
+        # Clone tensors that no step has changed, because autograd cannot save an input that is returned.
         return *(end.clone() if end is start else end for start, end in zip(inputs, state)), *stored
 
     @staticmethod
@@ -142,7 +142,7 @@ class _Checkpointed(torch.autograd.Function):
         ctx.course, ctx.split, *tensors = inputs
         stored = output[ctx.split :]
         ctx.mark_non_differentiable(*stored)
-        ctx.set_materialize_grads(False)  # or zeros would be made for all that is stored
+        ctx.set_materialize_grads(False)  # otherwise, zeros would be allocated for all stored carries
         ctx.save_for_backward(*tensors, *stored)
 
     @staticmethod
@@ -152,7 +152,7 @@ class _Checkpointed(torch.autograd.Function):
         first, constants, stored = tensors[:split], tensors[split:stop], tensors[stop:]
         needed = [i for i, need in enumerate(ctx.needs_input_grad[2 + split :]) if need]
 
-        def whole(learned: Tensors) -> Tensors:
+        def all_constants(learned: Tensors) -> Tensors:
             values = list(constants)
             for i, value in zip(needed, learned):
                 values[i] = value
@@ -164,21 +164,21 @@ class _Checkpointed(torch.autograd.Function):
             start = first if index == 0 else tuple(block[index - 1] for block in stored)
             random_states = [course.states[index]]
 
-            def recorded(
+            def recording_step(
                 state: Tensors, learned: Tensors, k: int, states: list[Any] = random_states
             ) -> Any:
-                state = step(state, whole(learned), k)
+                state = step(state, all_constants(learned), k)
                 states.append(states[0].current())
                 return state
 
             with course.states[index].restored():
-                starts = [start, *carries(recorded, start, learned, segment[:-1])]
+                starts = [start, *carries(recording_step, start, learned, segment[:-1])]
 
             def step_vjp(
                 state: Any, learned: Any, k: int, cotangent: Any, states: list[Any] = random_states
             ) -> Any:
                 with states.pop().restored():
-                    return vjp(lambda s, c: step(s, whole(c), k), (state, learned), cotangent)
+                    return vjp(lambda s, c: step(s, all_constants(c), k), (state, learned), cotangent)
 
             cotangent, total = transpose(step_vjp, starts, learned, segment, cotangent, total)
         products: list[Tensor | None] = [None] * len(constants)
@@ -188,7 +188,7 @@ class _Checkpointed(torch.autograd.Function):
 
 
 def opened(tree: Any) -> tuple[Tensors, Callable[[Sequence[Tensor]], Any]]:
-    """The tensors of a tree, and a function that puts others in their place."""
+    """The tensors of a tree, and a function that returns the tree with other tensors."""
     leaves, spec = tree_flatten(tree)
     positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 

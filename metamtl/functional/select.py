@@ -1,4 +1,4 @@
-"""Selecting parameters of a model by name."""
+"""Selection of the parameters of a model by name."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ Params = dict[str, Tensor]
 
 
 def trainable(model: nn.Module) -> Params:
-    """The parameters that require a gradient, by name; a tied parameter occurs once."""
+    """The parameters that require gradients, by name; a tied parameter occurs once."""
     return trainable_and_frozen(model)[0]
 
 
 def trainable_and_frozen(model: nn.Module) -> tuple[Params, Params]:
-    """The parameters that require a gradient, and those that do not."""
+    """The parameters that require gradients, and those that do not."""
     named = list(model.named_parameters())
     trained: Params = {name: param for name, param in named if param.requires_grad}
     return trained, {name: param.detach() for name, param in named if not param.requires_grad}
 
 
 def canonical_names(model: nn.Module) -> dict[str, str]:
-    """From every name under which a parameter or buffer can be reached to its first name.
+    """A dict from every name of a parameter or buffer to its first name.
 
-    A module registered under two names, or a parameter tied to another one, has several names;
-    `named_parameters()` lists the first, and so does every dict of parameters in this package.
+    A module registered under two names, or a tied parameter, has several names. `named_parameters()` and
+    all dicts of parameters in this package use the first one.
 
     >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
     >>> model[1].weight = model[0].weight
@@ -41,7 +41,7 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
 
 
 def of_module(model: nn.Module, params: Params, path: str) -> Params:
-    """The entries of `params` that belong to the module at `path`, by their names within it."""
+    """The entries of `params` that belong to the module `path`, by their names within this module."""
     names = canonical_names(model)
     return {
         name.removeprefix(f"{path}."): params[names[name]]
@@ -51,31 +51,31 @@ def of_module(model: nn.Module, params: Params, path: str) -> Params:
 
 
 def with_prefix(names: Iterable[str], prefix: str) -> list[str]:
-    """Those of `names` that are `prefix` or begin with it as a whole path: `head` takes `head.weight`."""
+    """The names that equal `prefix` or begin with `prefix` and a dot: `head` selects `head.weight`."""
     return [name for name in names if not prefix or name == prefix or name.startswith(prefix + ".")]
 
 
 def select_parameters(
     model: nn.Module, prefixes: str | Iterable[str] | None, argument: str = "adapts"
 ) -> list[str]:
-    """Names of the trainable parameters under one or several prefixes; if None, of all.
+    """Names of the trainable parameters that match one or several prefixes; if None, of all.
 
-    A prefix may use any name of a module; the result lists first names.
+    A prefix may use any name of a module. The result consists of the first names of the parameters.
 
     Raises:
-        ValueError: a prefix that names no parameter, or only frozen ones.
+        ValueError: a prefix matches no parameter, or only frozen parameters.
     """
     candidates = list(trainable(model))
     if prefixes is None:
         return candidates
     canonical = canonical_names(model)
-    chosen: set[str] = set()
+    selected: set[str] = set()
     for prefix in [prefixes] if isinstance(prefixes, str) else list(prefixes):
-        selected = {canonical[name] for name in with_prefix(canonical, prefix)} & set(candidates)
-        if not selected:
+        matches = {canonical[name] for name in with_prefix(canonical, prefix)} & set(candidates)
+        if not matches:
             raise ValueError(_no_parameter(model, prefix, argument))
-        chosen |= selected
-    return [name for name in candidates if name in chosen]
+        selected |= matches
+    return [name for name in candidates if name in selected]
 
 
 def _no_parameter(model: nn.Module, prefix: str, argument: str) -> str:

@@ -1,4 +1,4 @@
-"""A model split in two, so that what the inner loop does not change is computed once for all its steps."""
+"""Split of a model into a part that inner steps do not change, which runs only once, and the rest."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from . import canonical_names, has_adapter_buffers, with_prefix
 
 @dataclass(frozen=True)
 class Split:
-    """The stages of a model before the first adapted parameter, and those from there on.
+    """The stages of a model before the first adapted parameter, and the remaining stages.
 
     Attributes:
-        stem, remainder: modules, applied one after the other.
+        stem, remainder: modules that are applied one after the other.
         reads: names of the parameters in `remainder`.
     """
 
@@ -25,12 +25,12 @@ class Split:
 
 
 def split(model: nn.Module, adapted: Iterable[str]) -> Split | None:
-    """The split before the first stage with a parameter of `adapted`; None if nothing is gained.
+    """Split before the first stage with a parameter of `adapted`; None if this saves no computation.
 
-    Stages are known for `nn.Sequential`, and for modules whose class states by
+    Stages are known for `nn.Sequential`, and for modules whose class declares with
     `sequence = ("body", "head")` that its forward pass applies these children one after the other. The
-    stem must be made of torch's and this package's own modules, which are known to give the same output at
-    every step. Dropout does not, so it stays in the remainder; a class from elsewhere might not either.
+    stem may contain only modules of torch and this package that return the same output in every step.
+    Dropout does not, so it is part of the remainder; so are other classes, which might not either.
 
     >>> model = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))
     >>> parts = split(model, ["2.weight", "2.bias"])
@@ -58,14 +58,14 @@ def _sort(
     stem: list[str],
     remainder: list[str],
 ) -> None:
-    """Sort the stages of `module` before and after the split point."""
+    """Append each stage of `module` to `stem` (before the split point) or to `remainder`."""
     for child in _stages(module):
         stage = f"{path}.{child}" if path else child
         part = module.get_submodule(child)
-        changes = any(canonical[name] in adapted for name in with_prefix(canonical, stage))
-        if remainder or (not changes and not _constant(part)):
+        is_adapted = any(canonical[name] in adapted for name in with_prefix(canonical, stage))
+        if remainder or (not is_adapted and not _constant(part)):
             remainder.append(stage)
-        elif not changes:
+        elif not is_adapted:
             stem.append(stage)
         elif _stages(part) and not _hooked(part):
             _sort(part, stage, canonical, adapted, stem, remainder)
@@ -74,7 +74,7 @@ def _sort(
 
 
 def _stages(module: nn.Module) -> tuple[str, ...]:
-    """The children that are the module's forward pass, one by one; none if that is not known."""
+    """The children that the forward pass applies one after the other; empty if this is not known."""
     if type(module).forward is nn.Sequential.forward:
         return tuple(module._modules)
     declared = vars(type(module)).get("sequence", ())
@@ -82,7 +82,7 @@ def _stages(module: nn.Module) -> tuple[str, ...]:
 
 
 def _constant(module: nn.Module) -> bool:
-    """Whether the module gives the same output for the same input at every call."""
+    """Whether the module returns the same output for the same input in every call."""
     drops = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
     return all(
         type(part).__module__.split(".")[0] in ("torch", "metamtl")
@@ -94,7 +94,7 @@ def _constant(module: nn.Module) -> bool:
 
 
 def _drops(module: nn.Module) -> bool:
-    rate = getattr(module, "dropout", 0.0)  # a number in recurrent layers, a module in a transformer's
+    rate = getattr(module, "dropout", 0.0)  # a number in recurrent layers, a module in transformer layers
     return isinstance(rate, (int, float)) and rate > 0
 
 

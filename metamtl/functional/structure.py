@@ -1,4 +1,4 @@
-"""The places where a model stores its tensors, and the other attributes of its modules."""
+"""The slots in which a model stores its tensors, and the other attributes of its modules."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from .decompositions import LAYERS
 
-# Buffers that an adapter sets: the number of the inner step, and the support set's statistics.
+# Buffers that an adapter sets: the index of the inner step, and the statistics of the support set.
 INNER_STEP, SUPPORT_MEAN, SUPPORT_VAR = "inner_step", "support_mean", "support_var"
-RECURRENT_STATE = ("_flat_weights", "_flat_weight_refs")  # what a recurrent layer keeps of its weights
+RECURRENT_STATE = ("_flat_weights", "_flat_weight_refs")  # references to the weights in a recurrent layer
 _REGISTERED = frozenset(vars(nn.Module()))
 
 
 class Slot(NamedTuple):
-    """One place in a module that holds a parameter or buffer, and the tensor's first name in the model."""
+    """One slot of a module for a parameter or buffer, and the first name of the tensor in the model."""
 
     module: nn.Module
     key: str
@@ -24,15 +24,15 @@ class Slot(NamedTuple):
 
 
 class Structure(NamedTuple):
-    """The places where a model stores its tensors, with layers under two names and tied weights.
+    """The slots in which a model stores its tensors, including layers with two names and tied weights.
 
     Attributes:
-        slots: every place; tied tensors have one name.
-        custom: modules whose forward pass may set attributes: all but torch's own without hooks.
-        plain: torch's own, to which the module around them may add attributes.
-        recurrent: recurrent layers, which hold their weights in a list as well.
-        fused: whether a layer has to be decomposed for vmap or second derivatives.
-        support_norms: names and modules of the layers that keep statistics of the support set.
+        slots: all slots; the slots of a tied tensor have the same name.
+        custom: modules whose forward pass may set attributes: all except those in `plain`.
+        plain: modules of torch without hooks; the modules that contain them may add attributes to them.
+        recurrent: recurrent layers, which also store their weights in a list.
+        fused: whether a layer must be decomposed for vmap or second derivatives.
+        support_norms: names and modules of the layers that store statistics of the support set.
     """
 
     slots: tuple[Slot, ...]
@@ -44,7 +44,7 @@ class Structure(NamedTuple):
 
     @property
     def counters(self) -> tuple[str, ...]:
-        """Names of the buffers that hold the number of the inner step."""
+        """Names of the buffers that hold the index of the inner step."""
         return tuple(slot.name for slot in self.slots if slot.is_buffer and slot.key == INNER_STEP)
 
 
@@ -66,8 +66,8 @@ def structure_of(model: nn.Module) -> Structure:
         if SUPPORT_MEAN in module._buffers:
             support_norms.append((path, module))
         hooks = module._forward_hooks or module._forward_pre_hooks
-        own = type(module).__module__.startswith("torch.nn.")
-        (plain if own and not hooks else custom).append(module)
+        is_torch = type(module).__module__.startswith("torch.nn.")
+        (plain if is_torch and not hooks else custom).append(module)
         if isinstance(module, LAYERS):
             fused = True
             if isinstance(module, nn.RNNBase):
@@ -78,25 +78,27 @@ def structure_of(model: nn.Module) -> Structure:
 
 
 def holder(slot: Slot) -> dict[str, Tensor | None]:
+    """The dict of parameters or buffers that contains the slot."""
     return slot.module._buffers if slot.is_buffer else slot.module._parameters  # type: ignore[return-value]
 
 
 def attributes(module: nn.Module) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
     """The attributes of a module, and copies of the lists, dicts and sets among them."""
-    own = dict(vars(module))
+    values = dict(vars(module))
     contents = [
         (value, value.copy())
-        for name, value in own.items()
+        for name, value in values.items()
         if type(value) in (list, dict, set) and name not in _REGISTERED
     ]
-    return own, contents
+    return values, contents
 
 
 def restore_attributes(module: nn.Module, own: dict[str, Any], contents: list[tuple[Any, Any]]) -> None:
-    now = vars(module)
-    if len(now) != len(own) or any(now.get(name, own) is not value for name, value in own.items()):
-        now.clear()
-        now.update(own)
+    """Restore the attributes of a module from a result of `attributes`."""
+    current = vars(module)
+    if len(current) != len(own) or any(current.get(name, own) is not value for name, value in own.items()):
+        current.clear()
+        current.update(own)
     for value, copy in contents:
         if value is not copy and not _same(value, copy):
             value.clear()
@@ -120,12 +122,12 @@ def attributes_of(structure: Structure) -> list[Any]:
 
 
 def changed_attributes(structure: Structure, before: list[Any]) -> tuple[tuple[nn.Module, str], ...]:
-    """The attributes, `(module, name)`, that differ from `before`, or whose contents do."""
-    changed, ignored = [], {*_REGISTERED, *RECURRENT_STATE, "flatten_parameters"}
+    """The attributes, `(module, name)`, whose values or contents differ from `before`."""
+    changes, ignored_names = [], {*_REGISTERED, *RECURRENT_STATE, "flatten_parameters"}
     for module, (own, contents) in zip((*structure.custom, *structure.plain), before):
-        written = {id(value) for value, copy in contents if not _same(value, copy)}
+        changed_ids = {id(value) for value, copy in contents if not _same(value, copy)}
         for name in {**own, **vars(module)}:
             value = vars(module).get(name, own)
-            if name not in ignored and (value is not own.get(name, own) or id(value) in written):
-                changed.append((module, name))
-    return tuple(changed)
+            if name not in ignored_names and (value is not own.get(name, own) or id(value) in changed_ids):
+                changes.append((module, name))
+    return tuple(changes)

@@ -11,17 +11,18 @@ from .base import Number, Slots, TorchRule, average, bias_correction, ratio, roo
 
 
 class Adam(TorchRule):
-    """Adam, Kingma and Ba 2015, https://arxiv.org/abs/1412.6980, as `torch.optim.Adam`.
+    """Adam, Kingma and Ba 2015, https://arxiv.org/abs/1412.6980, as in `torch.optim.Adam`.
 
-    `m` and `v` are the averages of `g` and `g^2` with the weights `betas`; at update k, counted from 1, the
-    direction is `m / (1 - beta1^k) / (sqrt(v / (1 - beta2^k)) + eps)`. The first direction is
-    `g / (|g| + eps)`, whose slope at `g = 0` is `1 / eps`; a larger `eps` limits the outer gradient.
+    `m` and `v` are the exponential moving averages of `g` and `g^2` with decay rates `betas`. The direction
+    at update k, counted from 1, is `m / (1 - beta1^k) / (sqrt(v / (1 - beta2^k)) + eps)`. The first
+    direction is `g / (|g| + eps)`, whose slope at `g = 0` is `1 / eps`; a larger `eps` bounds the outer
+    gradient.
 
     Args:
         betas, eps: as in the formula.
-        weight_decay: the gradient is `g + weight_decay * p`.
-        amsgrad: divide by the largest `v` so far.
-        decoupled_weight_decay: add `weight_decay * p` to the direction instead, as `AdamW` does.
+        weight_decay: use the gradient `g + weight_decay * p`.
+        amsgrad: divide by the root of the largest `v` so far.
+        decoupled_weight_decay: add `weight_decay * p` to the direction instead, as in `AdamW`.
 
     >>> Adam(betas=(0.0, 0.999))
     Adam(betas=(0.0, 0.999))
@@ -58,23 +59,23 @@ class Adam(TorchRule):
         return slots
 
     def direction(self, gradient: Tensor, slots: Slots) -> tuple[Tensor, Slots]:
-        new = {
+        new_slots = {
             "count": slots["count"].detach() + 1,
             "mean": average(slots["mean"], gradient, self.beta1),
             "square": average(slots["square"], gradient.square(), self.beta2),
         }
-        square = new["square"]
+        square = new_slots["square"]
         if self.amsgrad:
-            square = new["largest"] = torch.maximum(slots["largest"], square)
+            square = new_slots["largest"] = torch.maximum(slots["largest"], square)
         correction1, correction2 = (
-            bias_correction(beta, new["count"]) for beta in (self.beta1, self.beta2)
+            bias_correction(beta, new_slots["count"]) for beta in (self.beta1, self.beta2)
         )
         denominator = root(square) / correction2.sqrt().to(square.dtype) + self.eps
-        return ratio(new["mean"], denominator) / correction1.to(square.dtype), new
+        return ratio(new_slots["mean"], denominator) / correction1.to(square.dtype), new_slots
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay: `weight_decay * p` is part of the direction, not of the gradient.
+    """Adam with decoupled weight decay: `weight_decay * p` is added to the direction, not to the gradient.
 
     Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101. The other options are those of `Adam`.
 

@@ -11,15 +11,15 @@ from .base import Number, Slots, TorchRule, average, bias_correction, ratio, roo
 
 
 class NAdam(TorchRule):
-    """Adam with Nesterov momentum, Dozat 2016, as `torch.optim.NAdam`.
+    """Adam with Nesterov momentum, Dozat 2016, as in `torch.optim.NAdam`.
 
-    With `mu_k = beta1 (1 - 0.96^(k momentum_decay) / 2)`, `M_k` the product of the first k of them and `v`
-    corrected for its bias, the direction at update k is
+    Let `mu_k = beta1 (1 - 0.96^(k momentum_decay) / 2)`, `M_k = mu_1 ... mu_k`, and let `v` be corrected
+    for its bias. The direction at update k is
     `((1 - mu_k) / (1 - M_k) g + mu_{k+1} / (1 - M_{k+1}) m) / (sqrt(v) + eps)`.
 
     Args:
         betas, eps, momentum_decay: as in the formula.
-        weight_decay: the gradient is `g + weight_decay * p`.
+        weight_decay: use the gradient `g + weight_decay * p`.
         decoupled_weight_decay: add `weight_decay * p` to the direction instead.
 
     >>> NAdam(momentum_decay=0.1)
@@ -58,29 +58,30 @@ class NAdam(TorchRule):
         mu, mu_next = (
             self.beta1 * (1 - 0.5 * 0.96 ** (number * self.momentum_decay)) for number in (count, count + 1)
         )
-        new = {
+        new_slots = {
             "count": count,
             "mean": average(slots["mean"], gradient, self.beta1),
             "square": average(slots["square"], gradient.square(), self.beta2),
             "product": slots["product"] * mu,
         }
-        of_gradient = ((1 - mu) / (1 - new["product"])).to(gradient.dtype)
-        of_mean = (mu_next / (1 - new["product"] * mu_next)).to(gradient.dtype)
+        gradient_weight = ((1 - mu) / (1 - new_slots["product"])).to(gradient.dtype)
+        mean_weight = (mu_next / (1 - new_slots["product"] * mu_next)).to(gradient.dtype)
         correction = bias_correction(self.beta2, count).sqrt().to(gradient.dtype)
-        denominator = root(new["square"]) / correction + self.eps
-        return ratio(of_gradient * gradient + of_mean * new["mean"], denominator), new
+        numerator = gradient_weight * gradient + mean_weight * new_slots["mean"]
+        denominator = root(new_slots["square"]) / correction + self.eps
+        return ratio(numerator, denominator), new_slots
 
 
 class RAdam(TorchRule):
-    """Rectified Adam, Liu et al. 2020, https://arxiv.org/abs/1908.03265, as `torch.optim.RAdam`.
+    """Rectified Adam, Liu et al. 2020, https://arxiv.org/abs/1908.03265, as in `torch.optim.RAdam`.
 
-    With `r_inf = 2 / (1 - beta2) - 1`, `r = r_inf - 2 k beta2^k / (1 - beta2^k)` and `m` corrected for its
-    bias, the direction at update k is `m` while `r <= 5`, and then
+    Let `r_inf = 2 / (1 - beta2) - 1`, `r = r_inf - 2 k beta2^k / (1 - beta2^k)`, and let `m` be corrected
+    for its bias. The direction at update k is `m` if `r <= 5`, and otherwise
     `m sqrt((r - 4) (r - 2) r_inf / ((r_inf - 4) (r_inf - 2) r)) sqrt(1 - beta2^k) / (sqrt(v) + eps)`.
 
     Args:
         betas, eps: as in the formula.
-        weight_decay: the gradient is `g + weight_decay * p`.
+        weight_decay: use the gradient `g + weight_decay * p`.
         decoupled_weight_decay: add `weight_decay * p` to the direction instead.
 
     >>> RAdam(betas=(0.9, 0.99))
@@ -115,7 +116,7 @@ class RAdam(TorchRule):
 
     def direction(self, gradient: Tensor, slots: Slots) -> tuple[Tensor, Slots]:
         count = slots["count"].detach() + 1
-        new = {
+        new_slots = {
             "count": count,
             "mean": average(slots["mean"], gradient, self.beta1),
             "square": average(slots["square"], gradient.square(), self.beta2),
@@ -123,23 +124,24 @@ class RAdam(TorchRule):
         correction1, correction2 = (bias_correction(beta, count) for beta in (self.beta1, self.beta2))
         limit = 2 / (1 - self.beta2) - 1 + torch.zeros_like(count)
         length = limit - 2 * count * (1 - correction2) / correction2
-        # Both branches are computed, so the branch that is not taken has to be finite: 6 is above 5.
+        # Both branches are computed, so the unselected branch must be finite; 6 is an arbitrary value > 5.
         rectified = length > 5
         length, limit = torch.where(rectified, length, 6.0), torch.where(rectified, limit, 6.0)
         factor = ((length - 4) * (length - 2) * limit / ((limit - 4) * (limit - 2) * length)).sqrt()
-        adaptive = ratio((factor * correction2.sqrt()).to(gradient.dtype), root(new["square"]) + self.eps)
-        scale = torch.where(rectified, adaptive, 1.0)
-        return new["mean"] / correction1.to(gradient.dtype) * scale, new
+        numerator = (factor * correction2.sqrt()).to(gradient.dtype)
+        adaptive_scale = ratio(numerator, root(new_slots["square"]) + self.eps)
+        scale = torch.where(rectified, adaptive_scale, 1.0)
+        return new_slots["mean"] / correction1.to(gradient.dtype) * scale, new_slots
 
 
 class Adamax(TorchRule):
-    """Adam with the largest gradient in place of the root of squares, as `torch.optim.Adamax`.
+    """Adam with the infinity norm of the gradients, as in `torch.optim.Adamax`.
 
-    With `u = max(beta2 u, |g| + eps)` the direction at update k is `m / (1 - beta1^k) / u`.
+    With `u = max(beta2 u, |g| + eps)`, the direction at update k is `m / (1 - beta1^k) / u`.
 
     Args:
         betas, eps: as in the formula.
-        weight_decay: the gradient is `g + weight_decay * p`.
+        weight_decay: use the gradient `g + weight_decay * p`.
 
     >>> Adamax(eps=1e-4)
     Adamax(eps=0.0001)
@@ -170,10 +172,10 @@ class Adamax(TorchRule):
         }
 
     def direction(self, gradient: Tensor, slots: Slots) -> tuple[Tensor, Slots]:
-        new = {
+        new_slots = {
             "count": slots["count"].detach() + 1,
             "mean": average(slots["mean"], gradient, self.beta1),
             "largest": torch.maximum(self.beta2 * slots["largest"], gradient.abs() + self.eps),
         }
-        correction = bias_correction(self.beta1, new["count"]).to(gradient.dtype)
-        return ratio(new["mean"], new["largest"]) / correction, new
+        correction = bias_correction(self.beta1, new_slots["count"]).to(gradient.dtype)
+        return ratio(new_slots["mean"], new_slots["largest"]) / correction, new_slots

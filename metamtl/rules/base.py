@@ -15,22 +15,22 @@ from ..functional import Params
 
 Rates = Mapping[str, float | Tensor]
 OptState = Any  # tensors in any nesting of tuples and dicts
-Number = float | Tensor  # an option: a constant, or a learned nn.Parameter
+Number = float | Tensor  # an option: a constant or a learned nn.Parameter
 Slots = dict[str, Tensor]  # the state of one parameter
 
 
 class Rule(nn.Module, ABC):
     """Base class of update rules: pure functions that map a gradient to the next parameters.
 
-    A subclass defines `init` and `update`, of operations that `torch.vmap`, `torch.func.grad`, autograd
-    with `create_graph=True` and `torch.compile(fullgraph=True)` support: no in-place writes and no branches
-    on tensor values. Parameters of the rule are learned by the outer loop. Calling the rule is `update`, so
-    that `torch.func.functional_call(rule, values, ...)` evaluates it at other values of them.
+    A subclass defines `init` and `update`. They must use operations that `torch.vmap`, `torch.func.grad`,
+    autograd with `create_graph=True` and `torch.compile(fullgraph=True)` support: no in-place writes and no
+    branches on tensor values. Parameters of the rule are learned by the outer loop. `forward` calls
+    `update`, so `torch.func.functional_call(rule, values, ...)` evaluates it with other parameter values.
     """
 
     @property
     def decays(self) -> bool:
-        """Whether the rule pulls parameters toward zero independently of the gradient (weight decay)."""
+        """Whether the rule shrinks parameters toward zero independently of the gradient (weight decay)."""
         return False
 
     @abstractmethod
@@ -46,10 +46,10 @@ class Rule(nn.Module, ABC):
         Args:
             params: the adapted parameters by name.
             gradients: their gradients by name. A parameter that the loss does not use has no entry; it and
-                its state stay unchanged, as in `torch.optim` where `.grad` is None.
+                its state stay unchanged, as in `torch.optim` if `.grad` is None.
             opt_state: the result of `init` or of the previous update.
-            lr: the learning rate of every parameter, a number or a tensor that broadcasts to its shape.
-            k: the index of the inner step, an int64 tensor without axes, counted from 0.
+            lr: the learning rate of each parameter, a number or a tensor that broadcasts to its shape.
+            k: the index of the inner step, a zero-dimensional int64 tensor, counted from 0.
         """
 
     def forward(
@@ -63,17 +63,17 @@ class TorchRule(Rule):
 
     The new parameter is `p - lr * d`; a subclass defines the direction `d` of one parameter. Parameters
     in half precision are updated in float32 and rounded once; their state is float32. In float16, whose
-    largest number is 65504, the slope `1 / eps` at a zero gradient overflows: entries of exactly 0 are
-    constants for the outer gradient there. The state of each parameter counts its updates, because a
-    parameter that the loss does not use is skipped.
+    largest number is 65504, the slope `1 / eps` at a zero gradient overflows. Therefore, gradient entries
+    of exactly 0 are constants for the outer gradient in float16. The state of each parameter counts its
+    own updates, because a parameter that the loss does not use is skipped.
 
     Raises:
-        TypeError: an unknown option, or an option that is neither a number nor an `nn.Parameter`.
-        ValueError: an option out of its range.
+        TypeError: an option is unknown, or is neither a number nor an `nn.Parameter`.
+        ValueError: an option is out of range.
     """
 
     decoupled = False  # whether weight decay is applied to the parameter instead of the gradient
-    adaptive = True  # whether the direction is a quotient, whose slope at a zero gradient is about 1 / eps
+    adaptive = True  # whether the direction is a quotient; its slope at a zero gradient is about 1 / eps
     weight_decay: Number
 
     def __init__(self, unknown: Mapping[str, Any]) -> None:
@@ -82,7 +82,7 @@ class TorchRule(Rule):
 
     @classmethod
     def check_unknown(cls, unknown: Mapping[str, Any]) -> None:
-        """Raise an error for keyword arguments that are no options."""
+        """Raise a TypeError if there are unknown keyword arguments."""
         if unknown:
             lr = (
                 " The learning rate is an argument of the adapter: Gradient(lr=...)."
@@ -103,15 +103,17 @@ class TorchRule(Rule):
         most: float = float("inf"),
         below: float = float("inf"),
     ) -> None:
-        """Check an option and set it as an attribute; an `nn.Parameter` is a parameter of the rule."""
+        """Check an option and set it as an attribute. An `nn.Parameter` becomes a parameter of the rule."""
         rule = type(self).__name__
         if isinstance(value, Tensor):
             if value.numel() != 1:
-                raise ValueError(f"{rule}: {name} has shape {list(value.shape)}; an option is one number.")
+                raise ValueError(
+                    f"{rule}: {name} has shape {list(value.shape)}; an option must be one number."
+                )
             if value.requires_grad and not isinstance(value, nn.Parameter):
                 raise TypeError(
-                    f"{rule}: {name} is a tensor with requires_grad=True but no nn.Parameter, so its .grad"
-                    f" would stay None; pass {name}=nn.Parameter(...) to learn it, or a number."
+                    f"{rule}: {name} is a tensor with requires_grad=True but not an nn.Parameter, so its"
+                    f" .grad would stay None; pass {name}=nn.Parameter(...) to learn it, or a number."
                 )
         elif not isinstance(value, Real) or isinstance(value, bool):
             raise TypeError(
@@ -132,7 +134,8 @@ class TorchRule(Rule):
         """Set the options `beta1` and `beta2`."""
         if isinstance(betas, Tensor) or not hasattr(betas, "__len__") or len(betas) != 2:
             raise TypeError(
-                f"{type(self).__name__}: betas={betas!r}; pass a pair of numbers, as betas=(0.9, 0.999)."
+                f"{type(self).__name__}: betas={betas!r}; pass a pair of numbers, such as"
+                " betas=(0.9, 0.999)."
             )
         for name, beta in zip(("beta1", "beta2"), betas):
             self.set_option(name, beta, below=1.0)
@@ -143,7 +146,7 @@ class TorchRule(Rule):
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
     def __repr__(self) -> str:
-        shown = []
+        options = []
         for name, default in self._defaults().items():
             value = (
                 (self.beta1, self.beta2) if name == "betas" else getattr(self, _ATTRIBUTES.get(name, name))
@@ -151,15 +154,15 @@ class TorchRule(Rule):
             values = value if isinstance(value, tuple) else (value,)
             if any(isinstance(part, Tensor) for part in values) or value != default:
                 texts = [f"Parameter({p.item():.4g})" if isinstance(p, Tensor) else repr(p) for p in values]
-                shown.append(f"{name}=({', '.join(texts)})" if name == "betas" else f"{name}={texts[0]}")
-        return f"{type(self).__name__}({', '.join(shown)})"
+                options.append(f"{name}=({', '.join(texts)})" if name == "betas" else f"{name}={texts[0]}")
+        return f"{type(self).__name__}({', '.join(options)})"
 
     @property
     def decays(self) -> bool:
         return active(self.weight_decay)
 
     def init(self, params: Params) -> OptState:
-        """The state of every parameter, `{name: {slot: tensor}}`."""
+        """The initial state of every parameter, `{name: {slot: tensor}}`."""
         return {name: self.init_slots(_accumulated(param.detach())) for name, param in params.items()}
 
     def update(
@@ -176,9 +179,9 @@ class TorchRule(Rule):
             if self.decays and not self.decoupled:
                 gradient = gradient + self.weight_decay * value
             slots = opt_state[name]
-            direction, new = self.direction(gradient, slots)
+            direction, new_slots = self.direction(gradient, slots)
             # A learned option may have a higher precision than the parameter.
-            new_state[name] = {slot: tensor.to(slots[slot].dtype) for slot, tensor in new.items()}
+            new_state[name] = {slot: tensor.to(slots[slot].dtype) for slot, tensor in new_slots.items()}
             if self.decays and self.decoupled:
                 direction = direction + self.weight_decay * value
             new_params[name] = (value - lr[name] * direction).to(param.dtype)
@@ -190,14 +193,14 @@ class TorchRule(Rule):
 
     @abstractmethod
     def direction(self, gradient: Tensor, slots: Slots) -> tuple[Tensor, Slots]:
-        """The direction of one parameter, and its new state."""
+        """The update direction of one parameter, and its new state."""
 
 
 _ATTRIBUTES = {"decoupled_weight_decay": "decoupled"}
 
 
 def active(option: Number) -> bool:
-    """Whether an option has an effect: a learned one always, a number unless it is 0."""
+    """Whether an option has an effect: always if it is learned; if it is a number, unless it is 0."""
     return isinstance(option, Tensor) or option != 0
 
 
@@ -207,25 +210,25 @@ def average(old: Tensor, new: Tensor, decay: Number) -> Tensor:
 
 
 def root(x: Tensor) -> Tensor:
-    """`sqrt(x)`, 0 for `x <= 0`, with derivative 0 there.
+    """`sqrt(x)` for `x > 0`; for `x <= 0`, 0 with derivative 0.
 
-    The gradient of a dead unit is exactly 0, and so is the average of its squares. The derivative of the
-    root is infinite there and the chain rule multiplies it by 0; the limit of the product is 0.
+    The gradient of a dead unit is exactly 0, and so is the average of its squares. At 0, the derivative of
+    the root is infinite and the chain rule multiplies it by 0; the limit of the product is 0.
     """
     positive = x > 0
     return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)
 
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """`numerator / denominator`, 0 with derivative 0 where the denominator is 0."""
+    """`numerator / denominator`; where the denominator is 0, 0 with derivative 0."""
     zero = denominator == 0
     return torch.where(zero, 0.0, numerator / torch.where(zero, 1.0, denominator))
 
 
 def zero_count(param: Tensor) -> Tensor:
-    """A count of updates before the first.
+    """The number of updates before the first one, 0, as a tensor.
 
-    In double precision, where the device has it, because `1 - beta ** count` is a small difference.
+    Its dtype is float64 if the device supports it, because `1 - beta ** count` is a small difference.
     """
     dtype = torch.float32 if param.device.type == "mps" else torch.float64
     return torch.zeros((), dtype=dtype, device=param.device)
@@ -237,5 +240,5 @@ def bias_correction(beta: Number, count: Tensor) -> Tensor:
 
 
 def _accumulated(tensor: Tensor) -> Tensor:
-    """The tensor in the precision in which its update is computed, float32 or higher."""
+    """The tensor in the precision of the update, float32 or higher."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Rules that divide by the root of averaged or summed squares: RMSprop, Adagrad, Adadelta."""
+"""Rules that divide by the root of averaged or summed squared gradients: RMSprop, Adagrad, Adadelta."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .base import Number, Slots, TorchRule, active, average, ratio, root, zero_c
 
 
 class RMSprop(TorchRule):
-    """`g / (sqrt(v) + eps)` with `v` the average of `g^2`, as `torch.optim.RMSprop`.
+    """`g / (sqrt(v) + eps)`, where `v` is the average of `g^2`, as in `torch.optim.RMSprop`.
 
     Args:
-        alpha: the weight of the old `v`.
+        alpha: the decay rate of `v`.
         eps: as in the formula.
-        weight_decay: the gradient is `g + weight_decay * p`.
-        momentum: the direction is `b = momentum * b + g / (sqrt(v) + eps)`.
+        weight_decay: use the gradient `g + weight_decay * p`.
+        momentum: use the direction `b = momentum * b + g / (sqrt(v) + eps)`.
         centered: subtract the square of the average of `g` from `v`.
 
     >>> RMSprop(alpha=0.9)
@@ -46,30 +46,30 @@ class RMSprop(TorchRule):
         self.centered = centered
 
     def init_slots(self, param: Tensor) -> Slots:
-        present = {"square": True, "mean": self.centered, "momentum": active(self.momentum)}
-        return {name: torch.zeros_like(param) for name, there in present.items() if there}
+        slots = {"square": True, "mean": self.centered, "momentum": active(self.momentum)}
+        return {name: torch.zeros_like(param) for name, is_used in slots.items() if is_used}
 
     def direction(self, gradient: Tensor, slots: Slots) -> tuple[Tensor, Slots]:
-        new = {"square": average(slots["square"], gradient.square(), self.alpha)}
-        variance = new["square"]
+        new_slots = {"square": average(slots["square"], gradient.square(), self.alpha)}
+        variance = new_slots["square"]
         if self.centered:
-            new["mean"] = average(slots["mean"], gradient, self.alpha)
-            variance = variance - new["mean"].square()
+            new_slots["mean"] = average(slots["mean"], gradient, self.alpha)
+            variance = variance - new_slots["mean"].square()
         direction = ratio(gradient, root(variance) + self.eps)
         if "momentum" in slots:
-            direction = new["momentum"] = self.momentum * slots["momentum"] + direction
-        return direction, new
+            direction = new_slots["momentum"] = self.momentum * slots["momentum"] + direction
+        return direction, new_slots
 
 
 class Adagrad(TorchRule):
-    """`g / (sqrt(s) + eps) / (1 + (k - 1) lr_decay)` at update k, with `s` the sum of `g^2`.
+    """`g / (sqrt(s) + eps) / (1 + (k - 1) lr_decay)` at update k, where `s` is the sum of `g^2`.
 
-    Duchi, Hazan, Singer 2011, as `torch.optim.Adagrad`.
+    Duchi, Hazan, Singer 2011, as in `torch.optim.Adagrad`.
 
     Args:
         lr_decay, eps: as in the formula.
-        weight_decay: the gradient is `g + weight_decay * p`.
-        initial_accumulator_value: the first `s`.
+        weight_decay: use the gradient `g + weight_decay * p`.
+        initial_accumulator_value: the initial value of `s`.
 
     >>> Adagrad(lr_decay=0.1)
     Adagrad(lr_decay=0.1)
@@ -95,32 +95,33 @@ class Adagrad(TorchRule):
         self.set_option("eps", eps)
 
     def init_slots(self, param: Tensor) -> Slots:
-        # A learned value enters in `direction`, because a state is independent of the rule's parameters.
+        # `direction` adds the initial value, which may be learned: a state must not depend on parameters.
         slots = {"sum": torch.zeros_like(param)}
         if active(self.lr_decay):
             slots["count"] = zero_count(param)
         return slots
 
     def direction(self, gradient: Tensor, slots: Slots) -> tuple[Tensor, Slots]:
-        new = {"sum": slots["sum"] + gradient.square()}
-        total = new["sum"] + self.initial_accumulator_value
+        new_slots = {"sum": slots["sum"] + gradient.square()}
+        total = new_slots["sum"] + self.initial_accumulator_value
         direction = ratio(gradient, root(total) + self.eps)
         if "count" in slots:
             count = slots["count"].detach()
             direction = direction / (1 + count * self.lr_decay).to(gradient.dtype)
-            new["count"] = count + 1
-        return direction, new
+            new_slots["count"] = count + 1
+        return direction, new_slots
 
 
 class Adadelta(TorchRule):
-    """`sqrt((a + eps) / (v + eps)) g`, as `torch.optim.Adadelta`, Zeiler 2012, https://arxiv.org/abs/1212.5701.
+    """`sqrt((a + eps) / (v + eps)) g`, Zeiler 2012, https://arxiv.org/abs/1212.5701.
 
-    `v` and `a` are the averages of the squares of `g` and of the directions before this one.
+    As in `torch.optim.Adadelta`, `v` and `a` are the averages of the squares of `g` and of the previous
+    directions.
 
     Args:
-        rho: the weight of the old averages.
+        rho: the decay rate of the averages.
         eps: as in the formula.
-        weight_decay: the gradient is `g + weight_decay * p`.
+        weight_decay: use the gradient `g + weight_decay * p`.
 
     >>> Adadelta(rho=0.8)
     Adadelta(rho=0.8)

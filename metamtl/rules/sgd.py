@@ -15,11 +15,11 @@ class SGD(TorchRule):
 
     Args:
         momentum, dampening: as in the formula.
-        weight_decay: the gradient is `g + weight_decay * p`.
-        nesterov: the direction is `g + momentum * m`.
+        weight_decay: use the gradient `g + weight_decay * p`.
+        nesterov: use the direction `g + momentum * m`.
 
     Raises:
-        ValueError: `nesterov` without momentum, or with dampening.
+        ValueError: `nesterov` is used without momentum or with dampening.
 
     >>> SGD(momentum=0.9, nesterov=True)
     SGD(momentum=0.9, nesterov=True)
@@ -57,12 +57,12 @@ class SGD(TorchRule):
     def direction(self, gradient: Tensor, slots: Slots) -> tuple[Tensor, Slots]:
         if not slots:
             return gradient, {}
-        new = gradient
+        increment = gradient
         if "count" in slots:
             count = slots["count"].detach()
             # The first gradient is not dampened.
-            new = torch.where(count == 0, gradient, (1 - self.dampening) * gradient)
+            increment = torch.where(count == 0, gradient, (1 - self.dampening) * gradient)
             slots = {**slots, "count": count + 1}
-        momentum = self.momentum * slots["momentum"] + new
+        momentum = self.momentum * slots["momentum"] + increment
         direction = gradient + self.momentum * momentum if self.nesterov else momentum
         return direction, {**slots, "momentum": momentum}

@@ -89,7 +89,7 @@ def test_code_that_is_compiled_again_and_again_is_given_up(monkeypatch):
     tuner.choice = tuner.engines["Compiled(chunk_size=None)"]
     tuner.recompilations = 2
     with pytest.warns(UserWarning, match="compiled again 3 times.*Put the value into a tensor"):
-        tuner._compiled_again(5.0)
+        tuner._count_recompilation(5.0)
     assert "Compiled" not in repr(auto.choices[0].engine)
 
 

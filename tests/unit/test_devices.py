@@ -206,7 +206,9 @@ def test_a_layout_asked_for_in_the_forward_pass_needs_a_loop(device: torch.devic
     found = gradient(model, adapters.Gradient(2, 0.1), episode, engines.Loop())
     expected = gradient(model.net, adapters.Gradient(2, 0.1), episode, engines.Loop())
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-11)
-    with pytest.raises(RuntimeError, match=r"Last lays a tensor out channels-last.*engine=Loop\(\)"):
+    with pytest.raises(
+        RuntimeError, match=r"Last converts a tensor to the channels-last format.*engine=Loop\(\)"
+    ):
         gradient(model, adapters.Gradient(2, 0.1), episode, engines.Vmap())
 
 

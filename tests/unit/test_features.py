@@ -189,7 +189,11 @@ def test_a_module_that_is_not_there() -> None:
 def test_inputs_of_their_own() -> None:
     data = episodes()
     data["size"] = Episode(None, Batch(data["size"].query.x.clone(), data["size"].query.y))
-    refused(net(), data, "task 'size' has an input of its own.*one and the same query.x, or use layer=None")
+    refused(
+        net(),
+        data,
+        "task 'size' has a different input.*the same query.x object to all tasks, or use layer=None",
+    )
 
 
 def test_a_task_that_adapts() -> None:
@@ -211,7 +215,7 @@ def test_a_module_that_runs_more_than_once() -> None:
 
 
 def test_parameters_that_all_tasks_use_behind_the_features() -> None:
-    refused(Neck(), episodes(), r"all tasks use neck\.weight, neck\.bias .* than through layer='body'")
+    refused(Neck(), episodes(), r"all tasks use neck\.weight, neck\.bias outside of layer='body'")
     model, expected = Neck().double(), Neck().double()
     expected.load_state_dict(model.state_dict())
     meta_backward(model, recipes.joint(layer="neck"), episodes(), LOSSES)
@@ -227,7 +231,7 @@ def test_features_that_are_not_one_tensor() -> None:
     refused(
         Model(Pair(), 5, OUTPUTS),
         episodes(),
-        "layer='body' returns a tuple; name a module that returns",
+        "layer='body' returns a tuple; use a module that returns",
     )
 
 

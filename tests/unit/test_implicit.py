@@ -209,9 +209,9 @@ def test_imaml_learns_and_says_what_it_costs() -> None:
     ("options", "words"),
     [
         ({"lr": "learned"}, "does not depend on the step sizes.*would not be learned"),
-        ({"rule": rules.AdamW()}, r"rule=AdamW\(\): its weight_decay moves the point"),
+        ({"rule": rules.AdamW()}, r"rule=AdamW\(\): with weight_decay, the steps"),
         ({"proximal": -1.0}, "proximal=-1.0 must be"),
-        ({"proximal": 0.0}, "At 0 the minimum does not depend"),
+        ({"proximal": 0.0}, "With 0, the minimum does not depend"),
         ({"proximal": -1.0, "adapts": "head"}, "proximal=-1.0"),
         ({"solver": "lu"}, "solver='lu'.*'cg' or 'neumann'"),
         ({"solver_steps": 0}, "solver_steps=0"),

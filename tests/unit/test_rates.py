@@ -217,11 +217,11 @@ def test_a_state_dict_brings_them_back() -> None:
     ("make", "words"),
     [
         (lambda net: Rates(net, per="layer"), "per='layer' is not one of 'model', 'tensor', 'element'"),
-        (lambda net: Rates(net, steps=0), "steps=0: give the number of inner steps, or None"),
+        (lambda net: Rates(net, steps=0), "steps=0: pass the number of inner steps, or None"),
         (lambda net: Rates(net, adapts="tail"), "adapts='tail' names no parameter"),
-        (lambda net: adapters.Gradient(3, None), "lr=None: give one number.*LearnedRates"),
+        (lambda net: adapters.Gradient(3, None), "lr=None: pass one number.*LearnedRates"),
         (lambda net: adapters.Gradient(2, nn.Parameter(torch.tensor(0.1))), "LearnedRates"),
-        (lambda net: adapters.Gradient(2, "12"), "give one number"),
+        (lambda net: adapters.Gradient(2, "12"), "pass one number"),
     ],
 )
 def test_what_is_refused(make: Callable[[nn.Module], Any], words: str) -> None:

@@ -82,7 +82,7 @@ INVALID: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: rules.Adagrad(lr_decay=torch.tensor(0.1, requires_grad=True)),
         TypeError,
-        r"lr_decay is a tensor with requires_grad=True but no nn.Parameter.*lr_decay=nn.Parameter",
+        r"lr_decay is a tensor with requires_grad=True but not an nn.Parameter.*lr_decay=nn.Parameter",
     ),
     (lambda: adapters.Gradient(rule=torch.optim.Adam), TypeError, "is not an update rule"),
     (lambda: adapters.Gradient(rule=rules.Adam), TypeError, "is not an update rule"),

@@ -33,11 +33,11 @@ _SHORTHANDS: dict[str, type[Differentiation]] = {
 
 
 def as_differentiation(value: Any) -> Differentiation:
-    """`value` if it is a `Differentiation`; for one of the shorthands, that way with its default options.
+    """Convert a shorthand to its `Differentiation` with default options; return instances unchanged.
 
     Raises:
-        TypeError: anything else.
-        ValueError: an unknown shorthand.
+        TypeError: `value` is neither a `Differentiation` nor a string.
+        ValueError: the shorthand is unknown.
     """
     if isinstance(value, Differentiation):
         return value
@@ -50,4 +50,4 @@ def as_differentiation(value: Any) -> Differentiation:
     remedy = (
         f"an instance, {value.__name__}()" if isinstance(value, type) else "such as adapters.Unrolled()"
     )
-    raise TypeError(f"differentiation={value!r} is not a way to differentiate; pass {remedy}.")
+    raise TypeError(f"differentiation={value!r} is not a Differentiation; pass {remedy}.")

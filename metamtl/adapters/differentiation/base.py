@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Differentiation(ABC):
-    """How the outer gradient goes through the K steps of `Gradient`.
+    """Base class: how the outer gradient is computed through the K steps of `Gradient`.
 
-    Learned rates and the weight decay of a rule are differentiated in every step, whatever the way.
+    Learned rates and the weight decay of a rule are differentiated in every step by all subclasses.
 
     Attributes:
-        proximal: weight of `1/2 |phi - theta|^2`, which the steps minimize beside the support loss.
-        runs_compiled: whether `engines.Compiled` has a form of it.
+        proximal: weight of the term `1/2 |phi - theta|^2`, which the steps minimize with the support loss.
+        runs_compiled: whether `engines.Compiled` supports it.
         checkpoint_every: the number of steps between stored parameters; None if autograd records all steps.
     """
 
@@ -33,19 +33,19 @@ class Differentiation(ABC):
 
     @abstractmethod
     def second_order(self, k: int, steps: int) -> bool:
-        """Whether the outer gradient goes through the inner gradient of step `k` of `steps`."""
+        """Whether the outer gradient differentiates the inner gradient of step `k` of `steps`."""
 
     def any_second_order(self, steps: int) -> bool:
-        """Whether second derivatives are computed at all."""
+        """Whether second derivatives are computed in any step."""
         return any(self.second_order(k, steps) for k in range(steps))
 
     def gradient_evaluations(self, steps: int, all_adapted: bool) -> int:
-        """Backward passes over a support set, inner and outer loop together."""
-        # The outer gradient goes back once more through every inner gradient that it differentiates.
+        """Number of backward passes over a support set in the inner and the outer loop."""
+        # The outer gradient needs one more backward pass for every inner gradient that it differentiates.
         return steps + sum(self.second_order(k, steps) for k in range(steps))
 
-    def check(self, lr: Any, rule: Rule, adapts: Any) -> None:  # noqa: B027  (most have none)
-        """Raise a ValueError if the options of `Gradient` contradict this way."""
+    def check(self, lr: Any, rule: Rule, adapts: Any) -> None:  # noqa: B027  (most have no condition)
+        """Raise a ValueError if the options of `Gradient` contradict this way of differentiation."""
 
     def adapt(self, loop: GradientLoop, params: Params, learned: Params, support: Any) -> Params:
         """The parameters after all steps."""

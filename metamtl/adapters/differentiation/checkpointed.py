@@ -11,11 +11,11 @@ from .base import Differentiation
 class Checkpointed(Differentiation):
     """The gradient of `Unrolled`, with gradient checkpointing (https://arxiv.org/abs/1604.06174).
 
-    Only the parameters of every `every`-th step are stored; the backward pass computes the steps between
+    Only the parameters of every `every`-th step are stored. The backward pass computes the steps between
     them again, with the same random numbers.
 
     Args:
-        every: the number of steps between stored parameters. About `sqrt(K)` needs the least memory.
+        every: the number of steps between stored parameters. Memory is lowest near `sqrt(K)`.
 
     Raises:
         ValueError: `every` is less than 1.

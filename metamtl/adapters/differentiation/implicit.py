@@ -1,4 +1,4 @@
-"""Implicit differentiation: the gradient of the minimum that the inner steps approach."""
+"""Implicit differentiation: the gradient of the minimum to which the inner steps converge."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Implicit(Differentiation):
-    """Differentiate the minimum that the steps approach, by the implicit function theorem: iMAML.
+    """Differentiate the minimum of the inner loss with the implicit function theorem: iMAML.
 
     Rajeswaran et al. 2019, https://arxiv.org/abs/1909.04630. The K steps minimize
-    `L_support(phi) + proximal / 2 |phi - theta|^2`. The outer gradient is that of the exact minimum; it is
-    accurate as far as the steps reach it. Memory does not grow with K.
+    `L_support(phi) + proximal / 2 |phi - theta|^2`. The outer gradient is that of the exact minimum; its
+    accuracy depends on how close the steps come to it. Memory does not grow with K.
 
     Args:
-        proximal: how strongly phi is held to theta.
-        solver: of `(H + proximal I) v = cotangent`, with `H` the Hessian of the support loss. "cg":
-            conjugate gradients, for a positive definite left side. "neumann": the series
-            `sum_j (I - lr (H + proximal I))^j lr`, which diverges from an eigenvalue of `2 / lr` on, as
-            gradient descent at this `lr` does.
-        solver_steps: products with H that the solver computes.
+        proximal: weight of the penalty on the distance between phi and theta.
+        solver: the solver of `(H + proximal I) v = cotangent`, where `H` is the Hessian of the support
+            loss. "cg": conjugate gradients, for a positive definite matrix. "neumann": the series
+            `sum_j (I - lr (H + proximal I))^j lr`. It diverges if an eigenvalue of the matrix is at least
+            `2 / lr`, as gradient descent with this `lr` does.
+        solver_steps: the number of products with H that the solver computes.
 
     Raises:
-        ValueError: options out of range; in `Gradient`, learned rates (the minimum does not depend on them)
-            or a rule with weight decay (which moves the minimum).
+        ValueError: an option is out of range. In `Gradient`: the rates are learned (the minimum does not
+            depend on them), or the rule has weight decay (which moves the minimum).
     """
 
     runs_compiled: ClassVar[bool] = False
@@ -51,8 +51,8 @@ class Implicit(Differentiation):
             raise ValueError(f"Implicit: proximal={self.proximal} must be positive.")
         if self.solver not in ("cg", "neumann") or self.solver_steps < 1:
             raise ValueError(
-                f"Implicit: solver={self.solver!r}, solver_steps={self.solver_steps}: solver is 'cg' or"
-                " 'neumann', solver_steps at least 1."
+                f"Implicit: solver={self.solver!r}, solver_steps={self.solver_steps}: solver must be 'cg'"
+                " or 'neumann', and solver_steps at least 1."
             )
 
     def check(self, lr: Any, rule: Rule, adapts: Any) -> None:
@@ -63,13 +63,13 @@ class Implicit(Differentiation):
             )
         if rule.decays:
             raise ValueError(
-                f"Implicit with rule={rule}: its weight_decay moves the point where the steps end away from"
-                " the minimum that is differentiated; put the penalty into the loss."
+                f"Implicit with rule={rule}: with weight_decay, the steps do not converge to the minimum"
+                " that is differentiated; add the penalty to the loss instead."
             )
         if self.proximal == 0 and adapts is None:
             raise ValueError(
-                f"Implicit: proximal={self.proximal} must be positive. At 0 the minimum does not depend on"
-                " where the steps start, so that only parameters outside of adapts= would be learned."
+                f"Implicit: proximal={self.proximal} must be positive. With 0, the minimum does not depend"
+                " on the initial parameters, so only parameters outside of adapts= would be learned."
             )
 
     def second_order(self, k: int, steps: int) -> bool:
@@ -79,7 +79,7 @@ class Implicit(Differentiation):
         return steps > 0
 
     def gradient_evaluations(self, steps: int, all_adapted: bool) -> int:
-        # At the minimum one gradient, its products with vectors, and one for the other parameters.
+        # At the minimum: one gradient, its products with vectors, and one product for other parameters.
         return steps + 1 + self.solver_steps + (not all_adapted)
 
     def adapt(self, loop: GradientLoop, params: Params, learned: Params, support: Any) -> Params:
@@ -92,12 +92,12 @@ class Implicit(Differentiation):
         if not loop.num_steps:
             yield from super().path(loop, params, learned, support)
             return
-        *before, end = stages(loop, detached(params), {}, support, None)
-        yield from before
+        *stage_params, end = stages(loop, detached(params), {}, support, None)
+        yield from stage_params
         yield self._differentiable(loop, params, support, end)
 
     def _differentiable(self, loop: GradientLoop, params: Params, support: Any, end: Params) -> Params:
-        """`end`, where the steps from `params` end, with the gradient of the minimum."""
+        """`end`, the result of the steps from `params`, with the gradient of the minimum."""
         start = loop.init(params, support, None)
         context = loop.context(start, params, {}, support)
         last = step_number(loop.num_steps - 1, device_of(params))

@@ -9,12 +9,12 @@ from .base import Differentiation
 
 @dataclass(frozen=True)
 class Truncated(Differentiation):
-    """Differentiate through the inner gradients of the last steps; earlier ones are constants.
+    """Differentiate through the inner gradients of the last steps; earlier gradients are constants.
 
     Truncated backpropagation, Shaban et al. 2019, https://arxiv.org/abs/1810.10667.
 
     Args:
-        backprop_steps: the number of last steps; 0 is `FirstOrder`.
+        backprop_steps: the number of last steps that are differentiated; 0 is `FirstOrder`.
 
     Raises:
         ValueError: `backprop_steps` is negative.

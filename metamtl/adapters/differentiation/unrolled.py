@@ -9,10 +9,10 @@ from .base import Differentiation
 
 @dataclass(frozen=True)
 class Unrolled(Differentiation):
-    """Differentiate through every inner step, second derivatives included: MAML.
+    """Differentiate through every inner step, including second derivatives: MAML.
 
-    Finn, Abbeel, Levine 2017, https://arxiv.org/abs/1703.03400. Memory grows with K under the eager
-    engines; `Checkpointed` computes the same gradient in constant memory.
+    Finn, Abbeel, Levine 2017, https://arxiv.org/abs/1703.03400. With the eager engines, memory grows with
+    K; `Checkpointed` computes the same gradient with less memory.
     """
 
     def second_order(self, k: int, steps: int) -> bool:
