@@ -164,7 +164,7 @@ def _classes(pictures: Pictures) -> list[tuple[list[int], dict[int, Picture]]]:
     (Latin, Greek and Cyrillic A). If they are equal in fewer faces (Cyrillic te is a Latin m in Serif
     Italic only), only the lower code keeps the picture, so that no two classes share one.
     """
-    alike = _alike(pictures)
+    equal = _alike(pictures)
     first = {code: code for code in pictures}
 
     def find(code: int) -> int:
@@ -172,7 +172,7 @@ def _classes(pictures: Pictures) -> list[tuple[list[int], dict[int, Picture]]]:
             code = first[code]
         return code
 
-    for (one, other), faces in sorted(alike.items()):
+    for (one, other), faces in sorted(equal.items()):
         if 2 * len(faces) >= len(pictures[one].keys() & pictures[other].keys()):
             low, high = sorted((find(one), find(other)))
             first[high] = low
@@ -180,14 +180,14 @@ def _classes(pictures: Pictures) -> list[tuple[list[int], dict[int, Picture]]]:
     for code in sorted(pictures):
         members[find(code)].append(code)
     removed: dict[int, set[int]] = defaultdict(set)
-    for (one, other), faces in alike.items():
+    for (one, other), faces in equal.items():
         if find(one) != find(other):
             removed[other] |= faces
     classes = []
     for code, codes in members.items():
-        kept = {f: picture for f, picture in sorted(pictures[code].items()) if f not in removed[code]}
-        if len(kept) >= FEWEST_FACES:
-            classes.append((codes, kept))
+        subset = {f: picture for f, picture in sorted(pictures[code].items()) if f not in removed[code]}
+        if len(subset) >= FEWEST_FACES:
+            classes.append((codes, subset))
     return sorted(classes, key=lambda c: (script_of(c[0][0]), c[0][0]))
 
 

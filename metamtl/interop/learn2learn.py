@@ -72,9 +72,9 @@ class Learn2Learn(Adapter):
         )
         if actual != expected:
             raise ValueError(
-                f"the learner was made around a {type(self._learner[0].module).__name__} with parameters"
-                f" {expected}, but the model, a {type(model).__name__}, has {actual}; make the learner"
-                " around this model."
+                f"the learner wraps a {type(self._learner[0].module).__name__} with parameters"
+                f" {expected}, but the model, a {type(model).__name__}, has {actual}; create the learner"
+                " with this model."
             )
 
     def forward(

@@ -145,8 +145,8 @@ class Questions(LabeledTasks):
 def settle(questions: np.ndarray, image: np.ndarray, answers: np.ndarray) -> dict[str, np.ndarray]:
     """Shape and color of each image `0 .. max(image)` from questions and answers; -1 if unknown.
 
-    >>> asked = np.array(["is there not a red shape?", "what color is the circle?", "is there a circle?"])
-    >>> settle(asked, np.array([0, 0, 1]), np.array(["no", "red", "no"]))
+    >>> text = np.array(["is there not a red shape?", "what color is the circle?", "is there a circle?"])
+    >>> settle(text, np.array([0, 0, 1]), np.array(["no", "red", "no"]))
     {'shape': array([ 0, -1]), 'colour': array([ 5, -1])}
     """
     labels = {task: np.full(int(image.max()) + 1, -1) for task in ("shape", "colour")}
