@@ -1,8 +1,8 @@
-"""metamtl beside learn2learn, higher and a plain torch.func loop: `python -m experiments.bench`.
+"""Benchmark of metamtl, learn2learn, higher and a plain torch.func loop: `python -m experiments.bench`.
 
-Every contender computes the meta-gradient of the same episode in this process; first that they agree is
-checked, in float32 and in float64, then they are timed in turns. What must not know of earlier runs (first
-calls, whole trainings, peaks of memory) runs in processes of its own. Writes `bench.json`.
+Every contender computes the meta-gradient of the same episode in this process. Agreement is checked in
+float32 and float64 before the contenders are timed, interleaved. First calls, complete trainings and peak
+memory are measured in separate processes, because earlier runs would affect them. Writes `bench.json`.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from .utils.contenders import (
     unrolled,
 )
 
-TRIALS = 12  # steps after which Auto has made its choice
+TRIALS = 12  # steps after which Auto has selected an engine
 UNCACHED = {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
-LARGEST = 2048  # rows of the largest matrix product that a floor is measured by
+LARGEST = 2048  # rows of the largest matrix product used to measure the floor
 
 
 def interleaved(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, Any]]:
-    """Median and spread of the seconds of each, taken in turns."""
+    """Median and range of the seconds of each run, interleaved."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            began = time.perf_counter()
+            start = time.perf_counter()
             run()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(time.perf_counter() - start)
     return {
         name: {"seconds": statistics.median(values), "spread": [min(values), max(values)]}
         for name, values in seconds.items()
@@ -61,16 +61,16 @@ def interleaved(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str,
 
 
 def timed(work: Callable[[], Work], rounds: int) -> dict[str, dict[str, Any]]:
-    """Seconds of all contenders, and how far they are from the plain unroll; or why one cannot."""
+    """Seconds of all contenders and their differences from the reference, or the error of a contender."""
     single = work()
     gradients = {name: make(single) for name, make in CONTENDERS.items()}
     failed, single_precision = differences(gradients, single)
     double = work().double()
-    able = {name: make(double) for name, make in CONTENDERS.items() if name not in failed}
-    _, double_precision = differences(able, double)
+    doubles = {name: make(double) for name, make in CONTENDERS.items() if name not in failed}
+    _, double_precision = differences(doubles, double)
     for _ in range(TRIALS):
         gradients["metamtl Auto"]()
-    rows = interleaved({name: gradients[name] for name in able}, rounds)
+    rows = interleaved({name: gradients[name] for name in doubles}, rounds)
     for name, row in rows.items():
         row["relative_difference"] = single_precision[name]
         row["relative_difference_float64"] = double_precision[name]
@@ -78,36 +78,36 @@ def timed(work: Callable[[], Work], rounds: int) -> dict[str, dict[str, Any]]:
 
 
 def differences(gradients: Mapping[str, Gradient], work: Work) -> tuple[dict[str, str], dict[str, float]]:
-    """The first line of what each that fails says, and the others' relative distance from the unroll."""
+    """Error messages of contenders that fail, and relative differences of the others from `unrolled`."""
     reference = unrolled(work)()
-    failed, found = {}, {}
+    failed, distances = {}, {}
     for name, gradient in gradients.items():
         try:
-            found[name] = float((gradient() - reference).norm() / reference.norm())
+            distances[name] = float((gradient() - reference).norm() / reference.norm())
         except Exception as error:
             if name not in PEERS:
                 raise
             failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-    return failed, found
+    return failed, distances
 
 
 class Operations(TorchDispatchMode):
-    """Counts those of products and convolutions; torch's own counter hooks modules, and fails on anil."""
+    """FLOPs of products and convolutions; torch's own counter uses module hooks, which fail on anil."""
 
     flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         count = flop_registry.get(func.overloadpacket)
-        self.flops += 0 if count is None else count(*args, **(kwargs or {}), out_val=found)
-        return found
+        self.flops += 0 if count is None else count(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 def floor(work: Work) -> dict[str, float]:
-    """The operations of one meta-gradient, and the seconds that a matrix product of as many takes here."""
-    with Operations() as counted:
+    """FLOPs of one meta-gradient, and the seconds of a matrix product with the same number of FLOPs."""
+    with Operations() as counter:
         ours(work, engines.Loop())()
-    flops = counted.flops
+    flops = counter.flops
     size = max(16, min(LARGEST, round((flops / 2) ** (1 / 3))))
     matrix = torch.randn(size, size)
     product = interleaved({"product": lambda: matrix @ matrix}, 20)["product"]["seconds"]
@@ -116,7 +116,7 @@ def floor(work: Work) -> dict[str, float]:
 
 def recomputation(works: Mapping[str, Callable[[str], Work]], rounds: int) -> dict[str, Any]:
     """Seconds with `Checkpointed()` and with `Unrolled()`, and their ratio."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, work in works.items():
         for engine in ("Loop", "Vmap"):
             runs = {way: ours(work(way), ENGINES[engine]()) for way in ("exact", "checkpointed")}
@@ -124,8 +124,8 @@ def recomputation(works: Mapping[str, Callable[[str], Work]], rounds: int) -> di
                 run()
             seconds = {way: row["seconds"] for way, row in interleaved(runs, rounds).items()}
             ratio = seconds["checkpointed"] / seconds["exact"]
-            found.setdefault(name, {})[engine] = {**seconds, "ratio": ratio}
-    return found
+            results.setdefault(name, {})[engine] = {**seconds, "ratio": ratio}
+    return results
 
 
 RECOMPUTED: dict[str, Callable[[str], Work]] = {
@@ -135,7 +135,7 @@ RECOMPUTED: dict[str, Callable[[str], Work]] = {
 
 
 def fresh(call: str, **variables: str) -> float:
-    """The number that this call of a function here returns, in a process of its own."""
+    """Evaluate a call of a function of this module in a new process; return its number."""
     code = f"from {__package__} import bench; print(bench.{call})"
     command = [sys.executable, "-W", "ignore", "-c", code]
     run = subprocess.run(
@@ -145,26 +145,26 @@ def fresh(call: str, **variables: str) -> float:
 
 
 def course(name: str, engine: str, steps: int) -> float:
-    """Seconds of so many meta-gradients from the first on."""
+    """Seconds of the first `steps` meta-gradients."""
     options = {"steps": steps} if engine == "Auto" else {}
     gradient = ours(WORK[name](), getattr(engines, engine)(**options))
-    began = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(steps):
         gradient()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def courses(works: list[str], steps: int) -> dict[str, dict[str, Any]]:
-    """`course` of every engine, compile time included, and how Auto compares with the best of the rest."""
-    found = {}
+    """`course` of every engine including compilation, and the ratio of Auto to the best other engine."""
+    results = {}
     for name in works:
         seconds = {
             engine: fresh(f"course({name!r}, {engine!r}, {steps})", **UNCACHED)
             for engine in ("Loop", "Vmap", "Compiled", "Auto")
         }
-        best = min(taken for engine, taken in seconds.items() if engine != "Auto")
-        found[name] = {"steps": steps, "seconds": seconds, "ratio": seconds["Auto"] / best}
-    return found
+        best = min(value for engine, value in seconds.items() if engine != "Auto")
+        results[name] = {"steps": steps, "seconds": seconds, "ratio": seconds["Auto"] / best}
+    return results
 
 
 MEMORY = ("learn2learn", "higher", "metamtl exact", "metamtl recompute")
@@ -175,7 +175,7 @@ def five_shots(steps: int, way: str) -> Work:
 
 
 def peak(contender: str, steps: int) -> float:
-    """MiB above the imports at the peak of one meta-gradient of the conv4 net; in a fresh process."""
+    """Peak memory of one conv4 meta-gradient in MiB, without imports; call it in a new process."""
     work = five_shots(steps, "checkpointed" if contender == "metamtl recompute" else "exact")
     gradient = CONTENDERS[contender if contender in PEERS else "metamtl Loop"](work)  # imports the peer
     before = _peak()
@@ -184,13 +184,13 @@ def peak(contender: str, steps: int) -> float:
 
 
 def _peak() -> float:
-    """Peak memory of this process so far, MiB. Linux keeps it here; getrusage counts the parent's in."""
+    """Peak memory of this process so far, in MiB; getrusage would include the parent process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
 
 
 def memory(steps: list[int]) -> dict[str, Any]:
-    """Peaks of every contender at every number of inner steps, and what stands beside them."""
+    """Peaks of every contender for every number of inner steps, parameter memory and malloc settings."""
     parameters = sum(param.nbytes for param in five_shots(1, "exact").model.parameters())
     settings = {key: value for key, value in os.environ.items() if key.startswith(("MALLOC_", "GLIBC_"))}
     return {
@@ -204,38 +204,38 @@ def memory(steps: list[int]) -> dict[str, Any]:
 
 
 def evaluation(rounds: int, num_tasks: int = 600, steps: int = 10) -> dict[str, Any]:
-    """Seconds of testing: learn2learn's loop on a tenth of the tasks, times ten, and ours."""
+    """Seconds of evaluation: learn2learn's loop (on a tenth of the tasks, times ten) and metamtl."""
     work = images(num_tasks, 1, "stride", steps)
     import learn2learn as l2l
 
     learner = l2l.algorithms.MAML(work.model, lr=work.lr)
 
-    def theirs() -> None:
+    def peer_loop() -> None:
         for task in range(num_tasks // 10):
-            one, clone = work.episode[task], learner.clone()
+            episode, clone = work.episode[task], learner.clone()
             for _ in range(work.steps):
-                clone.adapt(work.loss(clone(one.support.x), one.support.y), first_order=True)
-            work.loss(clone(one.query.x), one.query.y).item()
+                clone.adapt(work.loss(clone(episode.support.x), episode.support.y), first_order=True)
+            work.loss(clone(episode.query.x), episode.query.y).item()
 
-    def mine(engine: engines.Engine) -> Callable[[], Any]:
+    def metamtl_run(engine: engines.Engine) -> Callable[[], Any]:
         return lambda: evaluate(work.model, work.recipe, work.episode, work.loss, engine=engine)
 
-    used = {"Vmap": engines.Vmap(40), "Compiled": engines.Compiled(8)}
-    ours = {f"metamtl {name}": mine(engine) for name, engine in used.items()}
-    began = time.perf_counter()
-    ours["metamtl Compiled"]()
-    first = time.perf_counter() - began
-    found = interleaved({"learn2learn": theirs, **ours}, rounds)
-    found["learn2learn"] = {
-        "seconds": 10 * found["learn2learn"]["seconds"],
-        "spread": [10 * value for value in found["learn2learn"]["spread"]],
+    choices = {"Vmap": engines.Vmap(40), "Compiled": engines.Compiled(8)}
+    runs = {f"metamtl {name}": metamtl_run(engine) for name, engine in choices.items()}
+    start = time.perf_counter()
+    runs["metamtl Compiled"]()
+    first = time.perf_counter() - start
+    results = interleaved({"learn2learn": peer_loop, **runs}, rounds)
+    results["learn2learn"] = {
+        "seconds": 10 * results["learn2learn"]["seconds"],
+        "spread": [10 * value for value in results["learn2learn"]["spread"]],
     }
-    found["metamtl Compiled"]["first_call"] = first
-    return {"tasks": num_tasks, "steps": steps, "contenders": found}
+    results["metamtl Compiled"]["first_call"] = first
+    return {"tasks": num_tasks, "steps": steps, "contenders": results}
 
 
 def measured(name: str, cfg: DictConfig, result: dict[str, Any]) -> Any:
-    """What `cfg.work` calls by this name, put into the result."""
+    """Run one entry of `cfg.work`, add it to the result, and return it."""
     special: dict[str, Callable[[], Any]] = {
         "recompute": lambda: recomputation(RECOMPUTED, cfg.rounds),
         "first_call": lambda: {

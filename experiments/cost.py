@@ -1,7 +1,8 @@
-"""What a step costs that combines eight tasks' gradients on LeNet: `python -m experiments.cost`.
+"""Time and memory of a step that combines the gradients of eight tasks: `python -m experiments.cost`.
 
-All ways in one process, in turns; medians as ratios to equal weights in plain torch, which is one pass
-forward and one backward. Peak memory is that of a fresh process for each. Writes `cost.json`.
+All methods are timed in one process, interleaved. Medians are reported relative to equal weights in plain
+torch (one forward and one backward pass). Peak memory is measured in a separate process per method. Writes
+`cost.json`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ CLASSES = 10
 
 
 class Work:
-    """LeNet with a head for each of T tasks, on random pictures: speed does not depend on what is drawn."""
+    """LeNet with one head per task on random images, because the speed does not depend on the images."""
 
     def __init__(self, tasks: int, batch: int) -> None:
         torch.manual_seed(0)
@@ -45,7 +46,7 @@ class Work:
         self.loss = dict.fromkeys(self.episodes, F.cross_entropy)
 
     def losses(self) -> tuple[Tensor, list[Tensor]]:
-        """Features and losses, in plain torch."""
+        """Features and losses in plain torch."""
         batches = [episode.query for episode in self.episodes.values()]
         features = self.model.body(batches[0].x)
         heads = self.model.heads.values()
@@ -61,7 +62,7 @@ def equal(work: Work) -> Step:
 
 
 def ours(name: str, at: str | None) -> Callable[[Work], Step]:
-    """`meta_backward` over parameters, or at the body's features."""
+    """`meta_backward` with gradients of the parameters, or of the features of the body."""
 
     def make(work: Work) -> Step:
         recipe = recipes.joint(aggregator=getattr(aggregators, name)(), layer=at)
@@ -76,7 +77,7 @@ def ours(name: str, at: str | None) -> Callable[[Work], Step]:
 
 
 def torchjd(name: str, chunk: int | None) -> Callable[[Work], Step]:
-    """TorchJD by itself: all rows in one vmap, or `chunk` at a time."""
+    """TorchJD without metamtl: all rows of the Jacobian in one vmap, or `chunk` rows at a time."""
 
     def make(work: Work) -> Step:
         combine = getattr(aggregation, name)()
@@ -106,7 +107,7 @@ WAYS: dict[str, Callable[[Work], Step]] = {
 
 
 def check(work: Work) -> float:
-    """The largest relative difference between ways that must agree."""
+    """The largest relative difference between methods that must agree."""
 
     def gradients(way: str) -> Tensor:
         WAYS[way](work)()
@@ -118,28 +119,28 @@ def check(work: Work) -> float:
         "metamtl UPGrad, parameters": "TorchJD UPGrad, row by row",
         "TorchJD UPGrad, all rows at once": "TorchJD UPGrad, row by row",
     }
-    found = [(gradients(one), gradients(other)) for one, other in pairs.items()]
-    return max(float((one - other).norm() / other.norm()) for one, other in found)
+    vectors = [(gradients(way), gradients(reference)) for way, reference in pairs.items()]
+    return max(float((vector - reference).norm() / reference.norm()) for vector, reference in vectors)
 
 
 def timed(work: Work, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every way, in turns."""
+    """Seconds of every method in every round, interleaved."""
     steps = {name: make(work) for name, make in WAYS.items()}
     for step in steps.values():
         step()
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
-            began = time.perf_counter()
+            start = time.perf_counter()
             step()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
 def peak(way: str, tasks: int, batch: int) -> float:
-    """MiB above the model and its data at the peak of two steps; in a fresh process."""
+    """Peak memory of two steps in MiB, without the model and its data; call it in a new process."""
     step = WAYS[way](Work(tasks, batch))
-    ours("UPGrad", "body")(Work(2, 2))()  # brings what is imported late
+    ours("UPGrad", "body")(Work(2, 2))()  # triggers lazy imports
     before = _peak()
     for _ in range(2):
         step()
@@ -147,18 +148,19 @@ def peak(way: str, tasks: int, batch: int) -> float:
 
 
 def _peak() -> float:
-    """Peak memory of this process so far, MiB."""
+    """Peak memory of this process so far, in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
 
 
 def memory(tasks: int, batch: int) -> dict[str, float]:
-    found = {}
+    """`peak` of every method, each in a new process."""
+    peaks = {}
     for way in WAYS:
         code = f"from {__package__} import cost; print(cost.peak({way!r}, {tasks}, {batch}))"
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        found[way] = float(run.stdout.splitlines()[-1])
-    return found
+        peaks[way] = float(run.stdout.splitlines()[-1])
+    return peaks
 
 
 @hydra.main(version_base=None, config_path=CONF, config_name="cost")
@@ -180,7 +182,7 @@ def main(cfg: DictConfig) -> None:
         }
         for name, values in seconds.items()
     }
-    floor = (1 + 2 * cfg.tasks) / 3  # a pass backward is twice the work of one forward
+    floor = (1 + 2 * cfg.tasks) / 3  # a backward pass has twice the operations of a forward pass
     result = {
         **environment("cpu"),
         "tasks": cfg.tasks,

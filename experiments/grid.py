@@ -1,12 +1,12 @@
 """Aggregators on meta-gradients: `python -m experiments.grid experiment=grid_omniglot`.
 
-A cell is what the inner loop adapts, its number of steps K, and an aggregator. All cells have the same net,
-the same episodes for a seed and the same number of steps. Each chooses its rates (`tune`) on validation
-tasks, with the first seed; a run is tested once, with the weights that were best on validation. Compared
-are runs of one seed, in pairs with the aggregator `against`.
+A cell is a combination of adapted parameters, number of inner steps K, and aggregator. All cells have the
+same model, the same episodes per seed and the same number of steps. The learning rates of each cell
+(`tune`) are selected on validation tasks, with the first seed; a run is tested once, with the weights that
+were best on validation. Runs are compared with the aggregator `against`, paired by seed.
 
-Writes `table.json` and `table.md` after every cell. A run whose `result.json` lies in the folder is not run
-again: name the folder, `hydra.run.dir=...`, to go on after a break.
+Writes `table.json` and `table.md` after every cell. Rerun with the same output folder, `hydra.run.dir=...`,
+to resume: runs that have a `result.json` are not repeated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OWN = ("adapts", "inner_steps", "aggregators", "against", "tune", "seeds", "meas
 
 
 def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
-    """Run all cells, or what is left of them; write and return the table."""
+    """Run all cells that are not finished; write and return the table."""
     measures = _check(cfg)
     if cfg.against not in cfg.aggregators:
         raise ValueError(
@@ -49,19 +49,19 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
         (adapts or "all", steps, name)
         for name, adapts, steps in product(names, cfg.adapts, cfg.inner_steps)
     ]
-    # What cannot be built ends the grid before the first training.
+    # Build all parts once, so that invalid options raise before the first training.
     for key, values in product(keys, grid_points(cfg.tune)):
         parts.build(training(cfg, key, first, values), sources)
 
     def cell(key: Key, seed: int, values: dict[str, Any]) -> Run:
-        place = folder / f"{key[0]}_{key[1]}" / key[2] / label(values) / f"seed{seed}"
-        return run_cached(training(cfg, key, seed, values), place, sources)
+        path = folder / f"{key[0]}_{key[1]}" / key[2] / label(values) / f"seed{seed}"
+        return run_cached(training(cfg, key, seed, values), path, sources)
 
     cells: dict[Key, dict[str, Any]] = {}
     for key in keys:
-        tries = [(cell(key, first, values), values) for values in grid_points(cfg.tune)]
-        found, values = max(tries, key=lambda tried: quality(tried[0], cfg.metric, higher_is_better=up))
-        cells[key] = {"rates": values, "runs": {first: found}}
+        trials = [(cell(key, first, values), values) for values in grid_points(cfg.tune)]
+        best, values = max(trials, key=lambda trial: quality(trial[0], cfg.metric, higher_is_better=up))
+        cells[key] = {"rates": values, "runs": {first: best}}
         for seed in others:
             cells[key]["runs"][seed] = cell(key, seed, values)
         table = summary(cfg, overrides, cells, directions)
@@ -85,7 +85,7 @@ def training(cfg: DictConfig, key: Key, seed: int, rates: dict[str, Any]) -> Dic
 
 
 def _check(cfg: DictConfig) -> list[str]:
-    """Check the options of the grid; its measures."""
+    """Check the options of the grid; return its measures."""
     options.check_training(cfg)
     options.check_seeds(cfg)
     options.check_tune(cfg)

@@ -1,9 +1,9 @@
-"""One more task, from few examples, with the encoder of a finished training.
+"""Few-shot transfer of trained encoders to a new task.
 
-`python -m experiments.new_task multitask=<folder>` takes what `experiments.multitask experiment=text_trio`
-wrote. Each of its encoders, and an untrained one, learns the 15 intents of a CLINC150 domain from 5
-sentences each; how (which adapter, how many steps) is chosen on the validation domains, and the test
-domains are used once. Writes `new_task.json` and `new_task.md`.
+`python -m experiments.new_task multitask=<folder>` reads the output folder of `experiments.multitask
+experiment=text_trio`. Each of its encoders, and an untrained one, learns the 15 intents of a CLINC150
+domain from 5 sentences per intent. The adapter and the number of steps are selected on the validation
+domains; the test domains are used once. Writes `new_task.json` and `new_task.md`.
 """
 
 from __future__ import annotations
@@ -34,18 +34,20 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     names = options.names(cfg, "rows")
     ways = {name: Recipe(parts.part(f"adapt.{name}", adapter)) for name, adapter in cfg.adapt.items()}
     runs = _runs(cfg, names)
-    engine = engines.Auto(steps=len(runs) * len(cfg.seeds))  # evaluations of one kind: one per encoder
+    engine = engines.Auto(steps=len(runs) * len(cfg.seeds))  # each kind of evaluation runs once per encoder
     rows = []
     for row, folders in runs.items():
-        found = [_one(cfg, ways, run, row, engine) for run in folders]
-        accuracies = Estimate.of(torch.tensor([one["accuracy"] for one in found], dtype=torch.float64))
-        worst = [one["worst_decile"] for one in found]
+        results = [_one(cfg, ways, run, row, engine) for run in folders]
+        accuracies = Estimate.of(
+            torch.tensor([result["accuracy"] for result in results], dtype=torch.float64)
+        )
+        worst = [result["worst_decile"] for result in results]
         rows.append(
             {
                 "encoder": row,
                 "accuracy": {"mean": accuracies.mean, "ci95": accuracies.ci95},
                 "worst_decile": sum(worst) / len(worst),
-                "adaptation": [one["adaptation"] for one in found],
+                "adaptation": [result["adaptation"] for result in results],
             }
         )
     table = {
@@ -63,7 +65,7 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
 
 
 def _runs(cfg: DictConfig, names: list[str]) -> dict[str, list[Path]]:
-    """The folders of the trained encoders of every row, one per seed.
+    """Folders of the trained encoders of every row, one per seed.
 
     Raises:
         FileNotFoundError: the table, or a run, is missing.
@@ -74,15 +76,15 @@ def _runs(cfg: DictConfig, names: list[str]) -> dict[str, list[Path]]:
         raise FileNotFoundError(
             f"multitask={base} has no multitask.json; pass the folder of a finished experiments.multitask."
         )
-    trained = json.loads(table.read_text(encoding="utf-8"))
-    runs = {row: [base / folder_of(trained, row) / f"seed{seed}" for seed in cfg.seeds] for row in names}
+    content = json.loads(table.read_text(encoding="utf-8"))
+    runs = {row: [base / folder_of(content, row) / f"seed{seed}" for seed in cfg.seeds] for row in names}
     missing = [
         str(run) for folders in runs.values() for run in folders if not (run / "result.json").is_file()
     ]
     if missing:
         raise FileNotFoundError(
             f"no result.json in {', '.join(missing)}; run experiments.multitask with these seeds, or pass"
-            f" seeds={trained['seeds']}."
+            f" seeds={content['seeds']}."
         )
     return {"untrained": runs[names[0]], **runs}
 
@@ -90,7 +92,7 @@ def _runs(cfg: DictConfig, names: list[str]) -> dict[str, list[Path]]:
 def _one(
     cfg: DictConfig, ways: dict[str, Recipe], run: Path, row: str, engine: engines.Engine
 ) -> dict[str, Any]:
-    """The test of one encoder."""
+    """Select the adaptation of one encoder on validation domains and evaluate it on test domains."""
     model, _, source, _ = load(run, trained=row != "untrained")
     shared = model.bottom if isinstance(model, nets.Hierarchical) else model.body
     classifier = nets.TextClassifier(shared, cfg.ways)
@@ -98,21 +100,21 @@ def _one(
     family = instantiate(cfg.task, **task)
     validation, test = family.split("validation"), family.split("test")
     episodes = validation.sample(cfg.select.tasks, train.stream(0, train.SELECT))
-    chosen = choose(classifier, ways, validation, episodes, "accuracy", engine=engine)
+    choice = choose(classifier, ways, validation, episodes, "accuracy", engine=engine)
     new = test.sample(cfg.test.tasks, train.stream(0, train.TEST))
-    measured, _ = measure(classifier, ways[chosen.way], chosen.stage, test, new, engine=engine)
+    metrics, _ = measure(classifier, ways[choice.way], choice.stage, test, new, engine=engine)
     return {
-        "accuracy": measured["accuracy"].mean,
-        "worst_decile": measured["accuracy"].worst_decile,
-        "adaptation": f"{chosen.way}, {chosen.stage}",
+        "accuracy": metrics["accuracy"].mean,
+        "worst_decile": metrics["accuracy"].worst_decile,
+        "adaptation": f"{choice.way}, {choice.stage}",
     }
 
 
 def markdown(table: dict[str, Any]) -> str:
     """The table in Markdown."""
     lines = [
-        f"| encoder | accuracy, {table['ways']} intents from {table['shots']} sentences each | worst tenth"
-        " | adapts (way, steps) |",
+        f"| encoder | accuracy, {table['ways']} intents, {table['shots']} sentences per intent"
+        " | worst tenth | adaptation (strategy, steps) |",
         "|---|---|---|---|",
     ]
     for row in table["rows"]:
@@ -123,7 +125,7 @@ def markdown(table: dict[str, Any]) -> str:
     hardware = table["hardware"]
     lines += [
         "",
-        f"{table['tasks']} tasks of domains met neither in training nor in validation, the same for every"
+        f"{table['tasks']} tasks from domains not used in training or validation, the same for every"
         f" encoder; seeds {table['seeds']}; intervals: {table['interval']}. {hardware['device']},"
         f" {hardware['threads']} threads; torch {table['versions']['torch']}.",
     ]

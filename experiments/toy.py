@@ -1,8 +1,8 @@
-"""Two losses of two parameters, on which descending the mean gets stuck: `python -m experiments.toy`.
+"""Two losses of two parameters on which gradient descent on the mean fails: `python -m experiments.toy`.
 
-The problem of CAGrad (Liu et al. 2021, https://arxiv.org/abs/2110.14048) from the five starts of Nash-MTL
-(Navon et al. 2022). Where `y > 0` each loss has a steep valley, and the valleys cross; the Pareto set lies
-at `y < 0`. Every aggregator's direction goes through the same Adam. Writes `toy.json` and `toy.png`.
+The problem of CAGrad (Liu et al. 2021, https://arxiv.org/abs/2110.14048) with the five initial points of
+Nash-MTL (Navon et al. 2022). For `y > 0` each loss has a steep valley, and the valleys cross; the Pareto
+set is at `y < 0`. All aggregators use Adam with the same settings. Writes `toy.json` and `toy.png`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 STARTS = torch.tensor([[-8.5, 7.5], [0.0, 0.0], [9.0, 9.0], [-7.5, -0.5], [9.0, -1.0]], dtype=torch.float64)
-SHIFT = 21.0  # added to both losses, for aggregators that need positive ones; it changes no gradient
-# TorchJD regularises by 1e-4 of the longer gradient. In a valley the other one is shorter than that, and
-# would not be heard.
+SHIFT = 21.0  # added to both losses for aggregators that require positive losses; gradients do not change
+# TorchJD regularizes with 1e-4 times the norm of the larger gradient. In a valley the smaller gradient is
+# below that and would have no effect.
 PROJECTOR = QuadprogProjector(norm_eps=1e-12, reg_eps=1e-12)
 OPTIONS: dict[str, dict[str, Any]] = {
     "CAGrad": {"c": 0.5},
@@ -39,7 +39,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "Constant": {"weights": torch.tensor([0.7, 0.3])},
     "DWA": {"calls_per_epoch": 100},
     "DualProj": {"projector": PROJECTOR},
-    "FAMO": {"num_tasks": 2, "weight_decay": 0.0},  # as its authors have it for this problem
+    "FAMO": {"num_tasks": 2, "weight_decay": 0.0},  # as in its authors' code for this problem
     "FairGrad": {"alpha": 2.0},
     "IMTLL": {"shape": 2},
     "PBI": {"theta": 5.0, "weights": torch.ones(2)},
@@ -68,7 +68,7 @@ def losses(theta: Tensor) -> Tensor:
 
 @cache
 def pareto_set(points: int = 7_001) -> Tensor:
-    """The Pareto set, `[points, 2]`: weights (7 + x, 7 - x) / 14 have their minimum at x, and here at y."""
+    """The Pareto set `[points, 2]`: at (x, y) the losses weighted by (7 + x, 7 - x) / 14 are minimal."""
     x, y = torch.linspace(-7, 7, points).double(), torch.linspace(-9, -8, 1_001).double()
     values = losses(torch.stack(torch.meshgrid(x, y, indexing="ij"), -1))
     weighted = (7 + x)[:, None] * values[..., 0] + (7 - x)[:, None] * values[..., 1]
@@ -76,7 +76,7 @@ def pareto_set(points: int = 7_001) -> Tensor:
 
 
 def gap(theta: Tensor) -> Tensor:
-    """How far both losses could still fall at once, `[..., 2] -> [...]`; zero on the Pareto set."""
+    """Largest decrease that is possible for both losses, `[..., 2] -> [...]`; zero on the Pareto set."""
     differences = losses(theta)[..., None, :] - losses(pareto_set())
     return differences.min(-1).values.max(-1).values.clamp(min=0)
 
@@ -84,61 +84,61 @@ def gap(theta: Tensor) -> Tensor:
 def descend(
     names: list[str], steps: int, lr: float, tolerance: float, starts: Tensor = STARTS
 ) -> dict[str, dict[str, Any]]:
-    """Descend from every start, until the gap is within the tolerance or the steps are used up.
+    """Optimize from every initial point until the gap is within the tolerance or `steps` is reached.
 
-    All aggregators walk in one batch, each start with an aggregator of its own. Adam works entry by entry,
-    so nobody notices the others.
+    All runs are in one batch, with a separate aggregator for each run. Adam is elementwise, so runs do not
+    affect each other.
     """
     combine = [[build(name) for _ in starts] for name in names]
     theta = starts.repeat(len(names), 1, 1).requires_grad_()
-    learned = [param for each in combine for aggregator in each for param in aggregator.parameters()]
-    optimizer = torch.optim.Adam([theta, *learned], lr)
-    way, taken = [], torch.full(theta.shape[:2], steps)
+    parameters = [param for row in combine for aggregator in row for param in aggregator.parameters()]
+    optimizer = torch.optim.Adam([theta, *parameters], lr)
+    points, num_steps = [], torch.full(theta.shape[:2], steps)
     for step in range(steps + 1):
         if step % 50 == 0:
-            way.append(theta.detach().clone())
-            taken[(gap(theta.detach()) <= tolerance) & (taken > step)] = step
-            walking = taken > step
-            walkers = walking.nonzero().tolist()
-        if step == steps or not walkers:
+            points.append(theta.detach().clone())
+            num_steps[(gap(theta.detach()) <= tolerance) & (num_steps > step)] = step
+            active = num_steps > step
+            runs = active.nonzero().tolist()
+        if step == steps or not runs:
             break
         optimizer.zero_grad()
         values = losses(theta)
-        ones = [torch.autograd.grad(values[..., t].sum(), theta, retain_graph=t == 0)[0] for t in (0, 1)]
-        rows, values = torch.stack(ones, -2), values.detach()
+        grads = [torch.autograd.grad(values[..., t].sum(), theta, retain_graph=t == 0)[0] for t in (0, 1)]
+        rows, values = torch.stack(grads, -2), values.detach()
         before, theta.grad = theta.detach().clone(), torch.zeros_like(theta)
-        for number, start in walkers:
+        for number, start in runs:
             theta.grad[number, start] = combine[number][start](values[number, start], rows[number, start])
         optimizer.step()
-        theta.data = theta.detach().where(walking[..., None], before)
-    ends, left = theta.detach(), gap(theta.detach())
-    found, ways = (losses(ends) - SHIFT).tolist(), torch.stack(way)
+        theta.data = theta.detach().where(active[..., None], before)
+    ends, gaps = theta.detach(), gap(theta.detach())
+    end_losses, paths = (losses(ends) - SHIFT).tolist(), torch.stack(points)
     return {
         name: {
-            "reached": int((left[number] <= tolerance).sum()),
+            "reached": int((gaps[number] <= tolerance).sum()),
             "starts": [
-                {"from": start, "to": end, "losses": value, "gap": one, "steps": count}
-                for start, end, value, one, count in zip(
+                {"from": start, "to": end, "losses": value, "gap": distance, "steps": count}
+                for start, end, value, distance, count in zip(
                     starts.tolist(),
                     ends[number].tolist(),
-                    found[number],
-                    left[number].tolist(),
-                    taken[number].tolist(),
+                    end_losses[number],
+                    gaps[number].tolist(),
+                    num_steps[number].tolist(),
                 )
             ],
-            "way": ways[:, number],
+            "way": paths[:, number],
         }
         for number, name in enumerate(names)
     }
 
 
 def build(name: str) -> aggregators.Aggregator:
-    """One aggregator for two tasks."""
+    """Build an aggregator for two tasks."""
     return getattr(aggregators, name)(**OPTIONS.get(name, {}))
 
 
 def draw(ways: dict[str, Tensor], path: Path) -> None:
-    """The ways from all starts over the contours of the mean loss, one panel for each aggregator."""
+    """Plot the paths from all initial points on the contours of the mean loss, one panel per aggregator."""
     columns = min(7, len(ways))
     count = -(-len(ways) // columns)
     figure, axes = plt.subplots(
@@ -170,14 +170,15 @@ def main(cfg: DictConfig) -> None:
     options.check_counts(cfg, ("steps",))
     names = list(cfg.aggregators) or [name for name in aggregators.names() if name not in LEFT_OUT]
     settings = {"steps": cfg.steps, "lr": cfg.lr, "optimizer": "Adam", "tolerance": cfg.tolerance}
-    found = descend(names, **{key: value for key, value in settings.items() if key != "optimizer"})
-    draw({name: each.pop("way") for name, each in found.items()}, folder / "toy.png")
+    results = descend(names, **{key: value for key, value in settings.items() if key != "optimizer"})
+    draw({name: result.pop("way") for name, result in results.items()}, folder / "toy.png")
     write_json(
-        folder / "toy.json", {**environment("cpu"), **settings, "left_out": LEFT_OUT, "aggregators": found}
+        folder / "toy.json",
+        {**environment("cpu"), **settings, "left_out": LEFT_OUT, "aggregators": results},
     )
-    for name, each in found.items():
-        stuck = [tuple(one["from"]) for one in each["starts"] if one["gap"] > cfg.tolerance]
-        print(f"{name:>14}: {each['reached']} of {len(STARTS)} on the Pareto set", *stuck)
+    for name, result in results.items():
+        stuck = [tuple(start["from"]) for start in result["starts"] if start["gap"] > cfg.tolerance]
+        print(f"{name:>14}: {result['reached']} of {len(STARTS)} on the Pareto set", *stuck)
     print(folder / "toy.json")
 
 

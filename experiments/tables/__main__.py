@@ -1,7 +1,7 @@
 """Generate docs/results.md from experiments/results/: `python -m experiments.tables`.
 
-With `--check`, only compare. Between its two marks the page has a table for every `table.json` of
-`experiments.compare` and `experiments.grid`, for every `multitask.json`, `new_task.json`, `bench.json`,
+With `--check`, only compare. The block between two markers has one table per `table.json` of
+`experiments.compare` and `experiments.grid`, and per `multitask.json`, `new_task.json`, `bench.json`,
 `cost.json` and `toy.json`, and one table for all `result.json` of `experiments.train`.
 """
 
@@ -25,11 +25,11 @@ from .report import markdown, write_text
 HERE = Path(__file__).resolve().parents[1]
 PAGE, RESULTS = HERE.parent / "docs" / "results.md", HERE / "results"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-LOCAL = ("data_dir=", "device=")  # of the machine, not of the experiment
+LOCAL = ("data_dir=", "device=")  # options of the machine, not of the experiment
 
 
 def block(results: Path = RESULTS) -> str:
-    """The text between the marks."""
+    """The text between the markers."""
     paths = sorted(results.glob("*/table.json"))
     parts = [_section(path, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
     runs = sorted(results.glob("*/result.json"))
@@ -63,7 +63,7 @@ def _section(path: Path, table: dict[str, Any]) -> str:
 
 
 def _grid(name: str, table: dict[str, Any]) -> str:
-    """A grid of aggregators: of each measure the verdict and the signs; all numbers lie in its table.md."""
+    """A grid of aggregators: the verdict and the signs of each measure; table.md has all numbers."""
     lines = [
         f"### {name}",
         "```bash",
@@ -72,31 +72,31 @@ def _grid(name: str, table: dict[str, Any]) -> str:
     ]
     for measure in table["experiment"]["measures"]:
         lines += ["", *grid_table.short(table, measure)]
-    every = f"[All numbers](../experiments/results/{name}/table.md)."
-    return "\n".join([*lines, "", f"{grid_table.footer(table)} {every}"])
+    link = f"[All numbers](../experiments/results/{name}/table.md)."
+    return "\n".join([*lines, "", f"{grid_table.footer(table)} {link}"])
 
 
 def _kept(table: dict[str, Any]) -> list[str]:
-    """The overrides that belong to the experiment."""
+    """The overrides that are part of the experiment."""
     return [text for text in table["experiment"]["overrides"] if not text.lstrip("+").startswith(LOCAL)]
 
 
 def _runs(runs: dict[str, dict[str, Any]]) -> str:
-    """Single trainings, a line each."""
+    """Single trainings, one row each."""
     lines = [
         "### Single trainings",
-        "| run | steps | training s | adapts (way, steps) | seen tasks | new tasks | worst tenth, new"
-        " | on |",
+        "| run | steps | training s | adaptation (strategy, steps) | training tasks | new tasks"
+        " | worst tenth, new | hardware |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, run in runs.items():
         metric = run["config"]["metric"]
-        seen, new = run["seen"][metric], run["test"][metric]
-        cells = [f"{found['mean']:.4f} ± {found['ci95']:.4f}" for found in (seen, new)]
-        adapted, hardware = run["adaptation"], run["hardware"]
+        train, new = run["seen"][metric], run["test"][metric]
+        cells = [f"{estimate['mean']:.4f} ± {estimate['ci95']:.4f}" for estimate in (train, new)]
+        adaptation, hardware = run["adaptation"], run["hardware"]
         lines.append(
-            f"| {name} ({metric}) | {run['steps']:,} | {run['seconds']:.0f} | {adapted['way']},"
-            f" {adapted['steps']} | {' | '.join(cells)} | {new['worst_decile']:.4f}"
+            f"| {name} ({metric}) | {run['steps']:,} | {run['seconds']:.0f} | {adaptation['way']},"
+            f" {adaptation['steps']} | {' | '.join(cells)} | {new['worst_decile']:.4f}"
             f" | {hardware['device']}, {hardware['threads']} threads, torch {run['versions']['torch']} |"
         )
     intervals = {f"{run['test'][run['config']['metric']]['n']} tasks" for run in runs.values()}
@@ -106,22 +106,22 @@ def _runs(runs: dict[str, dict[str, Any]]) -> str:
 
 
 def _command(table: dict[str, Any]) -> str:
-    """The command that gives this table."""
+    """The command that reproduces this table."""
     recipes = [row["recipe"] for row in table["rows"] if not row["recipe"].startswith("trivial")]
     lists = [f"recipes=[{','.join(recipes)}]", f"seeds=[{','.join(map(str, table['seeds']))}]"]
     return shlex.join(["python", "-m", "experiments.compare", *_kept(table), *lists])
 
 
 def rewritten(text: str, content: str) -> str:
-    """`text` with `content` between its marks.
+    """Replace the content between the markers in `text`.
 
     Raises:
-        ValueError: the marks are missing.
+        ValueError: the markers are missing.
     """
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"the text has no place for results; put a line {BEGIN} and a line {END} into it.")
+        raise ValueError(f"the text has no place for results; add a line {BEGIN} and a line {END}.")
     return f"{head}{BEGIN}\n{content}\n{END}{tail}"
 
 

@@ -1,4 +1,4 @@
-"""What a reader needs of a `bench.json` of `experiments.bench`, as Markdown."""
+"""Markdown tables for a `bench.json` of `experiments.bench`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PEERS, OURS = ("learn2learn", "higher"), "metamtl"
 
 
 def section(name: str, bench: dict[str, Any]) -> str:
-    """Every part that the file has."""
+    """All parts that the file has."""
     parts = [f"### {name}"]
     for key, write in PARTS.items():
         if key in bench:
@@ -23,24 +23,26 @@ def section(name: str, bench: dict[str, Any]) -> str:
 
 def _work(bench: dict[str, Any]) -> str:
     head = ["one meta-gradient, ms", "learn2learn", "higher", "torch.func", "`Loop`", "`Vmap`"]
-    head += ["`Compiled`", "`Auto`", "the best is", "arithmetic floor"]
+    head += ["`Compiled`", "`Auto`", "speedup", "arithmetic floor"]
     rows = []
-    for work, found in bench["work"].items():
-        best = min(row["seconds"] for name, row in found.items() if name.startswith(OURS))
-        peers = [found[peer]["seconds"] for peer in PEERS if "seconds" in found[peer]]
-        against = min(peers) if peers else found["metamtl Loop"]["seconds"]
-        one, many = found["metamtl Compiled, one task at a time"], found["metamtl Compiled"]
-        shown = [*(found[name] for name in (*PEERS, "plain torch.func", "metamtl Loop", "metamtl Vmap"))]
-        shown += [min(one, many, key=lambda row: row["seconds"]), found["metamtl Auto"]]
-        times = f"{against / best:.1f}x" + ("" if peers else " `Loop`")
-        rows.append([work, *map(_ms, shown), times, f"{bench['floor'][work]['seconds'] * 1e3:.1f}"])
+    for work, results in bench["work"].items():
+        best = min(row["seconds"] for name, row in results.items() if name.startswith(OURS))
+        peers = [results[peer]["seconds"] for peer in PEERS if "seconds" in results[peer]]
+        baseline = min(peers) if peers else results["metamtl Loop"]["seconds"]
+        single, batched = results["metamtl Compiled, one task at a time"], results["metamtl Compiled"]
+        names = (*PEERS, "plain torch.func", "metamtl Loop", "metamtl Vmap")
+        columns = [results[name] for name in names]
+        columns += [min(single, batched, key=lambda row: row["seconds"]), results["metamtl Auto"]]
+        speedup = f"{baseline / best:.1f}x" + ("" if peers else " `Loop`")
+        rows.append([work, *map(_ms, columns), speedup, f"{bench['floor'][work]['seconds'] * 1e3:.1f}"])
     notes = [
-        "`Compiled`: the better of all tasks at once and one at a time. The best of metamtl's engines is so"
-        " many times as fast as the faster peer. The floor is a matrix product with as many operations.",
+        "`Compiled`: the faster of all tasks at once and one task at a time. Speedup: the fastest engine of"
+        " metamtl relative to the faster of learn2learn and higher, or to `Loop` if both fail. Floor: a"
+        " matrix product with the same number of operations.",
         _agreement(bench["work"]),
     ]
-    for work, found in bench["work"].items():
-        failed = [f"{peer}: `{found[peer]['error']}`" for peer in PEERS if "error" in found[peer]]
+    for work, results in bench["work"].items():
+        failed = [f"{peer}: `{results[peer]['error']}`" for peer in PEERS if "error" in results[peer]]
         if failed:
             notes.append(f"{work}: {'; '.join(failed)}.")
     return _table(head, rows) + "\n\n" + "\n".join(notes)
@@ -51,73 +53,76 @@ def _ms(row: dict[str, Any]) -> str:
 
 
 def _agreement(works: dict[str, Any]) -> str:
-    """The largest differences from the plain unroll."""
+    """Largest differences from the reference gradient."""
 
     def largest(key: str, ours: bool) -> str:
         rows = [
-            row for found in works.values() for name, row in found.items() if ours == name.startswith(OURS)
+            row
+            for results in works.values()
+            for name, row in results.items()
+            if ours == name.startswith(OURS)
         ]
         return f"{max(row[key] for row in rows if key in row):.0e}"
 
     double, single = "relative_difference_float64", "relative_difference"
     return (
-        "Largest relative difference of a gradient from the plain unroll's, one task at a time:"
-        f" metamtl {largest(double, True)} in float64, {largest(single, True)} in float32; the others"
-        f" {largest(double, False)} and {largest(single, False)}."
+        "Largest relative difference from the reference gradient (`torch.autograd.grad`, one task at a"
+        f" time): metamtl {largest(double, True)} in float64, {largest(single, True)} in float32; the"
+        f" others {largest(double, False)} and {largest(single, False)}."
     )
 
 
 def _recompute(bench: dict[str, Any]) -> str:
-    found = [
-        f"{found['ratio']:.2f} ({work}, `{engine}`)"
+    ratios = [
+        f"{result['ratio']:.2f} ({work}, `{engine}`)"
         for work, by_engine in bench["recompute"].items()
-        for engine, found in by_engine.items()
+        for engine, result in by_engine.items()
     ]
-    return f"Time of `Checkpointed()` in units of `Unrolled()`: {', '.join(found)}."
+    return f"Time of `Checkpointed()` relative to `Unrolled()`: {', '.join(ratios)}."
 
 
 def _first_call(bench: dict[str, Any]) -> str:
-    found = [f"{work} {seconds:.1f} s" for work, seconds in bench["first_call"].items()]
-    return f"First step of `Compiled`, compiling included, nothing cached: {', '.join(found)}."
+    times = [f"{work} {seconds:.1f} s" for work, seconds in bench["first_call"].items()]
+    return f"First step of `Compiled`, including compilation without a cache: {', '.join(times)}."
 
 
 def _auto(bench: dict[str, Any]) -> str:
     parts = []
-    for work, found in bench["auto"].items():
-        seconds = [f"`{engine}` {taken:.1f} s" for engine, taken in found["seconds"].items()]
+    for work, result in bench["auto"].items():
+        seconds = [f"`{engine}` {value:.1f} s" for engine, value in result["seconds"].items()]
         parts.append(
-            f"{found['steps']} steps of {work} {', '.join(seconds)}"
-            f" (`Auto` {found['ratio']:.2f} times the best)"
+            f"{result['steps']} steps of {work} {', '.join(seconds)}"
+            f" (`Auto` {result['ratio']:.2f} times the best)"
         )
-    return f"From the first step on, compiling included: {'; '.join(parts)}."
+    return f"Time of the first steps, including compilation: {'; '.join(parts)}."
 
 
 def _evaluate(bench: dict[str, Any]) -> str:
-    found = bench["evaluate"]
-    rows = dict(found["contenders"])
-    theirs = rows.pop("learn2learn")["seconds"]
-    ours = [
-        f"`{name.removeprefix('metamtl ')}` {row['seconds']:.1f} s ({theirs / row['seconds']:.1f}x)"
+    result = bench["evaluate"]
+    rows = dict(result["contenders"])
+    baseline = rows.pop("learn2learn")["seconds"]
+    times = [
+        f"`{name.removeprefix('metamtl ')}` {row['seconds']:.1f} s ({baseline / row['seconds']:.1f}x)"
         for name, row in rows.items()
     ]
     first = rows["metamtl Compiled"]["first_call"]
     return (
-        f"Testing {found['tasks']} tasks with {found['steps']} steps: learn2learn {theirs:.1f} s,"
-        f" {', '.join(ours)}; the first time `Compiled` takes {first:.0f} s."
+        f"Evaluation of {result['tasks']} tasks with {result['steps']} steps: learn2learn {baseline:.1f} s,"
+        f" {', '.join(times)}; the first call of `Compiled` takes {first:.0f} s."
     )
 
 
 def _memory(bench: dict[str, Any]) -> str:
-    """Peaks, and how they grow between the last two numbers of steps."""
-    found = bench["memory"]
-    counts = list(next(iter(found["peak"].values())))
+    """Peak memory, and its growth per step between the last two numbers of steps."""
+    memory = bench["memory"]
+    counts = list(next(iter(memory["peak"].values())))
     rows = []
-    for contender, peaks in found["peak"].items():
+    for contender, peaks in memory["peak"].items():
         cells = [f"{peaks[count]:.0f}" for count in counts]
         growth = (peaks[counts[-1]] - peaks[counts[-2]]) / (int(counts[-1]) - int(counts[-2]))
         rows.append([contender, *cells, f"{growth:.2f}"])
-    table = _table(["peak MiB, inner steps:", *counts, "each further step"], rows)
-    return f"{table}\n\nThe net's parameters take {found['parameters']:.2f} MiB."
+    table = _table(["peak MiB, inner steps:", *counts, "per additional step"], rows)
+    return f"{table}\n\nThe parameters of the model take {memory['parameters']:.2f} MiB."
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

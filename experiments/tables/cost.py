@@ -1,4 +1,4 @@
-"""The README's table of `experiments.cost`."""
+"""Markdown table for a `cost.json` of `experiments.cost`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 
 def section(cost: dict[str, Any]) -> str:
-    """Time and memory of a step, beside equal weights in plain torch."""
+    """Time and memory of a step, relative to equal weights in plain torch."""
     lines = [
-        f"### cost: a step of {cost['tasks']} tasks on LeNet, batches of {cost['batch']}",
-        "| gradients combined by | ms | times equal weights | peak MiB | times its peak |",
+        f"### cost: one step, {cost['tasks']} tasks on LeNet, batch size {cost['batch']}",
+        "| method | ms | relative to equal weights | peak MiB | relative peak |",
         "|---|---|---|---|---|",
     ]
     for name, way in cost["ways"].items():
@@ -22,8 +22,8 @@ def section(cost: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"Medians of {cost['rounds']} rounds. One pass forward and a backward for each task is"
-            f" {floor:.2f} times the arithmetic of equal weights. Largest relative difference of gradients"
+            f"Medians of {cost['rounds']} rounds. One forward pass and one backward pass per task have"
+            f" {floor:.2f} times the operations of equal weights. Largest relative difference of gradients"
             f" that must agree, in float32: {cost['relative_difference']:.1e}. {hardware['device']},"
             f" {hardware['threads']} threads; torch {cost['versions']['torch']}.",
         ]

@@ -1,4 +1,4 @@
-"""Quality against adaptation steps and against training seconds, with intervals."""
+"""Plot of the metric against adaptation steps and training time, with intervals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Run = dict[str, Any]
 
 
 def draw(runs: dict[str, list[Run]], metric: str, path: Path) -> None:
-    """One line for each recipe, of its first seed; bands are the 95 % intervals over tasks."""
+    """Plot one line per recipe, for its first seed; bands are 95 % intervals over tasks."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True, sharey=True)
     for number, (recipe, results) in enumerate(runs.items()):
         first, color = results[0], f"C{number}"
@@ -28,7 +28,7 @@ def draw(runs: dict[str, list[Run]], metric: str, path: Path) -> None:
         )
         points = [{"mean": entry["validation"], "ci95": entry["ci95"]} for entry in first["history"]]
         _line(right, [entry["seconds"] for entry in first["history"]], points, color, recipe)
-    left.set(xlabel="adaptation steps at test", ylabel=metric, title="new tasks, chosen way to adapt")
+    left.set(xlabel="adaptation steps at test", ylabel=metric, title="new tasks, selected adaptation")
     right.set(xlabel="training seconds", title="validation tasks")
     left.xaxis.get_major_locator().set_params(integer=True)
     left.legend(fontsize=8)

@@ -1,4 +1,4 @@
-"""What a grid of aggregators found: differences in pairs, their signs, and a verdict."""
+"""Table of a grid of aggregators: paired differences, their signs, and a verdict."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..utils.runs import Run, label
 from .report import environment, sign
 
 SPLITS = {"mean": "mean", "worst_tenth": "worst_decile"}
-Key = tuple[str, int, str]  # what is adapted ("all", or prefixes), in how many steps, and the aggregator
+Key = tuple[str, int, str]  # adapted parameters ("all", or prefixes), number of inner steps, and aggregator
 
 
 def summary(
     cfg: DictConfig, overrides: list[str], cells: dict[Key, dict[str, Any]], higher: dict[str, bool]
 ) -> dict[str, Any]:
-    """The table: each cell, its differences from the reference, their signs, and the verdict."""
+    """Build the table: the cells, their differences from the reference, and the verdicts."""
     rows = []
     for (adapts, steps, name), entry in cells.items():
         runs = {seed: result for seed, result in entry["runs"].items() if "diverged" not in result}
@@ -70,7 +70,7 @@ def summary(
 
 
 def difference(value: float, base: float, measure: str, higher_is_better: bool) -> float:
-    """How much better: accuracy in points, anything else in per cent of the reference's."""
+    """Improvement over the reference: accuracy in points, other measures in percent of the reference."""
     gap = 100 * (value - base) if measure == "accuracy" else 100 * (value / base - 1)
     return gap if higher_is_better else -gap
 
@@ -78,24 +78,24 @@ def difference(value: float, base: float, measure: str, higher_is_better: bool) 
 def _over_seeds(values: dict[int, float]) -> dict[str, Any]:
     if not values:
         return {"mean": None, "ci95": None, "seeds": {}}
-    found = Estimate.of(torch.tensor(list(values.values()), dtype=torch.float64))
+    estimate = Estimate.of(torch.tensor(list(values.values()), dtype=torch.float64))
     return {
-        "mean": found.mean,
-        "ci95": found.ci95 if found.n > 1 else None,
+        "mean": estimate.mean,
+        "ci95": estimate.ci95 if estimate.n > 1 else None,
         "seeds": {str(seed): value for seed, value in values.items()},
     }
 
 
 def _pooled(rows: list[Run], higher: dict[str, bool], reference: str) -> list[Run]:
-    """For each aggregator the mean difference of its cells, seed by seed."""
+    """Mean difference of the cells of each aggregator, per seed."""
     pooled = []
     for name in dict.fromkeys(row["aggregator"] for row in rows):
-        own = [row["differences"] for row in rows if row["aggregator"] == name]
-        entry: Run = {"aggregator": name, "cells": len(own), "differences": {}}
+        cells = [row["differences"] for row in rows if row["aggregator"] == name]
+        entry: Run = {"aggregator": name, "cells": len(cells), "differences": {}}
         for measure, split in product(higher, SPLITS):
-            each = [one[measure][split]["seeds"] for one in own]
-            seeds = [seed for seed in each[0] if all(seed in one for one in each)]
-            means = {seed: sum(one[seed] for one in each) / len(each) for seed in seeds}
+            values = [cell[measure][split]["seeds"] for cell in cells]
+            seeds = [seed for seed in values[0] if all(seed in by_seed for by_seed in values)]
+            means = {seed: sum(by_seed[seed] for by_seed in values) / len(values) for seed in seeds}
             entry["differences"].setdefault(measure, {})[split] = _over_seeds(means)
         if name != reference:
             pooled.append(entry)
@@ -103,26 +103,26 @@ def _pooled(rows: list[Run], higher: dict[str, bool], reference: str) -> list[Ru
 
 
 def gains(found: dict[str, dict[str, Any]], gain: dict[str, float]) -> bool:
-    """Whether the worst tenth is better by the wanted gain, beyond noise, at a mean that is good enough."""
+    """Whether the worst tenth improves significantly by `gain`, and the mean is not worse than allowed."""
     worst, mean = found["worst_tenth"], found["mean"]
     return sign(worst) == "+" and worst["mean"] >= gain["worst_tenth"] and mean["mean"] >= gain["mean"]
 
 
 def verdict(table: dict[str, Any], measure: str) -> str:
-    """The answer in words: who gains in the worst tenth, or how near the best one comes."""
+    """Verdict in words: the aggregators that improve the worst tenth by `gain`, and the best one."""
     unit = "points" if measure == "accuracy" else "%"
     gain = table["gain"]
-    every = [row for row in table["rows"] if row["aggregator"] != table["against"]]
-    every = [row for row in every if row["differences"][measure]["worst_tenth"]["mean"] is not None]
-    rows = [row for row in every if row["differences"][measure]["worst_tenth"]["ci95"] is not None]
+    rows = [row for row in table["rows"] if row["aggregator"] != table["against"]]
+    rows = [row for row in rows if row["differences"][measure]["worst_tenth"]["mean"] is not None]
+    rows = [row for row in rows if row["differences"][measure]["worst_tenth"]["ci95"] is not None]
     pooled = [row for row in table["pooled"] if row["cells"] > 1]
     pooled = [row for row in pooled if row["differences"][measure]["worst_tenth"]["ci95"] is not None]
-    wanted = (
+    criterion = (
         f"{measure}: worst tenth better than {table['against']}'s by {gain['worst_tenth']:g} {unit} or"
-        f" more, beyond the seeds' noise, with a mean at most {-gain['mean']:g} worse:"
+        f" more, beyond the noise of the seeds, with a mean at most {-gain['mean']:g} worse:"
     )
     if not rows:
-        return f"{wanted} not known, for an interval needs two seeds."
+        return f"{criterion} not known, because an interval needs two seeds."
 
     def words(row: Run) -> str:
         cell = f", {row['adapts']}, K={row['inner_steps']}" if "adapts" in row else ", all cells"
@@ -133,11 +133,11 @@ def verdict(table: dict[str, Any], measure: str) -> str:
     for what, group in (("cells", rows), ("aggregators over all cells", pooled)):
         if not group:
             continue
-        met = [row for row in group if gains(row["differences"][measure], gain)]
-        best = max(met or group, key=lambda row: row["differences"][measure]["worst_tenth"]["mean"])
-        parts.append(f"{len(met) or 'none'} of {len(group)} {what} (the most: {words(best)})")
-    chance = f"By chance alone {0.025 * len(rows):.1f} of the cells' intervals would lie above zero."
-    return f"{wanted} {', '.join(parts)}. {chance}"
+        winners = [row for row in group if gains(row["differences"][measure], gain)]
+        best = max(winners or group, key=lambda row: row["differences"][measure]["worst_tenth"]["mean"])
+        parts.append(f"{len(winners) or 'none'} of {len(group)} {what} (the most: {words(best)})")
+    chance = f"By chance alone {0.025 * len(rows):.1f} of the cells' intervals would be above zero."
+    return f"{criterion} {', '.join(parts)}. {chance}"
 
 
 def _pm(found: dict[str, Any], form: str = "+.1f") -> str:
@@ -148,7 +148,7 @@ def _pm(found: dict[str, Any], form: str = "+.1f") -> str:
 
 
 def markdown(table: dict[str, Any]) -> str:
-    """All of it: verdict, signs, every difference, and how it was measured."""
+    """Complete table in Markdown: verdict, signs, all differences, and the setup."""
     lines = []
     for measure in table["experiment"]["measures"]:
         lines += ["", *short(table, measure), "", *_lines(table, measure)]
@@ -156,7 +156,7 @@ def markdown(table: dict[str, Any]) -> str:
 
 
 def short(table: dict[str, Any], measure: str) -> list[str]:
-    """The verdict, and the signs of all cells in one table."""
+    """The verdict, and a table with the signs of all cells."""
     unit = "points" if measure == "accuracy" else "%"
     places = list(dict.fromkeys((row["adapts"], row["inner_steps"]) for row in table["rows"]))
     places.sort(key=lambda place: (place[0] == "all", place))
@@ -165,13 +165,15 @@ def short(table: dict[str, Any], measure: str) -> list[str]:
     lines = [table["verdict"][measure], ""]
     lines += [f"| {measure}: worst tenth / mean | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for pooled in table["pooled"]:
-        own = {
+        differences = {
             (row["adapts"], row["inner_steps"]): row["differences"][measure]
             for row in table["rows"]
             if row["aggregator"] == pooled["aggregator"]
         }
         cells = [
-            f"{sign(own[place]['worst_tenth'])} / {sign(own[place]['mean'])}" if place in own else ""
+            " / ".join(sign(differences[place][split]) for split in ("worst_tenth", "mean"))
+            if place in differences
+            else ""
             for place in places
         ]
         cells += [_pm(pooled["differences"][measure][split]) for split in ("worst_tenth", "mean")]
@@ -180,14 +182,14 @@ def short(table: dict[str, Any], measure: str) -> list[str]:
 
 
 def footer(table: dict[str, Any]) -> str:
-    """How it was measured."""
+    """How the results were measured."""
     hardware, against = table["hardware"], table["against"]
     rates = "; ".join(f"{name} of {values}" for name, values in table["tuned"].items())
     return (
-        f"Differences from {against}, positive where better; +, -: the interval excludes zero; =: within"
-        f" the seeds' noise. Interval: {table['interval']}; seeds {table['seeds']}; {table['test_tasks']}"
-        f" test tasks, used once; {table['steps']} steps; chosen on validation tasks: weights, steps of"
-        f" adaptation and, for every cell, with the first seed, {rates or 'nothing more'}. BatchNorm:"
+        f"Differences from {against}, positive if better; +, -: the interval excludes zero; =: within the"
+        f" noise of the seeds. Interval: {table['interval']}; seeds {table['seeds']}; {table['test_tasks']}"
+        f" test tasks, used once; {table['steps']} steps; selected on validation tasks: weights, steps of"
+        f" adaptation and, for every cell with the first seed, {rates or 'nothing else'}. BatchNorm:"
         f" {table['batchnorm']}. {hardware['device']}, {hardware['threads']} threads; torch"
         f" {table['versions']['torch']}."
     )
@@ -196,10 +198,10 @@ def footer(table: dict[str, Any]) -> str:
 def _lines(table: dict[str, Any], measure: str) -> list[str]:
     accuracy = measure == "accuracy"
     unit, factor = ("accuracy, %", 100) if accuracy else (measure, 1)
-    shown = "points" if accuracy else "%"
+    gap_unit = "points" if accuracy else "%"
     lines = [
-        f"| adapts | K | aggregator | {unit} | worst tenth | mean, difference ({shown}) | |"
-        f" worst tenth, difference ({shown}) | | rates |",
+        f"| adapts | K | aggregator | {unit} | worst tenth | mean, difference ({gap_unit}) | |"
+        f" worst tenth, difference ({gap_unit}) | | rates |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(table["rows"], key=lambda row: (row["adapts"] == "all", row["inner_steps"])):

@@ -1,4 +1,4 @@
-"""What a table of `experiments.multitask` says, in Markdown."""
+"""Markdown tables for a `multitask.json` of `experiments.multitask`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from ..utils.runs import label
 from .report import sign, signed
 
-FEW = 5  # measures that a table can have as columns
+FEW = 5  # maximum number of measures shown as columns
 
 
 def folder_of(table: dict[str, Any], row: str) -> Path:
-    """Where the runs of a method, or of `single_<task>`, lie within the folder of their table.
+    """Relative folder of the runs of a method, or of `single_<task>`, in the folder of the table.
 
     Raises:
         ValueError: the table has no such row.
@@ -28,32 +28,32 @@ def folder_of(table: dict[str, Any], row: str) -> Path:
 
 
 def section(name: str, kept: list[str], table: dict[str, Any]) -> str:
-    """A part of the README; `kept` are the overrides that belong to the experiment."""
+    """Section of the results page; `kept` are the overrides that are part of the experiment."""
     methods = [row["method"] for row in table["rows"][1:]]
     lists = [f"run=[{','.join(methods)}]", f"seeds=[{','.join(map(str, table['seeds']))}]"]
     command = shlex.join(["python", "-m", "experiments.multitask", *kept, *lists])
     measures = list(table["higher_is_better"])
-    every = f"[All numbers, validation too](../experiments/results/{name}/multitask.md)."
+    link = f"[All numbers, including validation](../experiments/results/{name}/multitask.md)."
     return "\n".join(
         [
             *(f"### {name}", "```bash", command, "```", ""),
             *_test(table, measures if len(measures) <= FEW else []),
-            *("", f"{_footer(table)} {every}"),
+            *("", f"{_footer(table)} {link}"),
         ]
     )
 
 
 def markdown(table: dict[str, Any]) -> str:
-    """All of it: every measure on test and on validation, `delta_m`, the signs, and what is noise."""
+    """Complete table in Markdown: all measures on test and validation, `delta_m`, and the signs."""
     measures = list(table["higher_is_better"])
     validation = [
         f"| on validation | {' | '.join(_heads(table, measures))} | chosen on it |",
         "|---" * (len(measures) + 2) + "|",
     ]
     for row in table["rows"]:
-        chosen = row["tuned"] if "delta_m" in row else {k: label(v) for k, v in row["tuned"].items()}
+        tuned = row["tuned"] if "delta_m" in row else {k: label(v) for k, v in row["tuned"].items()}
         values = [signed(row["validation"][m], digits=4, plus=False) for m in measures]
-        validation.append(f"| {row['method']} | {' | '.join(values)} | {label(chosen)} |")
+        validation.append(f"| {row['method']} | {' | '.join(values)} | {label(tuned)} |")
     return "\n".join([*_test(table, measures), "", *validation, "", _footer(table)]) + "\n"
 
 
@@ -62,7 +62,7 @@ def _heads(table: dict[str, Any], measures: list[str]) -> list[str]:
 
 
 def _test(table: dict[str, Any], measures: list[str]) -> list[str]:
-    """A row for each method, with these measures."""
+    """Table with one row per method and one column per measure."""
     columns = ["method", *_heads(table, measures), "delta_m, %", f"against {table['rows'][1]['method']}"]
     lines = [
         f"| {' | '.join([*columns, 'signs', 'parameters', 'training s'])} |",
@@ -85,14 +85,14 @@ def _footer(table: dict[str, Any]) -> str:
     hardware, order = table["hardware"], ", ".join(table["higher_is_better"])
     return (
         f"Test set, used once. Seeds {table['seeds']}; intervals: {table['interval']}; delta_m: mean"
-        " relative change against the single tasks, in percent; signs: better (+), worse (-) or within the"
-        f" noise of the seeds (=), of {order}. {hardware['device']}, {hardware['threads']} threads; torch"
+        " relative change from the single tasks, in percent; signs: better (+), worse (-) or within the"
+        f" noise of the seeds (=), for {order}. {hardware['device']}, {hardware['threads']} threads; torch"
         f" {table['versions']['torch']}."
     )
 
 
 def _verdict(found: Mapping[str, float | None]) -> str:
-    """The difference to the first method, and whether the seeds tell it from none."""
+    """The difference from the first method, and whether it is within the noise of the seeds."""
     if found["mean"] == 0:
         return ""
     return signed(found) + (", within the noise" if sign(found) == "=" else "")

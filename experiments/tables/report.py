@@ -1,4 +1,4 @@
-"""What stands beside every number: where it was measured. And files that are whole or not there."""
+"""Environment of a measurement, atomic writes of files, and formatting of numbers and tables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = ("metamtl", "torch", "numpy", "torchjd", "hydra-core")
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Versions and hardware."""
+    """Versions of the packages, and the hardware."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -42,7 +42,7 @@ def _processor() -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file that other programs can read (no NaN), in one move."""
+    """Write a JSON file atomically; NaN and infinity become null, because JSON has neither."""
     write_text(path, json.dumps(_finite(content), indent=2) + "\n")
 
 
@@ -52,7 +52,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` with another path and rename the file: it is complete, or it is not there."""
+    """Call `write` with a temporary path, then rename the file, so that `path` is never incomplete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
@@ -71,7 +71,7 @@ def _finite(content: Any) -> Any:
 
 
 def signed(found: Mapping[str, float | None], *, digits: int = 2, plus: bool = True) -> str:
-    """`+1.20 ± 0.30`, from `{mean, ci95}`; without the interval where there is none."""
+    """Format `{mean, ci95}` as `+1.20 ± 0.30`; without the interval if it is not finite."""
     sign = "+" if plus else ""
     mean = f"{found['mean']:{sign}.{digits}f}"
     ci95 = found["ci95"]
@@ -79,7 +79,7 @@ def signed(found: Mapping[str, float | None], *, digits: int = 2, plus: bool = T
 
 
 def sign(found: Mapping[str, float | None]) -> str:
-    """`+` or `-` where the interval leaves out zero, else `=`: within the noise, or nothing known of it."""
+    """`+` or `-` if the interval excludes zero, else `=` (within the noise, or no interval)."""
     mean, ci95 = found["mean"], found["ci95"]
     if mean is None or ci95 is None or not abs(mean) > ci95:
         return "="
@@ -87,14 +87,14 @@ def sign(found: Mapping[str, float | None]) -> str:
 
 
 def markdown(table: dict[str, Any]) -> str:
-    """The comparison as a Markdown table, with how it was measured below it."""
+    """Markdown table of a comparison, followed by a line on how it was measured."""
     percent = table["experiment"]["metric"] == "accuracy"
 
     def cell(found: dict[str, float]) -> str:
         factor = 100 if percent else 1
         mean = f"{found['mean'] * factor:.{1 if percent else 3}f}"
-        known = found["ci95"] is not None and math.isfinite(found["ci95"])
-        return f"{mean} ± {found['ci95'] * factor:.{1 if percent else 3}f}" if known else mean
+        is_finite = found["ci95"] is not None and math.isfinite(found["ci95"])
+        return f"{mean} ± {found['ci95'] * factor:.{1 if percent else 3}f}" if is_finite else mean
 
     def to_best(row: dict[str, Any]) -> str:
         if not row.get("to_best"):
@@ -105,7 +105,7 @@ def markdown(table: dict[str, Any]) -> str:
 
     unit = f"{table['experiment']['metric']}{', %' if percent else ''}"
     lines = [
-        f"| recipe | seen tasks ({unit}) | new tasks | worst tenth, new | adapts (way, steps)"
+        f"| recipe | training tasks ({unit}) | new tasks | worst tenth, new | adaptation (strategy, steps)"
         " | new tasks, adapted as trained | to the best | gradient evaluations | steps | training s |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]

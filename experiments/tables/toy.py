@@ -1,4 +1,4 @@
-"""The README's table of `experiments.toy`."""
+"""Markdown table for a `toy.json` of `experiments.toy`."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ from typing import Any
 
 
 def section(toy: dict[str, Any]) -> str:
-    """Who reaches the Pareto set of two losses, from how many of the starts."""
-    found = toy["aggregators"]
-    starts = next(iter(found.values()))["starts"]
+    """Aggregators by the number of initial points from which they reach the Pareto set."""
+    results = toy["aggregators"]
+    starts = next(iter(results.values()))["starts"]
     lines = [
-        "### toy: two losses of two parameters, on which descending their mean gets stuck",
-        f"| on the Pareto set, of {len(starts)} starts | stuck from | aggregators |",
+        "### toy: two losses of two parameters on which gradient descent on the mean fails",
+        f"| Pareto set reached, of {len(starts)} initial points | not reached from | aggregators |",
         "|---|---|---|",
     ]
     groups: dict[tuple[int, str], list[str]] = {}
-    for name, one in found.items():
+    for name, result in results.items():
         places = [
             f"({x:g}, {y:g})"
-            for (x, y), gap in ((s["from"], s["gap"]) for s in one["starts"])
+            for (x, y), gap in ((s["from"], s["gap"]) for s in result["starts"])
             if gap > toy["tolerance"]
         ]
-        groups.setdefault((one["reached"], ", ".join(places) or "-"), []).append(name)
+        groups.setdefault((result["reached"], ", ".join(places) or "-"), []).append(name)
     for (reached, stuck), names in sorted(groups.items(), reverse=True):
         lines.append(f"| {reached} | {stuck} | {', '.join(names)} |")
-    left = "; ".join(f"{name} {why}" for name, why in toy["left_out"].items())
+    excluded = "; ".join(f"{name} {why}" for name, why in toy["left_out"].items())
     return "\n".join(
         [
             *lines,
             "",
             f"{toy['optimizer']}, learning rate {toy['lr']:g}, at most {toy['steps']:,} steps;"
-            f" arrived where no point lowers both losses by more than {toy['tolerance']:g}."
-            f" Left out: {left}.",
+            f" reached: no point decreases both losses by more than {toy['tolerance']:g}."
+            f" Left out: {excluded}.",
             "",
             "![toy](../experiments/results/toy/toy.png)",
         ]

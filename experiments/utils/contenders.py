@@ -1,4 +1,4 @@
-"""The work that `experiments.bench` measures, and the ways to a meta-gradient that it compares."""
+"""Workloads and contenders of `experiments.bench`; a contender is a way to compute a meta-gradient."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Gradient = Callable[[], Tensor]
 
 
 class Work(NamedTuple):
-    """One meta-gradient: a model, a recipe of `steps` inner steps of `lr`, an episode and a loss."""
+    """A workload: one meta-gradient of a model, with `steps` inner steps of learning rate `lr`."""
 
     model: nn.Module
     recipe: Recipe
@@ -27,10 +27,10 @@ class Work(NamedTuple):
     lr: float
     episode: Episode
     loss: Loss
-    head: bool = False  # adapt the head alone
+    head: bool = False  # adapt only the head
 
     def double(self) -> Work:
-        """The same in float64."""
+        """The same workload in float64; converts the model in place."""
         assert self.episode.support is not None
         support, query = (
             Batch(batch.x.double(), batch.y.double() if batch.y.is_floating_point() else batch.y)
@@ -58,9 +58,9 @@ def images(
     differentiation: Any = "exact",
     head: bool = False,
 ) -> Work:
-    """Random pictures: speed does not depend on what is drawn."""
-    pictures = torch.rand(200, 1, 28, 28, generator=torch.Generator().manual_seed(1))
-    family = tasks.FewShot(pictures, torch.arange(200) // 20, ways=5, shots=shots, queries=queries)
+    """Few-shot classification of random images, because the speed does not depend on the images."""
+    pixels = torch.rand(200, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+    family = tasks.FewShot(pixels, torch.arange(200) // 20, ways=5, shots=shots, queries=queries)
     episode = family.sample(num_tasks, torch.Generator().manual_seed(0))
     recipe = (recipes.anil if head else recipes.maml)(steps, lr, differentiation=differentiation)
     model = _seeded(lambda: nets.conv4(5, downsample=downsample))
@@ -68,7 +68,7 @@ def images(
 
 
 class Transformer(nn.Module):
-    """One encoder layer over tokens, and a linear head on their mean: `[B, L, 16] -> [B, 5]`."""
+    """One encoder layer, and a linear head on the mean of the tokens: `[B, L, 16] -> [B, 5]`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ def ours(work: Work, engine: engines.Engine) -> Gradient:
 
 
 def learn2learn(work: Work) -> Gradient:
-    """The `fast_adapt` of learn2learn's examples."""
+    """The function `fast_adapt` of learn2learn's examples."""
     import learn2learn as l2l
 
     model, count = work.model, work.episode.num_tasks
@@ -124,20 +124,20 @@ def learn2learn(work: Work) -> Gradient:
     def gradient() -> Tensor:
         model.zero_grad()
         for task in range(count):
-            one = work.episode[task]
+            episode = work.episode[task]
             clone = learner.clone()
-            support = model.body(one.support.x) if work.head else one.support.x
+            support = model.body(episode.support.x) if work.head else episode.support.x
             for _ in range(work.steps):
-                clone.adapt(work.loss(clone(support), one.support.y))
-            query = model.body(one.query.x) if work.head else one.query.x
-            (work.loss(clone(query), one.query.y) / count).backward()
+                clone.adapt(work.loss(clone(support), episode.support.y))
+            query = model.body(episode.query.x) if work.head else episode.query.x
+            (work.loss(clone(query), episode.query.y) / count).backward()
         return _grads(model)
 
     return gradient
 
 
 def higher(work: Work) -> Gradient:
-    """The inner loop of higher's README, with the meta-gradient let through."""
+    """The inner loop of higher's README, with `copy_initial_weights=False` for a meta-gradient."""
     import higher as peer
 
     model, count = work.model, work.episode.num_tasks
@@ -146,21 +146,21 @@ def higher(work: Work) -> Gradient:
         model.zero_grad()
         inner = torch.optim.SGD((model.head if work.head else model).parameters(), lr=work.lr)
         for task in range(count):
-            one = work.episode[task]
+            episode = work.episode[task]
             adapted = model.head if work.head else model
             with peer.innerloop_ctx(adapted, inner, copy_initial_weights=False) as (fast, steps):
-                support = model.body(one.support.x) if work.head else one.support.x
+                support = model.body(episode.support.x) if work.head else episode.support.x
                 for _ in range(work.steps):
-                    steps.step(work.loss(fast(support), one.support.y))
-                query = model.body(one.query.x) if work.head else one.query.x
-                (work.loss(fast(query), one.query.y) / count).backward()
+                    steps.step(work.loss(fast(support), episode.support.y))
+                query = model.body(episode.query.x) if work.head else episode.query.x
+                (work.loss(fast(query), episode.query.y) / count).backward()
         return _grads(model)
 
     return gradient
 
 
 def plain(work: Work) -> Gradient:
-    """`vmap` and `grad` written out by hand, the mean over tasks differentiated."""
+    """Plain `torch.func`: `grad` in the inner loop, `vmap` over tasks."""
     model = work.model
     support, query = work.episode.support, work.episode.query
     assert support is not None
@@ -176,7 +176,7 @@ def plain(work: Work) -> Gradient:
 
     def gradient() -> Tensor:
         params = {name: param.detach().requires_grad_() for name, param in model.named_parameters()}
-        with sdpa_kernel(SDPBackend.MATH):  # the one that has a second derivative
+        with sdpa_kernel(SDPBackend.MATH):  # the only backend with second derivatives
             losses = vmap(one_task, in_dims=(None, 0, 0, 0, 0))(params, *support, *query)
             return _flat(torch.autograd.grad(losses.mean(), list(params.values())))
 
@@ -184,7 +184,7 @@ def plain(work: Work) -> Gradient:
 
 
 def unrolled(work: Work) -> Gradient:
-    """One task after the other by `torch.autograd.grad`: what every other gradient is held against."""
+    """Sequential tasks with `torch.autograd.grad`: the reference for all other gradients."""
     model = work.model
 
     def gradient() -> Tensor:
@@ -192,20 +192,20 @@ def unrolled(work: Work) -> Gradient:
         names = _adapted(work, params)
         total = torch.zeros(())
         for task in range(work.episode.num_tasks):
-            one, fast = work.episode[task], dict(params)
+            episode, fast = work.episode[task], dict(params)
             for _ in range(work.steps):
-                loss = work.loss(functional_call(model, fast, (one.support.x,)), one.support.y)
-                found = torch.autograd.grad(loss, [fast[name] for name in names], create_graph=True)
-                fast |= {name: fast[name] - work.lr * gradient for name, gradient in zip(names, found)}
-            total = total + work.loss(functional_call(model, fast, (one.query.x,)), one.query.y)
+                loss = work.loss(functional_call(model, fast, (episode.support.x,)), episode.support.y)
+                grads = torch.autograd.grad(loss, [fast[name] for name in names], create_graph=True)
+                fast |= {name: fast[name] - work.lr * inner for name, inner in zip(names, grads)}
+            total = total + work.loss(functional_call(model, fast, (episode.query.x,)), episode.query.y)
         mean = total / work.episode.num_tasks
         return _flat(torch.autograd.grad(mean, list(params.values())))
 
-    def by_plain_kernels() -> Tensor:
+    def with_math_kernels() -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):
             return gradient()
 
-    return by_plain_kernels
+    return with_math_kernels
 
 
 def _adapted(work: Work, params: dict[str, Tensor]) -> list[str]:
@@ -226,12 +226,12 @@ ENGINES: dict[str, Callable[[], engines.Engine]] = {
     "Vmap": engines.Vmap,
     "Compiled": engines.Compiled,
     "Compiled, one task at a time": lambda: engines.Compiled(1),
-    "Auto": lambda: engines.Auto(steps=10_000),  # of a long training
+    "Auto": lambda: engines.Auto(steps=10_000),  # as in a long training
 }
 
 
 def with_engine(make: Callable[[], engines.Engine]) -> Callable[[Work], Gradient]:
-    """A contender of this package's."""
+    """Contender that runs `meta_backward` with this engine."""
     return lambda work: ours(work, make())
 
 

@@ -1,4 +1,4 @@
-"""Choosing a way to adapt on validation tasks, and measuring with it, for both shapes of work."""
+"""Select an adaptation strategy on validation tasks and evaluate it, for few-shot and named tasks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import nn
 
 from metamtl import Batch, Episode, Estimate, Recipe, adaptation_curve, delta_m, engines, evaluate, recipes
 
-Reference = Mapping[str, float]  # {"task/metric": what a model for that task alone reached}
+Reference = Mapping[str, float]  # {"task/metric": value of a single-task model}
 
 
 class Choice(NamedTuple):
-    """A way to adapt, after how many of its steps, how good that was, and by every other metric."""
+    """An adaptation strategy, its number of steps, its value of the selection metric, and all metrics."""
 
     way: str
     stage: int
@@ -23,7 +23,7 @@ class Choice(NamedTuple):
     found: dict[str, Estimate]
 
     def better_than(self, other: Choice) -> bool:
-        """Whether this one measured better."""
+        """Whether this choice has the better value."""
         gap = self.estimate.mean - other.estimate.mean
         return gap > 0 if self.higher_is_better else gap < 0
 
@@ -37,11 +37,11 @@ def choose(
     reference: Reference | None = None,
     engine: engines.Engine | None = None,
 ) -> Choice:
-    """The best of all ways and of all their steps on these tasks."""
+    """Select the best strategy and number of steps on these tasks."""
     best: Choice | None = None
     for way, recipe in ways.items():
-        for stage, found in enumerate(_stages(model, recipe, family, episodes, reference, engine)):
-            choice = Choice(way, stage, found[metric], higher(family, metric), found)
+        for stage, metrics in enumerate(_stages(model, recipe, family, episodes, reference, engine)):
+            choice = Choice(way, stage, metrics[metric], higher(family, metric), metrics)
             if best is None or choice.better_than(best):
                 best = choice
     assert best is not None
@@ -87,26 +87,26 @@ def _stages(
 
 
 def _flat(found: Mapping[str, Mapping[str, Estimate]], metrics: Mapping[str, Any]) -> dict[str, Estimate]:
-    """`{task: {metric: ...}}` as `{"task/metric": ...}`, and each metric's mean over the tasks."""
+    """Flatten `{task: {metric: ...}}` to `{"task/metric": ...}`; add the mean of each metric over tasks."""
     means: dict[str, list[float]] = {}
     higher: dict[str, bool] = {}
-    each: dict[str, Estimate] = {}
+    per_task: dict[str, Estimate] = {}
     for task, estimates in found.items():
         for name, estimate in estimates.items():
-            each[f"{task}/{name}"] = estimate
+            per_task[f"{task}/{name}"] = estimate
             means.setdefault(name, []).append(estimate.mean)
             higher[name] = metrics[task][name].higher_is_better
     over_tasks = {
         name: Estimate.of(torch.tensor(values), higher_is_better=higher[name])
         for name, values in means.items()
     }
-    return {**over_tasks, **each}
+    return {**over_tasks, **per_task}
 
 
 def higher(family: Any, metric: str) -> bool:
-    """Whether more of this metric is better.
+    """Whether higher values of this metric are better.
 
-    Named tasks have `"task/metric"`, a metric of some task (the mean over the tasks that have it), and
+    Named tasks have the metrics `"task/metric"`, `"metric"` (the mean over the tasks that have it), and
     `"delta_m"`.
 
     Raises:
@@ -115,9 +115,9 @@ def higher(family: Any, metric: str) -> bool:
     directions: dict[str, bool] = {}
     for name, value in family.metrics.items():
         if isinstance(value, Mapping):
-            for each, of_task in value.items():
-                directions.setdefault(each, of_task.higher_is_better)
-                directions[f"{name}/{each}"] = of_task.higher_is_better
+            for key, task_metric in value.items():
+                directions.setdefault(key, task_metric.higher_is_better)
+                directions[f"{name}/{key}"] = task_metric.higher_is_better
             directions["delta_m"] = True
         else:
             directions[name] = value.higher_is_better
@@ -131,14 +131,14 @@ def higher(family: Any, metric: str) -> bool:
 def trivial(
     net: nn.Module, recipe: Recipe, family: Any, train: Any, new: Any
 ) -> dict[str, dict[str, float]]:
-    """The trivial answer to the test episodes `new`.
+    """Evaluate the trivial baseline on the test episodes `new`.
 
-    A few-shot task gives it its support set. A named task has none, so `train` examples stand in, and the
-    test examples are cut into twenty tasks.
+    A few-shot task is adapted with its support set. A named task has none: `train` examples are used
+    instead, and its test examples are split into twenty tasks.
     """
     if not isinstance(new, Mapping):
-        found = evaluate(net, recipe, new, family.loss, metrics=family.metrics)
-        return {name: estimate.as_dict() for name, estimate in found.items()}
+        estimates = evaluate(net, recipe, new, family.loss, metrics=family.metrics)
+        return {name: estimate.as_dict() for name, estimate in estimates.items()}
     flat = _flat(
         {
             name: evaluate(

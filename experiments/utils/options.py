@@ -1,4 +1,4 @@
-"""Checks of the options that hold before anything is built."""
+"""Checks of the options, before anything is built."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-LIMITS = ("steps", "gradient_evaluations", "max_minutes")  # of a training; null sets no limit
+LIMITS = ("steps", "gradient_evaluations", "max_minutes")  # of a training; null: no limit
 COUNTS = (
     *("checkpoint.keep", "meta_batch", "tasks_per_step"),
     "validate.times",
@@ -23,7 +23,7 @@ def check_training(cfg: DictConfig) -> None:
     """Check the options of one training.
 
     Raises:
-        ValueError: a limit, count, learning rate or seed that no training can have; no limit at all.
+        ValueError: an invalid limit, count, learning rate or seed, or no limit at all.
     """
     for name in LIMITS:
         value = OmegaConf.select(cfg, name)
@@ -43,7 +43,7 @@ def check_training(cfg: DictConfig) -> None:
     for name in NUMBERS:
         value = OmegaConf.select(cfg, name)
         per_step = list(value) if isinstance(value, ListConfig) else [value]
-        if not all(each is None or _is_number(each) for each in per_step):
+        if not all(lr is None or _is_number(lr) for lr in per_step):
             raise ValueError(f"{name}={value}: expected a number, e.g. {name}=0.01.")
     if not (_is_number(cfg.average) and 0 <= cfg.average < 1):
         raise ValueError(f"average={cfg.average}: expected a decay of at least 0 and less than 1.")
@@ -63,7 +63,7 @@ def check_seeds(cfg: DictConfig, name: str = "seeds") -> None:
     value = cfg[name]
     if not isinstance(value, ListConfig):
         raise ValueError(
-            f"{name}={value}: expected a list of seeds, e.g. {name}=[3] for the one seed 3, or"
+            f"{name}={value}: expected a list of seeds, e.g. {name}=[3] for a single seed, or"
             f" {name}=[0,1,2] for three seeds."
         )
     _check_list(name, list(value))
@@ -72,10 +72,10 @@ def check_seeds(cfg: DictConfig, name: str = "seeds") -> None:
 
 
 def names(cfg: DictConfig, name: str) -> list[Any]:
-    """The values of an option that lists names; a single name is a list of one.
+    """List of names in an option; a single name is a list of one.
 
     Raises:
-        ValueError: the list is empty, or has a name twice.
+        ValueError: the list is empty or has duplicates.
     """
     value = cfg[name]
     entries = list(value) if isinstance(value, ListConfig) else [value]
@@ -87,13 +87,13 @@ def check_tune(cfg: DictConfig) -> None:
     """Check `tune`, `{option: values}`.
 
     Raises:
-        ValueError: it is no mapping, an option has no list of values, or there is no such option.
+        ValueError: it is not a mapping, an option has no list of values, or an option is unknown.
     """
     if cfg.tune is None:
         return
     if not isinstance(cfg.tune, DictConfig):
         raise ValueError(
-            f"tune={cfg.tune}: expected options with lists, e.g. tune={{optimizer.lr:[1e-3]}}."
+            f"tune={cfg.tune}: expected a mapping from options to lists, e.g. tune={{optimizer.lr:[1e-3]}}."
         )
     for name, values in cfg.tune.items():
         if not isinstance(values, ListConfig) or not values:
@@ -104,25 +104,28 @@ def check_tune(cfg: DictConfig) -> None:
 
 
 def check_known(cfg: DictConfig, where: str, changes: Iterable[Any]) -> None:
-    """Raise a ValueError if one of the changed options belongs to no group or option of a training."""
+    """Raise a ValueError if one of the changed options is not an option of a training."""
     unknown = sorted({str(name).partition(".")[0] for name in changes} - set(map(str, cfg)))
     if unknown:
         raise ValueError(
-            f"{where} changes {unknown}, which no training has; it has {', '.join(map(str, cfg))}."
+            f"{where} changes {unknown}, which are not options of a training; it has"
+            f" {', '.join(map(str, cfg))}."
         )
 
 
 def _check_list(name: str, entries: list[Any]) -> None:
     if not entries:
-        raise ValueError(f"{name}=[]: expected at least one.")
-    twice = sorted({str(entry) for entry in entries if entries.count(entry) > 1})
-    if twice:
-        raise ValueError(f"{name} has {', '.join(twice)} twice; each is run once.")
+        raise ValueError(f"{name}=[]: expected at least one entry.")
+    duplicates = sorted({str(entry) for entry in entries if entries.count(entry) > 1})
+    if duplicates:
+        raise ValueError(
+            f"{name} has {', '.join(duplicates)} twice; remove the duplicates, because each is run once."
+        )
 
 
 def _check_seed(name: str, seed: Any) -> None:
     if not (_is_number(seed, integer=True) and seed >= 0):
-        raise ValueError(f"{name}: {seed!r} is no seed; expected an integer of at least 0.")
+        raise ValueError(f"{name}: {seed!r} is not a valid seed; expected a non-negative integer.")
 
 
 def _is_number(value: Any, *, integer: bool = False) -> bool:

@@ -1,4 +1,4 @@
-"""What a training consists of, built from its config before the first step."""
+"""Build the parts of a training from its config, before the first step."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from .processes import is_distributed
 class Parts(NamedTuple):
     """Data, model, recipe and optimizer of one training.
 
-    `strategies` are the recipes by which the trained model may adapt at test. `engine` computes the
-    training steps, `evaluator` the evaluations; None is the library's default.
+    `strategies` are the adaptation strategies available at test. `engine` computes the training steps,
+    `evaluator` the evaluations; if None, the library's default.
     """
 
     source: Any
@@ -40,13 +40,13 @@ class Parts(NamedTuple):
 
 
 class Sources:
-    """Builds sources of tasks, each config once: trainings of one table share their data."""
+    """Cache of sources of tasks, so that the trainings of a table share their data."""
 
     def __init__(self) -> None:
         self.built: dict[str, Any] = {}
 
     def __call__(self, cfg: DictConfig, changes: DictConfig | None = None) -> Any:
-        """The source that `cfg.task` describes, with `changes`."""
+        """The source described by `cfg.task`, updated with `changes`."""
         task = OmegaConf.merge(cfg.task, changes or {})
         key = OmegaConf.to_yaml(task, resolve=True)
         if key not in self.built:
@@ -58,8 +58,8 @@ def build(cfg: DictConfig, sources: Sources | None = None) -> Parts:
     """Check the config of a training and build all its parts.
 
     Raises:
-        ValueError: an option that cannot work; its name is in the message.
-        ImportError: a part needs a package that is not installed.
+        ValueError: an invalid option; the message contains its name.
+        ImportError: a part requires a package that is not installed.
     """
     options.check_training(cfg)
     sources = sources or Sources()
@@ -72,9 +72,9 @@ def build(cfg: DictConfig, sources: Sources | None = None) -> Parts:
     train = (sources(cfg, cfg.train_task) if cfg.train_task else source).split("train")
     if cfg.teachers:
         train = taught(train, cfg)
-    # Configs refer to what the training tasks and the model know: ${train:ids}, ${net:features}.
+    # Configs may refer to attributes of the training tasks and the model: ${train:ids}, ${net:features}.
     resolve("train", train)
-    torch.manual_seed(cfg.seed)  # for the initial weights alone; all else has its own generator
+    torch.manual_seed(cfg.seed)  # for the initial weights only; everything else has its own generator
     model = part("net", cfg.net).to(cfg.device)
     resolve("net", model)
     recipe: Recipe = part("recipe", cfg.recipe)
@@ -91,10 +91,10 @@ def build(cfg: DictConfig, sources: Sources | None = None) -> Parts:
         engine = evaluator = part("engine", cfg.engine)
         if isinstance(train.loss, Mapping) and not isinstance(engine, engines.Auto | engines.Loop):
             raise ValueError(
-                f"engine={engine!r}: named tasks differ in shape and run one by one; use engine=null, or"
+                f"engine={engine!r}: named tasks differ in shape and run sequentially; use engine=null, or"
                 " engine={_target_: metamtl.engines.Loop}."
             )
-    elif isinstance(train.loss, Mapping):  # named tasks: the library has one way to run them
+    elif isinstance(train.loss, Mapping):  # named tasks: only one engine supports them
         engine = evaluator = None
     else:
         engine, evaluator = (
@@ -111,64 +111,65 @@ def build(cfg: DictConfig, sources: Sources | None = None) -> Parts:
 
 
 def part(name: str, config: Any, call: Callable[[Any], Any] | None = None) -> Any:
-    """Build the part of this name from its config; `call` finishes a part whose config is partial.
+    """Build a part from its config; `call` completes a part whose config is partial.
 
     Raises:
-        ImportError: the part, or a package that it needs, cannot be imported.
-        ValueError: its options cannot work.
+        ImportError: the part, or a package that it requires, cannot be imported.
+        ValueError: its options are invalid.
     """
     try:
-        built = instantiate(config)
-        return call(built) if call else built
+        result = instantiate(config)
+        return call(result) if call else result
     except Exception as error:
         cause = error.__cause__ or error
-        kind = ImportError if isinstance(cause, ImportError) else ValueError
-        raise kind(
-            f"{name}={config} cannot be built: {type(cause).__name__}: {cause} Correct its config, or an"
-            f" option: {name}.<option>=<value>."
+        error_type = ImportError if isinstance(cause, ImportError) else ValueError
+        raise error_type(
+            f"{name}={config} cannot be built: {type(cause).__name__}: {cause} Correct its config or"
+            f" an option: {name}.<option>=<value>."
         ) from error
 
 
 def num_steps(cfg: DictConfig, recipe: Recipe) -> int | None:
-    """The largest number of steps that the limits allow; None if a limit on time may end the run before.
+    """Maximum number of steps within the limits; None if there is a time limit.
 
-    A task costs the adapter's gradient evaluations and at least one for its query set.
+    A task costs the gradient evaluations of the adapter plus at least one for its query set.
     """
     if cfg.max_minutes is not None:
         return None
     limits = [] if cfg.steps is None else [cfg.steps]
     if cfg.gradient_evaluations:
-        of_step = cfg.meta_batch * (1 + recipe.adapter.gradient_evaluations)
-        limits.append(-(-cfg.gradient_evaluations // of_step))
+        cost_per_step = cfg.meta_batch * (1 + recipe.adapter.gradient_evaluations)
+        limits.append(-(-cfg.gradient_evaluations // cost_per_step))
     return min(limits, default=None)
 
 
 def check_cost(adapter: Adapter) -> None:
-    """Raise a ValueError if the adapter, or one that it contains, does not say what a task costs.
+    """Raise a ValueError if the adapter, or one that it contains, does not define its cost per task.
 
-    A budget of gradient evaluations is spent by what adapters report. The base class reports 0, which holds
-    for adapters without an inner loop; outside of `metamtl.adapters` it may be an omission.
+    A budget of gradient evaluations relies on the costs that adapters report. The base class reports 0,
+    which is correct without an inner loop; outside `metamtl.adapters` it may be an omission.
     """
     for module in adapter.modules():
         if not isinstance(module, Adapter) or type(module).__module__.startswith("metamtl.adapters."):
             continue
         classes = type(module).__mro__
-        defined = [cls for cls in classes if "gradient_evaluations" in vars(cls) and cls is not Adapter]
-        if not defined:
+        definitions = [cls for cls in classes if "gradient_evaluations" in vars(cls) and cls is not Adapter]
+        if not definitions:
             raise ValueError(
                 f"{type(module).__name__} does not define gradient_evaluations, so its inner loop would not"
-                " count against the budget and it would train for more steps than others. Define it as a"
-                " property: the backward passes over a support set that one task costs, those of the outer"
-                " gradient included (2 K for K differentiated gradient steps, 0 without an inner loop)."
+                " count towards the budget and it would train for more steps than other adapters. Define"
+                " it as a property: the number of backward passes over a support set per task, including"
+                " those of the outer gradient (2 K for K differentiated gradient steps, 0 without an inner"
+                " loop)."
             )
 
 
 def taught(tasks: Any, cfg: DictConfig) -> WithTeachers:
-    """The tasks, with the outputs of the models of other runs as targets."""
+    """Add the outputs of models of other runs to the targets of the tasks, for distillation."""
     models = {task: load(run).model.to(cfg.device).eval() for task, run in cfg.teachers.items()}
     return WithTeachers(tasks, models, **instantiate(cfg.distillation, _convert_="all"))
 
 
 def resolve(name: str, thing: Any) -> None:
-    """Let configs refer to `${name:attribute}`: a table of heads needs the ids of the training tasks."""
+    """Register `${name:attribute}` for configs; a table of heads needs the ids of the training tasks."""
     OmegaConf.register_new_resolver(name, lambda attribute: getattr(thing, attribute), replace=True)

@@ -1,4 +1,4 @@
-"""The trainings that make up a table: each run once, its rates chosen on validation."""
+"""The trainings of a table: cached runs, grids of options, and the selection score."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def run_cached(cfg: DictConfig, folder: Path, sources: Sources | None = None) ->
 
 
 def grid_points(tune: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """`{"optimizer.lr": [1e-3, 3e-3]}` as `[{"optimizer.lr": 1e-3}, {"optimizer.lr": 3e-3}]`."""
+    """Convert `{"optimizer.lr": [1e-3, 3e-3]}` to `[{"optimizer.lr": 1e-3}, {"optimizer.lr": 3e-3}]`."""
     tune = tune or {}
     return [dict(zip(tune, values)) for values in product(*tune.values())]
 
 
 def label(values: Mapping[str, Any]) -> str:
-    """A combination, as the name of a folder."""
+    """Folder name of a grid point."""
     return ",".join(f"{name}={value}" for name, value in values.items()) or "as given"
 
 
 def quality(run: Run, metric: str, *, higher_is_better: bool) -> float:
-    """How good a run is on validation; more is better, and a run that diverged is the worst."""
+    """Validation score of a run; higher is better, and -inf if the run diverged."""
     if "diverged" in run:
         return -inf
     mean = run["validation"][metric]["mean"]

@@ -1,4 +1,4 @@
-"""From official files to arrays: download, verification, preparation, preprocessing."""
+"""Download, verify, prepare and preprocess data sets: from official files to arrays."""
 
 from .vocabulary import Vocabulary
 

@@ -1,4 +1,4 @@
-"""Adult: rows of the US census of 1994."""
+"""Adult: the 1994 US census data set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from .prepared import Arrays, Dir, official, read_arrays, text, write_arrays
 
 FILE = "adult.npz"
-COLUMNS = (  # of adult.data
+COLUMNS = (  # columns of adult.data
     *("age", "workclass", "fnlwgt", "education", "education-num", "marital-status", "occupation"),
     *("relationship", "race", "sex", "capital-gain", "capital-loss", "hours-per-week", "native-country"),
     "income-per-year",
@@ -26,16 +26,18 @@ NEEDED = (
 
 
 def load(data_dir: Dir = None) -> Arrays:
-    """`numeric` `[32561, 6]`, `categorical` `[32561, 9]` as codes, and the names of both."""
+    """Load `numeric` `[32561, 6]`, `categorical` `[32561, 9]` (codes), and the names of their columns."""
     return read_arrays("adult", FILE, NEEDED, data_dir)
 
 
 def prepare(source: Path, folder: Path) -> Path:
-    """`adult.npz` from the official `adult.data`: 15 columns with commas, no header; `?` is missing."""
+    """Prepare `adult.npz` from `adult.data`: 15 comma-separated columns, no header; `?` is missing."""
     (path,) = official(source, "adult.data")
     rows = [[cell.strip() for cell in line.split(",")] for line in text(path).splitlines() if line.strip()]
-    if wrong := [number for number, row in enumerate(rows, 1) if len(row) != len(COLUMNS)]:
-        raise ValueError(f"{path}: rows {wrong[:5]} have not {len(COLUMNS)} columns; get the file anew.")
+    if invalid := [number for number, row in enumerate(rows, 1) if len(row) != len(COLUMNS)]:
+        raise ValueError(
+            f"{path}: rows {invalid[:5]} do not have {len(COLUMNS)} columns; download the file again."
+        )
     table = {name: np.array(cells) for name, cells in zip(COLUMNS, zip(*rows))}
     levels = {name: np.unique(table[name], return_inverse=True) for name in CATEGORICAL}
     arrays = {
@@ -43,7 +45,7 @@ def prepare(source: Path, folder: Path) -> Path:
         "numeric": np.stack([table[name].astype(np.int32) for name in NUMERIC], 1),
         "categorical_names": np.array(CATEGORICAL),
         "categorical": np.stack([codes.astype(np.uint8) for _, codes in levels.values()], 1),
-        **{f"levels_{name}": found for name, (found, _) in levels.items()},
+        **{f"levels_{name}": strings for name, (strings, _) in levels.items()},
     }
     write_arrays(folder / FILE, arrays)
     return folder / FILE

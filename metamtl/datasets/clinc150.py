@@ -1,4 +1,4 @@
-"""CLINC150: sentences of 150 intents in 10 domains."""
+"""CLINC150: sentences with 150 intents in 10 domains."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ IN_SCOPE = FILES[:3]
 
 
 def load(data_dir: Dir = None) -> list[dict[str, Any]]:
-    """`text` and `intent` of the 22,500 sentences in scope."""
-    read = (read_lines("clinc150", f"{name}.jsonl", ("text", "intent"), data_dir) for name in IN_SCOPE)
-    return [entry for entries in read for entry in entries]
+    """Load `text` and `intent` of the 22,500 in-scope sentences."""
+    files = (read_lines("clinc150", f"{name}.jsonl", ("text", "intent"), data_dir) for name in IN_SCOPE)
+    return [entry for entries in files for entry in entries]
 
 
 def load_domains(data_dir: Dir = None) -> dict[str, list[str]]:
-    """The 15 intents of each domain."""
+    """Load the 15 intents of each domain."""
     read_lines("clinc150", "train.jsonl", (), data_dir)  # raises if the data is missing
     path = data_folder("clinc150", data_dir) / "domains.json"
     domains: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
@@ -28,12 +28,13 @@ def load_domains(data_dir: Dir = None) -> dict[str, list[str]]:
 
 
 def prepare(source: Path, folder: Path) -> Path:
-    """Six files of JSON lines and `domains.json` from the official `data_full.json` and `domains.json`."""
+    """Prepare six JSON Lines files and `domains.json` from `data_full.json` and `domains.json`."""
     full, domains = official(source, "data_full.json", "domains.json")
     content = json.loads(text(full))
     for name in FILES:
         write_lines(
-            folder / f"{name}.jsonl", ({"text": said, "intent": intent} for said, intent in content[name])
+            folder / f"{name}.jsonl",
+            ({"text": sentence, "intent": intent} for sentence, intent in content[name]),
         )
     (folder / "domains.json").write_text(
         json.dumps(json.loads(text(domains)), indent=1) + "\n", encoding="utf-8"

@@ -1,4 +1,4 @@
-"""easy-VQA: drawn shapes, and questions about them."""
+"""easy-VQA: images of simple shapes, and questions about them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ NEEDED = ("answers", "questions", *(f"{half}_{part}" for half in ("train", "test
 
 
 def load(data_dir: Dir = None) -> Arrays:
-    """`questions`, `answers`, and of `train` and `test` the images and, by question, image and answer."""
+    """Load `questions`, `answers`, and for each split the images and the image and answer per question."""
     return read_arrays("easy_vqa", FILE, NEEDED, data_dir)
 
 
 def prepare(source: Path, folder: Path) -> Path:
-    """`easy_vqa.npz` from the official folders `train/` and `test/` and from `answers.txt`.
+    """Prepare `easy_vqa.npz` from the official folders `train/` and `test/` and from `answers.txt`.
 
     Raises:
         ImportError: Pillow is missing.
@@ -29,23 +29,23 @@ def prepare(source: Path, folder: Path) -> Path:
     try:
         from PIL import Image
     except ImportError as error:
-        raise ImportError("easy-VQA is prepared with Pillow: pip install 'metamtl[glyphs]'.") from error
-    (listed,) = official(source, "answers.txt")
-    answers = text(listed).split()
-    asked: dict[str, list[Any]] = {
-        half: json.loads(text(listed.parent / half / "questions.json")) for half in ("train", "test")
+        raise ImportError("Preparing easy-VQA requires Pillow: pip install 'metamtl[glyphs]'.") from error
+    (answer_file,) = official(source, "answers.txt")
+    answers = text(answer_file).split()
+    content: dict[str, list[Any]] = {
+        half: json.loads(text(answer_file.parent / half / "questions.json")) for half in ("train", "test")
     }
-    questions = sorted({said for half in asked.values() for said, _, _ in half})
-    number = {said: i for i, said in enumerate(questions)}
+    questions = sorted({question for entries in content.values() for question, _, _ in entries})
+    number = {question: i for i, question in enumerate(questions)}
     arrays: Arrays = {"answers": np.array(answers), "questions": np.array(questions)}
-    for half, entries in asked.items():
-        folder_of = listed.parent / half / "images"
+    for half, entries in content.items():
+        image_folder = answer_file.parent / half / "images"
         pictures = []
-        for i in range(len(list(folder_of.glob("*.png")))):
-            with Image.open(folder_of / f"{i}.png") as picture:
+        for i in range(len(list(image_folder.glob("*.png")))):
+            with Image.open(image_folder / f"{i}.png") as picture:
                 pictures.append(np.asarray(picture.convert("RGB")))
         arrays[f"{half}_images"] = np.stack(pictures)
-        arrays[f"{half}_question"] = np.array([number[said] for said, _, _ in entries], np.int16)
+        arrays[f"{half}_question"] = np.array([number[question] for question, _, _ in entries], np.int16)
         arrays[f"{half}_question_image"] = np.array([image for _, _, image in entries], np.int16)
         arrays[f"{half}_question_answer"] = np.array([answers.index(a) for _, a, _ in entries], np.int8)
     write_arrays(folder / FILE, arrays)

@@ -1,4 +1,4 @@
-"""Where files lie: the user's data folder, and what the project itself ships in `data/`."""
+"""Paths of files: the user's data folder, and the files that the project ships in `data/`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ SPLITS = ("train", "validation", "test")
 
 
 def data_folder(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of the set `name`: `<data_dir>/<name>`. It is not created.
+    """The folder of a data set, `<data_dir>/<name>`; it is not created.
 
-    `data_dir` is, in this order: the argument, the environment variable `METAMTL_DATA`, the user's
-    cache folder for `metamtl`.
+    `data_dir` is the argument, or else the environment variable `METAMTL_DATA`, or else the user's cache
+    folder for `metamtl`.
 
     Raises:
-        ImportError: neither is given and `platformdirs`, which knows the cache folder, is missing.
+        ImportError: neither is set, and `platformdirs`, which locates the cache folder, is missing.
 
     >>> data_folder("omniglot", "datasets").as_posix()
     'datasets/omniglot'
@@ -33,43 +33,43 @@ def data_folder(name: str, data_dir: str | os.PathLike[str] | None = None) -> Pa
         import platformdirs
     except ImportError as error:
         raise ImportError(
-            f"no data folder is named, and platformdirs, which finds the user's cache, is missing: give"
+            f"no data folder is set, and platformdirs, which locates the user's cache, is missing: pass"
             f" data_dir=..., set {VARIABLE}, or pip install 'metamtl[glyphs]'."
         ) from error
     return platformdirs.user_cache_path("metamtl") / name
 
 
 def project_file(relative: str | os.PathLike[str]) -> Path:
-    """A file of the project's `data/`: class splits, sources.
+    """Path of a file in the project's `data/`: class splits, sources.
 
-    A wheel carries `data/` as `metamtl/data`; a source checkout, also one installed with
-    `pip install -e`, has it beside `metamtl/`.
+    A wheel contains `data/` as `metamtl/data`; in a source checkout, including one installed with
+    `pip install -e`, it is next to `metamtl/`.
 
     Raises:
-        FileNotFoundError: neither place has the file.
+        FileNotFoundError: the file is in neither folder.
 
     >>> project_file("sources.yaml").name
     'sources.yaml'
     """
     package = Path(__file__).resolve().parents[1]
-    # The wheel's place first: beside an installed package, `data` may be a stranger's folder.
-    places = [package / "data" / relative, package.parent / "data" / relative]
-    for place in places:
-        if place.is_file():
-            return place
+    # The path of the wheel comes first: next to an installed package, `data` may be an unrelated folder.
+    paths = [package / "data" / relative, package.parent / "data" / relative]
+    for path in paths:
+        if path.is_file():
+            return path
     raise FileNotFoundError(
-        f"metamtl has no data file {os.fspath(relative)!r}; looked at {places[0]} and {places[1]}."
+        f"metamtl has no data file {os.fspath(relative)!r}; looked at {paths[0]} and {paths[1]}."
     )
 
 
 def check_split(name: str) -> None:
-    """Refuse a name that is none of `SPLITS`."""
+    """Raise a ValueError if the name is not one of `SPLITS`."""
     if name not in SPLITS:
         raise ValueError(f"split {name!r} is not one of {', '.join(map(repr, SPLITS))}.")
 
 
 def split_file(name: str) -> dict[str, list[str]]:
-    """The class split `data/splits/<name>.json`: split name -> class names.
+    """Load the class split `data/splits/<name>.json`: split name -> class names.
 
     >>> {split: len(names) for split, names in split_file("omniglot_maml").items()}
     {'train': 1100, 'validation': 100, 'test': 423}
@@ -78,7 +78,7 @@ def split_file(name: str) -> dict[str, list[str]]:
 
 
 def sources() -> dict[str, dict[str, Any]]:
-    """`data/sources.yaml`: address, checksums, licence and citation of each set.
+    """Load `data/sources.yaml`: URL, checksums, license and citation of each data set.
 
     Raises:
         ImportError: `pyyaml` is missing.
@@ -90,31 +90,31 @@ def sources() -> dict[str, dict[str, Any]]:
         import yaml
     except ImportError as error:
         raise ImportError(
-            "data/sources.yaml is read with pyyaml: pip install 'metamtl[omniglot]'."
+            "reading data/sources.yaml requires pyyaml: pip install 'metamtl[omniglot]'."
         ) from error
     return yaml.safe_load(project_file("sources.yaml").read_text(encoding="utf-8"))
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a path to write to in place of `path`; the file gets its name only when complete.
+    """Yield a temporary path; its file is renamed to `path` when the block ends without an error.
 
-    The folder is created. Where the block fails, what it wrote is removed and an older file under the
-    name stays as it was, so no later run finds half a file.
+    The folder is created. If the block raises, the temporary file is removed and an existing file is
+    unchanged, so `path` is never incomplete.
 
     >>> with atomic_write("numbers.txt") as partial:  # doctest: +SKIP
     ...     partial.write_text("1 2 3")
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # A folder of its own, and the suffix kept: numpy.savez adds `.npz` to a name without it.
+    # In a separate folder with the same name, because numpy.savez adds `.npz` to a name without it.
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     partial = folder / target.name
     try:
         yield partial
         os.replace(partial, target)
     finally:
-        # Also on KeyboardInterrupt. The block may have left other files here (savez of a crash).
-        for leftover in folder.iterdir():
-            leftover.unlink()
+        # Also on KeyboardInterrupt. The block may have written other files here (savez that failed).
+        for file in folder.iterdir():
+            file.unlink()
         folder.rmdir()

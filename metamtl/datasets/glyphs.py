@@ -1,4 +1,4 @@
-"""The drawn letters of the world's scripts: read from a file, or drawn into it."""
+"""Load the letters of `Glyphs` from a file; if it does not exist, draw them and write it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from .files import atomic_write, data_folder
 from .glyph_drawing import EXAMPLES, SIZE, VERSION, draw
 
-# What reading a file cut short, overwritten in part or of another kind raises.
+# Errors raised by reading a file that is truncated, partly overwritten or of another type.
 _DAMAGE = (
     OSError,
     EOFError,
@@ -21,7 +21,7 @@ _DAMAGE = (
     KeyError,
     TypeError,
     ValueError,
-    NotImplementedError,  # what zipfile says of a method that damage made up
+    NotImplementedError,  # raised by zipfile for an unknown compression method
     zipfile.BadZipFile,
     zlib.error,
 )
@@ -30,8 +30,8 @@ _log = logging.getLogger(__name__)
 
 
 def load(data_dir: str | os.PathLike[str] | None = None) -> dict[str, np.ndarray]:
-    """The arrays of `glyph_drawing.draw`: read from the data folder, or drawn and written there."""
-    # The version is in the name, so that two versions of metamtl can use one folder.
+    """Load the arrays of `glyph_drawing.draw` from the data folder, or draw and write them."""
+    # The file name contains the version, so that two versions of metamtl can share a folder.
     paths = [folder / f"glyphs-{VERSION}.npz" for folder in _folders(data_dir)]
     for path in paths:
         if os.access(path, os.R_OK):
@@ -42,15 +42,15 @@ def load(data_dir: str | os.PathLike[str] | None = None) -> dict[str, np.ndarray
             with atomic_write(path) as partial:
                 np.savez_compressed(partial, version=np.array(VERSION), **arrays)  # type: ignore[arg-type]
         except OSError as error:
-            _log.info("cannot keep the drawn letters in %s: %s", path, error)
+            _log.info("cannot write the drawn letters to %s: %s", path, error)
         else:
-            _log.info("drew %d letters into %s", len(arrays["labels"]) // EXAMPLES, path)
+            _log.info("wrote %d drawn letters to %s", len(arrays["labels"]) // EXAMPLES, path)
             break
     return arrays
 
 
 def _folders(data_dir: str | os.PathLike[str] | None) -> list[Path]:
-    """The data folder; where the environment names it, then the user's cache for when it is read-only."""
+    """The data folder; if `data_dir` is None, then also the user's cache, in case it is read-only."""
     folders = [data_folder("glyphs", data_dir)]
     if data_dir is not None:
         return folders
@@ -63,20 +63,20 @@ def _folders(data_dir: str | os.PathLike[str] | None) -> list[Path]:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
-        # Opened here, as numpy leaves open what it finds to be no npz file.
+        # Opened here, because numpy does not close a file that is not an npz file.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        found = int(arrays.pop("version"))
-        pictures = (len(arrays["labels"]), SIZE, SIZE)
-        whole = arrays["images"].shape == pictures
+        version = int(arrays.pop("version"))
+        shape = (len(arrays["labels"]), SIZE, SIZE)
+        complete = arrays["images"].shape == shape
     except _DAMAGE as error:
         raise RuntimeError(
-            f"{path} is not a whole file of drawn letters ({type(error).__name__}: {error});"
+            f"{path} is not a complete file of drawn letters ({type(error).__name__}: {error});"
             " delete it, and the letters are drawn again."
         ) from error
-    if found != VERSION or not whole:
+    if version != VERSION or not complete:
         raise RuntimeError(
-            f"{path} holds letters of drawing version {found}, images {list(arrays['images'].shape)}; this"
-            f" metamtl needs version {VERSION}, {list(pictures)}. Delete it, and they are drawn again."
+            f"{path} has letters of drawing version {version}, images {list(arrays['images'].shape)}; this"
+            f" metamtl needs version {VERSION}, {list(shape)}. Delete it, and they are drawn again."
         )
     return arrays

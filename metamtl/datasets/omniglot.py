@@ -1,4 +1,4 @@
-"""Omniglot's files: the official archives, and the one compact file prepared from them."""
+"""Omniglot: the official archives, and the compact file prepared from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Arrays = dict[str, np.ndarray]
 
 DRAWERS = 20
 _DRAWING = re.compile(r"images_(background|evaluation)/([^/]+)/(character\d\d)/(\d{4})_(\d\d)\.png")
-_TYPES = {  # of the prepared file, one row for each image but for the names
+_TYPES = {  # dtypes of the prepared file; all arrays but the last three have one row per image
     "images": "|u1",
     "character": "<i2",
     "alphabet": "|i1",
@@ -29,34 +29,34 @@ _TYPES = {  # of the prepared file, one row for each image but for the names
     "alphabet_is_evaluation": "|b1",
     "character_names": "<U53",
 }
-_ANEW = "delete it: it is prepared anew from the official archives (download=True fetches them)."
+_ANEW = "delete it; it is prepared again from the official archives (download=True downloads them)."
 
 
 def load(folder: Path, *, download: bool = False) -> Arrays:
-    """The arrays of `<folder>/omniglot_28_u8.npz`, which is made from the two archives if it is missing.
+    """Load `<folder>/omniglot_28_u8.npz`, or prepare it from the two archives if it is missing.
 
-    Returns `images` `[32460, 28, 28]` of bytes, 255 = ink, sorted by set, alphabet, character and
-    drawer; beside them `character`, `alphabet`, `drawer`, `evaluation`, `source_id` `[32460]`; and
-    `alphabet_names`, `alphabet_is_evaluation` `[50]`, `character_names` `[1623]`.
+    Returns `images` `[32460, 28, 28]`, `uint8`, 255 = ink, sorted by set, alphabet, character and drawer;
+    `character`, `alphabet`, `drawer`, `evaluation`, `source_id`, each `[32460]`; `alphabet_names`,
+    `alphabet_is_evaluation` `[50]`, `character_names` `[1623]`.
 
     Raises:
-        FileNotFoundError, ValueError, ConnectionError: as `Omniglot`.
+        FileNotFoundError, ValueError, ConnectionError: as in `Omniglot`.
     """
     facts = sources()["omniglot"]
     prepared = folder / facts["prepared"]["file"]
     if prepared.is_file():
         return _check(_read(prepared), facts, prepared)
     archives = [_archive(folder / name, official, download) for name, official in facts["archives"].items()]
-    arrays = _check(prepare(archives), facts, f"what was prepared from the archives in {folder}")
+    arrays = _check(prepare(archives), facts, f"data prepared from the archives in {folder}")
     with atomic_write(prepared) as partial:
         np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]
     return arrays
 
 
 def prepare(archives: Iterable[Path]) -> Arrays:
-    """The official archives as compact arrays, in the form that `load` describes.
+    """Convert the official archives to the arrays described in `load`.
 
-    The ink mask (255 = ink, 0 = paper) is resized from 105x105 with PIL's LANCZOS filter.
+    The ink mask (255 = ink, 0 = background) is resized from 105x105 with PIL's LANCZOS filter.
 
     Raises:
         ImportError: Pillow is missing.
@@ -64,13 +64,13 @@ def prepare(archives: Iterable[Path]) -> Arrays:
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
-        raise ImportError("Omniglot is prepared with Pillow: pip install 'metamtl[omniglot]'.") from error
+        raise ImportError("Preparing Omniglot requires Pillow: pip install 'metamtl[omniglot]'.") from error
     drawings = []
     for path in archives:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 if not (match := _DRAWING.fullmatch(name)):
-                    continue  # folders, and what a file manager may have added
+                    continue  # folders, and files added by a file manager
                 kind, alphabet, character, source, drawer = match.groups()
                 with Image.open(io.BytesIO(archive.read(name))) as drawing:
                     ink = ImageOps.invert(drawing.convert("L"))
@@ -96,7 +96,7 @@ def prepare(archives: Iterable[Path]) -> Arrays:
 
 
 def checksum(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of what the arrays hold, however the file around them was compressed."""
+    """SHA-256 of the contents of the arrays, independent of the compression of the file."""
     digest = hashlib.sha256()
     for name in _TYPES:
         values = arrays[name]
@@ -107,15 +107,15 @@ def checksum(arrays: Mapping[str, np.ndarray]) -> str:
 
 def _read(path: Path) -> Arrays:
     try:
-        # Opened here, since np.load leaves the file open when it is no zip.
+        # Opened here, because np.load does not close a file that is not a zip archive.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except Exception as error:  # zip, zlib, numpy: a wrong byte may surface as nearly any error
+    except Exception as error:  # a wrong byte may cause almost any error in zipfile, zlib or numpy
         raise ValueError(f"{path} is truncated or altered ({error!r}); {_ANEW}") from error
 
 
 def _check(arrays: Arrays, facts: Mapping[str, Any], where: str | Path) -> Arrays:
-    """Refuse anything but the known contents; counts first, since they say more than a checksum."""
+    """Raise a ValueError if the contents differ; counts are checked first for more specific errors."""
     remedy = _ANEW if isinstance(where, Path) else "try another version of Pillow."
     missing = [name for name in _TYPES if name not in arrays]
     if missing:
@@ -126,32 +126,32 @@ def _check(arrays: Arrays, facts: Mapping[str, Any], where: str | Path) -> Array
             raise ValueError(
                 f"{where} was altered: {name} has {len(arrays[name])} entries, expected {count}; {remedy}"
             )
-    found = checksum(arrays)
-    if found != expected["sha256"]:
+    digest = checksum(arrays)
+    if digest != expected["sha256"]:
         raise ValueError(
-            f"{where} was altered: sha256 of its contents is {found}, expected {expected['sha256']};"
+            f"{where} was altered: sha256 of its contents is {digest}, expected {expected['sha256']};"
             f" {remedy}"
         )
     return arrays
 
 
 def _archive(path: Path, official: Mapping[str, Any], download: bool) -> Path:
-    """`path`, when it is the official archive; fetched first if it is missing and `download` is set."""
+    """Return `path` if it is the official archive; if it is missing and `download` is set, download it."""
     if not path.is_file():
         if not download:
             raise FileNotFoundError(
-                f"Omniglot is not in {path.parent}: found neither omniglot_28_u8.npz nor {path.name}. Give"
-                f" download=True, or get the archive from {official['url']}, or name the folder that holds"
-                f" omniglot/ with data_dir=... or {VARIABLE}."
+                f"Omniglot is not in {path.parent}: found neither omniglot_28_u8.npz nor {path.name}. Pass"
+                f" download=True, or download the archive from {official['url']}, or set the folder that"
+                f" contains omniglot/ with data_dir=... or {VARIABLE}."
             )
         _download(path, official)
     data = path.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if found != official["sha256"]:
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != official["sha256"]:
         raise ValueError(
-            f"{path} is truncated or altered: {len(data):,} bytes with sha256 {found}, expected"
-            f" {official['bytes']:,} bytes with sha256 {official['sha256']}; delete it, then give"
-            f" download=True or get it anew from {official['url']}."
+            f"{path} is truncated or altered: {len(data):,} bytes with sha256 {digest}, expected"
+            f" {official['bytes']:,} bytes with sha256 {official['sha256']}; delete it, then pass"
+            f" download=True or download it again from {official['url']}."
         )
     return path
 
@@ -160,12 +160,14 @@ def _download(path: Path, official: Mapping[str, Any]) -> None:
     try:
         import pooch
     except ImportError as error:
-        raise ImportError("Omniglot is downloaded with pooch: pip install 'metamtl[omniglot]'.") from error
+        raise ImportError(
+            "Downloading Omniglot requires pooch: pip install 'metamtl[omniglot]'."
+        ) from error
     try:
-        # Under a temporary name until the checksum agrees.
+        # pooch uses a temporary name until the checksum is verified.
         pooch.retrieve(official["url"], f"sha256:{official['sha256']}", fname=path.name, path=path.parent)
-    except (OSError, ValueError) as error:  # requests' errors are OSErrors, a wrong checksum a ValueError
+    except (OSError, ValueError) as error:  # OSError: from requests; ValueError: wrong checksum
         raise ConnectionError(
-            f"{path.name} could not be downloaded from {official['url']}: {error}. Nothing was kept; try"
-            f" again, or put the archive into {path.parent} by hand."
+            f"{path.name} could not be downloaded from {official['url']}: {error}. No file was saved;"
+            f" try again, or put the archive into {path.parent} by hand."
         ) from error

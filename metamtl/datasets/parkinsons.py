@@ -1,4 +1,4 @@
-"""Parkinson's telemonitoring: recordings of the voice and scores of the disease."""
+"""Parkinson's telemonitoring: voice recordings and disease scores."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ TARGETS = ("motor_UPDRS", "total_UPDRS")
 
 
 def load(data_dir: Dir = None) -> Arrays:
-    """`x` `[5875, 19]`, `y` `[5875, 2]` and `subject` `[5875]`."""
+    """Load `x` `[5875, 19]`, `y` `[5875, 2]` and `subject` `[5875]`."""
     return read_arrays("parkinsons", FILE, NEEDED, data_dir)
 
 
 def prepare(source: Path, folder: Path) -> Path:
-    """`parkinsons_updrs.npz` from the official `parkinsons_updrs.data`, a table with commas."""
+    """Prepare `parkinsons_updrs.npz` from the official `parkinsons_updrs.data`, a comma-separated table."""
     (path,) = official(source, "parkinsons_updrs.data")
     header, *rows = [row for row in csv.reader(io.StringIO(text(path))) if row]
     table = np.array(rows, np.float64)

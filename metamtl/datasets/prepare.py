@@ -1,4 +1,4 @@
-"""Official files to arrays: `python -m metamtl.datasets.prepare SET --from A --to B`."""
+"""Convert official files to arrays: `python -m metamtl.datasets.prepare SET --from A --to B`."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ SETS: dict[str, Callable[[Path, Path], Path]] = {
 
 
 def prepare(name: str, source: Path, data_dir: Path) -> Path:
-    """Make `<data_dir>/<name>/...` from the official files that lie anywhere under `source`.
+    """Prepare `<data_dir>/<name>/...` from the official files in `source` or its subfolders.
 
-    They may be loose, or in the archives that `data/sources.yaml` names.
+    The files may be unpacked, or in the archives listed in `data/sources.yaml`.
 
     Raises:
         FileNotFoundError: an official file is missing.
-        ValueError: a file whose checksum `data/sources.yaml` knows has another one.
+        ValueError: the checksum of a file differs from `data/sources.yaml`.
     """
     archives = []
     for file, facts in sources()[name]["archives"].items():
@@ -56,26 +56,28 @@ def prepare(name: str, source: Path, data_dir: Path) -> Path:
 def _check(path: Path, facts: dict[str, str]) -> None:
     if "sha256" not in facts:
         return
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != facts["sha256"]:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != facts["sha256"]:
         raise ValueError(
-            f"{path} is truncated or altered: sha256 {found}, expected {facts['sha256']}; get it anew from"
-            f" {facts['url']}."
+            f"{path} is truncated or altered: sha256 {digest}, expected {facts['sha256']}; download it"
+            f" again from {facts['url']}."
         )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m metamtl.datasets.prepare", description=__doc__)
-    parser.add_argument("set", choices=sorted(SETS), help="the data set; data/README.md has its address")
-    parser.add_argument("--from", dest="source", type=Path, required=True, help="where official files lie")
-    parser.add_argument("--to", dest="data_dir", type=Path, required=True, help="data folder to write into")
-    given = parser.parse_args(arguments)
+    parser.add_argument("set", choices=sorted(SETS), help="the data set; data/README.md lists the sources")
+    parser.add_argument(
+        "--from", dest="source", type=Path, required=True, help="folder of the official files"
+    )
+    parser.add_argument("--to", dest="data_dir", type=Path, required=True, help="data folder to write to")
+    args = parser.parse_args(arguments)
     try:
-        made = prepare(given.set, given.source, given.data_dir)
+        path = prepare(args.set, args.source, args.data_dir)
     except (FileNotFoundError, ValueError, ImportError) as error:
         parser.exit(1, f"{error}\n")
-    sys.stdout.write(f"{made}\n")
+    sys.stdout.write(f"{path}\n")
 
 
 if __name__ == "__main__":

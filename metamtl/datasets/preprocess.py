@@ -1,4 +1,4 @@
-"""Small steps of preparation that the data sets share; what is fitted is fitted on training rows alone."""
+"""Preprocessing shared by the data sets; statistics use the training rows only."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .files import SPLITS
 
 
 def chosen(tasks: Iterable[str] | None, known: Sequence[str]) -> tuple[str, ...]:
-    """The tasks to keep, in the order given; all, where None.
+    """The tasks to keep, in the order of `tasks`; if None, all.
 
     Raises:
-        ValueError: an unknown task, one named twice, or none.
+        ValueError: no task, an unknown or a duplicate task.
     """
     names = tuple(known if tasks is None else tasks)
     if not names or len(set(names)) < len(names) or set(names) - set(known):
@@ -27,28 +27,28 @@ def chosen(tasks: Iterable[str] | None, known: Sequence[str]) -> tuple[str, ...]
 def split_groups(
     groups: np.ndarray, parts: tuple[float, float, float], seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Positions of train, validation and test examples, so that no group is in two of them.
+    """Split examples into train, validation and test, so that every group is in one split only.
 
-    `groups` `[M]` numbers what belongs together: recordings of one patient, copies of one row. The groups
-    are shuffled by `seed` and dealt out by number in the proportions `parts`; positions are sorted.
+    `groups` `[M]` is the group of each example, such as the patient of a recording. The groups are shuffled
+    with `seed` and divided in the proportions `parts`; the returned positions are sorted.
 
     >>> {name: at.tolist() for name, at in split_groups(np.array([7, 7, 8, 9]), (0.34, 0.33, 0.33)).items()}
     {'train': [3], 'validation': [0, 1], 'test': [2]}
     """
-    found = np.random.default_rng(seed).permutation(np.unique(groups))
-    bounds = np.rint(np.cumsum([0.0, *parts]) / sum(parts) * len(found)).astype(int)
+    order = np.random.default_rng(seed).permutation(np.unique(groups))
+    bounds = np.rint(np.cumsum([0.0, *parts]) / sum(parts) * len(order)).astype(int)
     if (np.diff(bounds) < 1).any():
-        raise ValueError(f"{len(found)} groups are too few for three splits of {parts}.")
+        raise ValueError(f"{len(order)} groups are too few for three splits of {parts}.")
     return {
-        name: np.flatnonzero(np.isin(groups, found[low:high]))
+        name: np.flatnonzero(np.isin(groups, order[low:high]))
         for name, low, high in zip(SPLITS, bounds, bounds[1:])
     }
 
 
 def standardized(values: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Columns less their mean, over their deviation, both of the `train` rows alone; and the two.
+    """Standardize columns with the mean and standard deviation of the `train` rows; return all three.
 
-    A column that is constant in training is only shifted.
+    A column that is constant in the training rows is only shifted.
     """
     mean, deviation = values[train].mean(0), values[train].std(0)
     deviation = np.where(deviation > 0, deviation, 1.0)
@@ -62,6 +62,6 @@ def targets(values: np.ndarray, missing: float | None = None) -> Tensor:
 
 
 def classes(values: np.ndarray) -> Tensor:
-    """Class labels `[M]`; what is negative is missing."""
+    """Class labels `[M]`; negative values become `MISSING`."""
     y = torch.as_tensor(np.asarray(values)).long()
     return y.masked_fill(y < 0, MISSING)

@@ -1,4 +1,4 @@
-"""SNIPS: utterances to a voice assistant, with their intent and slots."""
+"""SNIPS: utterances to a voice assistant, with intents and slots."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ FILES = {"train": "train_{}_full.json", "validate": "validate_{}.json"}
 
 
 def load(data_dir: Dir = None) -> dict[str, list[dict[str, Any]]]:
-    """`train` and `validate`: utterances with `intent`, `tokens`, `tags` (BIO slots)."""
+    """Load `train` and `validate`: utterances with `intent`, `tokens`, `tags` (BIO slots)."""
     return {
         name: read_lines("snips", f"{name}.jsonl", ("intent", "tokens", "tags"), data_dir) for name in FILES
     }
 
 
 def prepare(source: Path, folder: Path) -> Path:
-    """`train.jsonl` and `validate.jsonl` from `2017-06-custom-intent-engines/<intent>/*.json`.
+    """Prepare `train.jsonl` and `validate.jsonl` from `2017-06-custom-intent-engines/<intent>/*.json`.
 
-    Tokens are the pieces between white space of each annotated stretch of text.
+    Tokens are the parts of each annotated span, split at white space.
     """
     for name, pattern in FILES.items():
         paths = official(source, *(pattern.format(intent) for intent in INTENTS))

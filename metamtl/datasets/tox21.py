@@ -23,17 +23,17 @@ DESCRIPTORS = (
     *("MolWt", "MolLogP", "TPSA", "NumHDonors", "NumHAcceptors", "NumRotatableBonds", "RingCount"),
     *("FractionCSP3", "HeavyAtomCount", "NumAromaticRings"),
 )
-# From SMILES to the fingerprint's bits [1024] and the descriptors [10]; None for what is no molecule.
+# Maps SMILES to fingerprint bits [1024] and descriptors [10]; None if it is not a valid molecule.
 Describe = Callable[[str], tuple[np.ndarray, np.ndarray] | None]
 
 
 def load(data_dir: Dir = None) -> Arrays:
-    """`fingerprint_packed` `[M, 128]`, `descriptors` `[M, 10]`, `y` `[M, 12]` (-1: not measured)."""
+    """Load `fingerprint_packed` `[M, 128]`, `descriptors` `[M, 10]`, `y` `[M, 12]` (-1: not measured)."""
     return read_arrays("tox21", FILE, NEEDED, data_dir)
 
 
 def rdkit_features(smiles: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Fingerprint and descriptors by RDKit.
+    """Compute fingerprint and descriptors with RDKit; None if it cannot parse the molecule.
 
     Raises:
         ImportError: RDKit is missing.
@@ -43,30 +43,30 @@ def rdkit_features(smiles: str) -> tuple[np.ndarray, np.ndarray] | None:
         from rdkit.Chem import Descriptors, rdFingerprintGenerator
     except ImportError as error:
         raise ImportError(
-            "the fingerprints of Tox21's molecules are made by RDKit, which is missing: pip install rdkit."
+            "computing the fingerprints of Tox21 requires RDKit, which is missing: pip install rdkit."
         ) from error
-    RDLogger.DisableLog("rdApp.*")  # it writes of every molecule that it cannot read to the terminal
+    RDLogger.DisableLog("rdApp.*")  # it logs every molecule that it cannot parse
     molecule = Chem.MolFromSmiles(smiles)
     if molecule is None:
         return None
     generator = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=BITS)
-    known = dict(Descriptors.descList)
-    numbers = np.array([known[name](molecule) for name in DESCRIPTORS], np.float32)
+    functions = dict(Descriptors.descList)
+    numbers = np.array([functions[name](molecule) for name in DESCRIPTORS], np.float32)
     return generator.GetFingerprintAsNumPy(molecule).astype(bool), numbers
 
 
 def prepare(source: Path, folder: Path, describe: Describe = rdkit_features) -> Path:
-    """`tox21.npz` from the official `tox21.csv.gz`; molecules that cannot be read are left out.
+    """Prepare `tox21.npz` from the official `tox21.csv.gz`, without molecules that cannot be parsed.
 
-    `describe` makes fingerprint and descriptors of a SMILES string.
+    `describe` computes fingerprint and descriptors of a SMILES string.
     """
     (path,) = official(source, "tox21.csv.gz")
     rows, bits, numbers = [], [], []
     for row in csv.DictReader(io.StringIO(gzip.decompress(path.read_bytes()).decode())):
-        if (described := describe(row["smiles"])) is not None:
+        if (features := describe(row["smiles"])) is not None:
             rows.append(row)
-            bits.append(described[0])
-            numbers.append(described[1])
+            bits.append(features[0])
+            numbers.append(features[1])
     arrays: Arrays = {
         "fingerprint_packed": np.packbits(np.array(bits, bool), axis=1),
         "descriptors": np.array(numbers, np.float32),

@@ -1,4 +1,4 @@
-"""Words as numbers: known words by themselves, rare and new ones by their spelling."""
+"""Encoding of words as integers; rare and unknown words are represented by their spelling."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PADDING = 0
 
 
 def tokenize(text: str) -> list[str]:
-    """Words and single punctuation marks.
+    """Split text into words and single punctuation marks.
 
     >>> tokenize("Don't stop, it's 9:30!")
     ["Don't", 'stop', ',', "it's", '9', ':', '30', '!']
@@ -26,24 +26,23 @@ def tokenize(text: str) -> list[str]:
 
 
 class Vocabulary:
-    """Sentences, as lists of words, to the tensors that a text encoder takes.
+    """Converts sentences, as lists of words, to the input tensors of a text encoder.
 
-    A word is looked up in lower case with every digit as 0. One that is not known, because it is new or
-    was rare when the vocabulary was made, falls into one of `buckets` by a hash; as rare training words
-    do so too, the buckets are trained. Beside it every word has four spellings, hashed into a table of
-    their own: its shape (`Xx` for London, `X` for ESB, `x.` for etc.), its first three letters, its last
-    three and its last two.
+    Words are looked up in lower case with every digit replaced by 0. Words that are not in the vocabulary
+    are hashed into one of `buckets`; the buckets are trained, because rare training words use them too.
+    Every word also has four spelling features, hashed into a separate table: its shape (`Xx` for London,
+    `X` for ESB, `x.` for etc.), its first three letters, its last three and its last two.
 
     Args:
-        words: the known words, as `normal` writes them.
-        buckets: numbers for unknown words.
-        spellings: numbers for spellings, padding included.
+        words: the known words, normalized with `normal`.
+        buckets: number of ids for unknown words.
+        spellings: number of ids for spelling features, including padding.
 
     >>> vocabulary = Vocabulary.of([["a", "red", "shape"], ["a", "red", "circle"]], buckets=4)
     >>> vocabulary.words, len(vocabulary)
     (['a', 'red'], 7)
-    >>> found = vocabulary.encode([["A", "red", "cube"], ["red"]])
-    >>> found["tokens"].tolist()[1], found["mask"].tolist(), tuple(found["spelling"].shape)
+    >>> x = vocabulary.encode([["A", "red", "cube"], ["red"]])
+    >>> x["tokens"].tolist()[1], x["mask"].tolist(), tuple(x["spelling"].shape)
     ([6, 0, 0], [[True, True, True], [True, False, False]], (2, 3, 4))
     """
 
@@ -63,51 +62,53 @@ class Vocabulary:
         buckets: int = 256,
         spellings: int = 4096,
     ) -> Vocabulary:
-        """The words that occur at least `min_count` times in these sentences, the training ones."""
+        """Vocabulary of the words that occur at least `min_count` times in the training sentences."""
         counts = Counter(normal(word) for sentence in sentences for word in sentence)
-        kept = sorted((word for word, n in counts.items() if n >= min_count), key=lambda w: (-counts[w], w))
-        return cls(kept, buckets=buckets, spellings=spellings)
+        words = sorted(
+            (word for word, n in counts.items() if n >= min_count), key=lambda w: (-counts[w], w)
+        )
+        return cls(words, buckets=buckets, spellings=spellings)
 
     def __len__(self) -> int:
-        """Rows that an embedding of `tokens` needs: padding, buckets, known words."""
+        """Number of token ids, the size of an embedding table: padding, buckets and known words."""
         return 1 + self.buckets + len(self.words)
 
     def number(self, word: str) -> int:
-        """The row of one word."""
+        """The id of a word."""
         key = normal(word)
         return self._number.get(key, 1 + _hash(key) % self.buckets)
 
     def encode(self, sentences: Sequence[Sequence[str]]) -> dict[str, Tensor]:
-        """`tokens` `[B, L]`, `spelling` `[B, L, 4]`, `mask` `[B, L]`, True where there is a word.
+        """Encode sentences as `tokens` `[B, L]`, `spelling` `[B, L, 4]` and `mask` `[B, L]` (True: a word).
 
         Raises:
             ValueError: a sentence without a word, or no sentence.
         """
         if not sentences:
-            raise ValueError("there is no sentence to encode.")
+            raise ValueError("sentences is empty; pass at least one sentence.")
         if empty := [row for row, sentence in enumerate(sentences) if not sentence]:
-            raise ValueError(f"sentences {empty[:5]} have no word; leave them out.")
+            raise ValueError(f"sentences {empty[:5]} have no word; remove them.")
         lengths = torch.tensor([len(sentence) for sentence in sentences])
         mask = torch.arange(int(lengths.max())) < lengths[:, None]
-        known: dict[str, tuple[int, ...]] = {}
+        ids: dict[str, tuple[int, ...]] = {}
         for word in chain.from_iterable(sentences):
-            if word not in known:
+            if word not in ids:
                 codes = (1 + _hash(part) % (self.spellings - 1) for part in spelled(word))
-                known[word] = (self.number(word), *codes)
-        # Row by row, so that all words in one line fall into the places of the mask in order.
-        numbers = torch.tensor([known[word] for word in chain.from_iterable(sentences)])
-        both = torch.full((*mask.shape, numbers.shape[1]), PADDING)
-        both[mask] = numbers
-        return {"tokens": both[..., 0], "spelling": both[..., 1:], "mask": mask}
+                ids[word] = (self.number(word), *codes)
+        # In row order, which is the order of the True entries of the mask.
+        numbers = torch.tensor([ids[word] for word in chain.from_iterable(sentences)])
+        padded = torch.full((*mask.shape, numbers.shape[1]), PADDING)
+        padded[mask] = numbers
+        return {"tokens": padded[..., 0], "spelling": padded[..., 1:], "mask": mask}
 
 
 def normal(word: str) -> str:
-    """Lower case, digits as 0: `9PM` becomes `0pm`."""
+    """Convert to lower case and digits to 0: `9PM` becomes `0pm`."""
     return re.sub(r"\d", "0", word.lower())
 
 
 def spelled(word: str) -> tuple[str, str, str, str]:
-    """Shape, beginning, and two endings.
+    """Spelling features of a word: shape, prefix, and two suffixes.
 
     >>> spelled("Waltengoo")
     ('shape Xx', 'begins wal', 'ends goo', 'ends oo')
@@ -118,11 +119,11 @@ def spelled(word: str) -> tuple[str, str, str, str]:
 
 
 def trimmed(x: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Encoded sentences without the padding that none of them needs."""
+    """Trim encoded sentences to the length of the longest."""
     longest = int(x["mask"].any(0).nonzero().max()) + 1
     return {name: tensor[:, :longest] for name, tensor in x.items()}
 
 
 def _hash(text: str) -> int:
-    # Python's own hash differs from process to process.
+    # Python's built-in hash differs between processes.
     return zlib.crc32(text.encode())

@@ -1,4 +1,4 @@
-"""WNUT 2017: new and rare entities in user text."""
+"""WNUT 2017: emerging and rare entities in user-generated text."""
 
 from __future__ import annotations
 
@@ -13,37 +13,38 @@ TAGS = ("O", *(f"{place}-{kind}" for kind in KINDS for place in "BI"))
 
 
 def load(data_dir: Dir = None) -> dict[str, list[dict[str, Any]]]:
-    """`train`, `dev` and `test`: sentences with `tokens` and `tags` (BIO, out of `TAGS`)."""
-    found = {name: read_lines("wnut17", f"{name}.jsonl", ("tokens", "tags"), data_dir) for name in FILES}
-    for name, sentences in found.items():
+    """Load `train`, `dev` and `test`: sentences with `tokens` and `tags` (BIO tags in `TAGS`)."""
+    data = {name: read_lines("wnut17", f"{name}.jsonl", ("tokens", "tags"), data_dir) for name in FILES}
+    for name, sentences in data.items():
         for number, sentence in enumerate(sentences, 1):
             unknown = sorted(set(sentence["tags"]) - set(TAGS))
             if unknown or len(sentence["tags"]) != len(sentence["tokens"]):
                 raise ValueError(
                     f"wnut17/{name}.jsonl, line {number}: {len(sentence['tokens'])} tokens,"
-                    f" {len(sentence['tags'])} tags, unknown tags {unknown}; the file was altered."
+                    f" {len(sentence['tags'])} tags, unknown tags {unknown}; the file was"
+                    " altered, prepare it again."
                 )
-    return found
+    return data
 
 
 def prepare(source: Path, folder: Path) -> Path:
-    """Three files of JSON lines from the official CoNLL files: token, tab, tag; an empty line between."""
+    """Prepare three JSON Lines files from the CoNLL files (token, tab, tag; empty lines between)."""
     for name, path in zip(FILES, official(source, *FILES.values())):
         write_lines(folder / f"{name}.jsonl", _sentences(text(path)))
     return folder
 
 
 def _sentences(content: str) -> list[dict[str, list[str]]]:
-    found: list[dict[str, list[str]]] = []
-    inside = False
+    sentences: list[dict[str, list[str]]] = []
+    is_open = False
     for line in content.split("\n"):
         if not line.strip():
-            inside = False
+            is_open = False
             continue
-        if not inside:
-            found.append({"tokens": [], "tags": []})
-            inside = True
+        if not is_open:
+            sentences.append({"tokens": [], "tags": []})
+            is_open = True
         token, tag = line.split("\t")[:2]
-        found[-1]["tokens"].append(token.strip())
-        found[-1]["tags"].append(tag.strip())
-    return found
+        sentences[-1]["tokens"].append(token.strip())
+        sentences[-1]["tags"].append(tag.strip())
+    return sentences

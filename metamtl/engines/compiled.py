@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from ..functional import Params, has_adapter_buffers, trainable, vmap_compatible_kernels
-from ..functional.random_state import foreign_state
 from .base import Engine, TaskGradients, concatenate, index_task, num_tasks, stack
 from .kinds import Kind, code_objects, precision, shapes
 from .loop import leaves
@@ -117,7 +116,7 @@ class Compiled(Engine):
     def _attempt(self, kind: Kind, problem: TaskProblem, chunk: Any, run: Any) -> Any:
         """The result of compiled code; if it cannot run, None, with the reason in `kind`."""
         problem = kind.with_leftovers(problem)
-        rng_states = torch.get_rng_state(), foreign_state() if kind.calls == 0 else None
+        rng_state = torch.get_rng_state()
         start_time = time.perf_counter()
         try:
             with torch.no_grad(), _settings():
@@ -126,9 +125,9 @@ class Compiled(Engine):
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             kind.reason = f"{type(error).__name__}: {' '.join(lines[:2])}"
             result = None
-        if not torch.equal(rng_states[0], torch.get_rng_state()):
+        if not torch.equal(rng_state, torch.get_rng_state()):
             kind.reason, result = "it draws random numbers", None
-            torch.set_rng_state(rng_states[0])
+            torch.set_rng_state(rng_state)
         if result is not None:
             kind.calls += 1
             if kind.calls == 1:

@@ -1,7 +1,7 @@
 """Adapters and episodes from other libraries: `interop.higher`, `interop.learn2learn`.
 
-Neither library is imported before one of its adapters is called. Both work on one task at a time with
-plain autograd, hence with `engine=engines.Loop()`.
+Each library is imported when one of its adapters is first called. Both use plain autograd on one task at a
+time and therefore require `engine=engines.Loop()`.
 """
 
 from .higher import HigherAdapter

@@ -1,4 +1,4 @@
-"""What the adapters around other libraries share: a late import, and a start in plain autograd."""
+"""Helpers of the adapters for other libraries: lazy import, and initial parameters in plain autograd."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ..functional import Params
 
 
 def peer(name: str) -> ModuleType:
-    """The library `name`, imported now.
+    """Import the library `name`.
 
     Raises:
-        ImportError: it is not installed, or cannot be imported.
+        ImportError: the library is not installed, or cannot be imported.
     """
     try:
         return import_module(name)
@@ -26,44 +26,44 @@ def peer(name: str) -> ModuleType:
         raise ImportError(
             f"metamtl.interop.{name} needs {name}, which cannot be imported ({error});"
             f" install it with `pip install 'metamtl[{name}]'`, or with `make peers` in a checkout"
-            " (learn2learn has to be built in a special way on Python 3.11 and later).",
+            " (learn2learn needs a special build on Python 3.11 and later).",
             name=name,
         ) from error
 
 
 def begin(model: nn.Module, params: Params | None) -> Params:
-    """Every parameter to start from, in the order of `model.parameters()`.
+    """Initial parameters of the inner loop, in the order of `model.parameters()`.
 
-    Where the model's own parameter requires a gradient, so does the tensor returned, since an inner
-    loop takes the others for frozen. Under `torch.no_grad()` nothing before the inner loop is tracked.
+    If a parameter of the model requires a gradient, so does the returned tensor, because an inner loop
+    treats other tensors as frozen. Under `torch.no_grad()`, nothing before the inner loop is tracked.
     """
-    given = initial_params(model, params)
+    initial = initial_params(model, params)
     first = {}
-    for name, own in model.named_parameters():
-        tensor = given.get(name, own)
-        if own.requires_grad and not (tensor.requires_grad and torch.is_grad_enabled()):
+    for name, param in model.named_parameters():
+        tensor = initial.get(name, param)
+        if param.requires_grad and not (tensor.requires_grad and torch.is_grad_enabled()):
             tensor = tensor.detach().requires_grad_()
         first[name] = tensor
     return first
 
 
 def refuse_transforms(adapter: nn.Module, *trees: Any) -> None:
-    """Refuse tensors inside `vmap` or `torch.func.grad`, where these libraries give wrong results or none.
+    """Reject tensors inside `vmap` or `torch.func.grad`, where these libraries fail or are incorrect.
 
     Raises:
-        ValueError: a tensor that a transform of `torch.func` has wrapped.
+        ValueError: a tensor is wrapped by a transform of `torch.func`.
     """
     for leaf in tree_leaves(trees):
         if isinstance(leaf, Tensor) and _wrapped(leaf):
             raise ValueError(
-                f"{type(adapter).__name__} was called inside vmap or another torch.func transform, but the"
-                " library behind it differentiates one task at a time with plain autograd;"
+                f"{type(adapter).__name__} was called inside vmap or another torch.func transform, but its"
+                " library differentiates one task at a time with plain autograd;"
                 " pass engine=engines.Loop() to meta_backward or evaluate."
             )
 
 
 def _wrapped(tensor: Tensor) -> bool:
-    # Private to torch, so that its absence must not break what would work.
+    # A private function of torch: if it does not exist, skip the check.
     functorch = getattr(torch._C, "_functorch", None)
     check = getattr(functorch, "is_functorch_wrapped_tensor", None)
     return bool(check(tensor)) if check is not None else False

@@ -18,25 +18,25 @@ Inner = Callable[[nn.Module, Any, Batch, Loss], object]
 
 
 class HigherAdapter(Adapter):
-    """The parameters that a loop over `higher`'s `fmodel` and `diffopt` ends with.
+    """Parameters after an inner loop with `fmodel` and `diffopt` of `higher`.
 
-    `inner` is the body of `with higher.innerloop_ctx(...) as (fmodel, diffopt):`, as it stands in
-    existing code; https://github.com/facebookresearch/higher, https://arxiv.org/abs/1910.01727.
+    `inner` is the unchanged body of `with higher.innerloop_ctx(...) as (fmodel, diffopt):` in existing
+    code; https://github.com/facebookresearch/higher, https://arxiv.org/abs/1910.01727.
 
-    Differs from `innerloop_ctx` in: 1. `fmodel` starts from the `params` given, which the gradient
-    reaches (`copy_initial_weights=True`, its default, cuts it); 2. higher gradients are tracked
-    exactly where autograd is on, so that `torch.no_grad()` makes a cheap evaluation; 3. the optimizer
-    is made anew for each task.
+    Differs from `innerloop_ctx` in: 1. `fmodel` starts from `params` and the gradient reaches them
+    (the default `copy_initial_weights=True` stops it); 2. higher-order gradients are tracked only if
+    autograd is enabled, so that evaluation under `torch.no_grad()` is cheap; 3. the optimizer is created
+    again for each task.
 
     Args:
-        inner: `inner(fmodel, diffopt, support, loss)`, calling `diffopt.step(...)`; its return value
+        inner: `inner(fmodel, diffopt, support, loss)`, which calls `diffopt.step(...)`; its return value
             is not used.
-        optimizer: makes the torch optimizer to imitate from the model; one over a part of the model's
-            parameters adapts only that part.
+        optimizer: maps the model to the torch optimizer that higher makes differentiable; if it has only
+            some of the model's parameters, only these are adapted.
 
     Raises:
-        ImportError: when called without `higher` installed.
-        ValueError: when called inside `vmap`; use `engine=engines.Loop()`.
+        ImportError: if called without `higher` installed.
+        ValueError: if called inside `vmap`; use `engine=engines.Loop()`.
 
     ```python
     def inner(fmodel, diffopt, support, loss):
@@ -68,7 +68,7 @@ class HigherAdapter(Adapter):
         track = torch.is_grad_enabled()
         first = begin(model, params)
         with torch.enable_grad():
-            # The parts of higher.innerloop_ctx, which itself can only start from the model's own tensors.
+            # The steps of higher.innerloop_ctx, which cannot start from other tensors than the model's.
             fmodel = higher.patch.make_functional(model)
             higher.patch.buffer_sync(model, fmodel)
             fmodel.update_params(list(first.values()))

@@ -1,4 +1,4 @@
-"""learn2learn's learners as adapters, and its task sets as episodes."""
+"""Learners of learn2learn as adapters, and its task sets as episodes."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from ._plain import begin, peer, refuse_transforms
 
 
 class Learn2Learn(Adapter):
-    """The parameters of a learn2learn learner's clone after K calls of `adapt`.
+    """Parameters of the clone of a learn2learn learner after K calls of `adapt`.
 
     For `l2l.algorithms.MAML`, `MetaSGD`, `GBML` and any learner with `module`, `clone()` and
     `adapt(loss)`; https://github.com/learnables/learn2learn, https://arxiv.org/abs/2008.12284.
-    What the learner learns beside its model (the step sizes of Meta-SGD) are parameters of this adapter.
+    Other parameters of the learner (the step sizes of Meta-SGD) are parameters of this adapter.
 
-    Differs from learn2learn in: 1. a clone starts from the `params` given; 2. a clone has buffers of
-    its own, where learn2learn shares BatchNorm's with the base model; 3. under `torch.no_grad()` it
-    adapts without keeping a graph.
+    Differs from learn2learn in: 1. a clone starts from `params`; 2. a clone has its own buffers, whereas
+    learn2learn shares those of BatchNorm with the base model; 3. under `torch.no_grad()` it adapts without
+    keeping a graph.
 
     Args:
-        learner: made around the model, or around one with the same parameters.
-        steps: K, the calls of `adapt`.
+        learner: a learner of the model, or of one with the same parameters.
+        steps: number of calls of `adapt`, K.
 
     Raises:
         TypeError: `learner` lacks `module`, `clone` or `adapt`.
-        ImportError: when called without learn2learn installed.
-        ValueError: when called inside `vmap` (use `engine=engines.Loop()`), or with a model whose
-            parameters are not those of the learner's.
+        ImportError: if called without learn2learn installed.
+        ValueError: if called inside `vmap` (use `engine=engines.Loop()`), or with a model whose parameters
+            differ from those of the learner.
 
     ```python
     learner = learn2learn.algorithms.MAML(model, lr=0.01)
@@ -43,14 +43,14 @@ class Learn2Learn(Adapter):
 
     def __init__(self, learner: Any, steps: int = 1) -> None:
         super().__init__()
-        lacking = [name for name in ("module", "clone", "adapt") if not hasattr(learner, name)]
-        if lacking:
+        missing = [name for name in ("module", "clone", "adapt") if not hasattr(learner, name)]
+        if missing:
             raise TypeError(
-                f"{type(learner).__name__} has no {', '.join(lacking)}; give a learner such as"
+                f"{type(learner).__name__} has no {', '.join(missing)}; pass a learner such as"
                 " learn2learn.algorithms.MAML(model, lr=0.01)."
             )
         self.steps = steps
-        # In a tuple, because the learner's model is not a part of the adapter; the rest of it is.
+        # In a tuple, because the model of the learner must not be a submodule of the adapter.
         self._learner = (learner,)
         for name, child in learner.named_children():
             if name != "module":
@@ -66,15 +66,15 @@ class Learn2Learn(Adapter):
         return self.steps * (1 if getattr(self._learner[0], "first_order", False) else 2)
 
     def check(self, model: nn.Module, task: Tensor | str | None) -> None:
-        mine, theirs = (
+        actual, expected = (
             [(name, tuple(p.shape)) for name, p in module.named_parameters()]
             for module in (model, self._learner[0].module)
         )
-        if mine != theirs:
+        if actual != expected:
             raise ValueError(
-                f"the learner was made around a {type(self._learner[0].module).__name__} with parameters"
-                f" {theirs}, but the model, a {type(model).__name__}, has {mine}; make the learner around"
-                " this model."
+                f"the learner wraps a {type(self._learner[0].module).__name__} with parameters"
+                f" {expected}, but the model, a {type(model).__name__}, has {actual}; create the learner"
+                " with this model."
             )
 
     def forward(
@@ -95,7 +95,7 @@ class Learn2Learn(Adapter):
         named = {"task": task} if is_name(task) else {}
         with torch.enable_grad():
             fast = self._learner[0].clone()
-            # Cloned once more, because learners keep notes on the tensors they adapt (`.grad`, `.update`).
+            # Cloned again, because learners set attributes on the tensors they adapt (`.grad`, `.update`).
             fast.module = _placed(clone_module(model), {n: p.clone() for n, p in first.items()})
             for _ in range(self.steps):
                 value = loss(_call(fast, batch.x, named), batch.y)
@@ -111,7 +111,7 @@ def _call(module: nn.Module, x: Any, named: dict[str, Any]) -> Any:
 
 
 def _placed(shell: nn.Module, params: Params) -> nn.Module:
-    """`shell`, a clone that nobody else holds, with `params` for its parameters and buffers of its own."""
+    """Replace the parameters of `shell`, a temporary clone, by `params`, and its buffers by copies."""
     names = {id(tensor): name for name, tensor in shell.named_parameters()}
     for module in shell.modules():
         for key, tensor in module._parameters.items():
@@ -120,32 +120,32 @@ def _placed(shell: nn.Module, params: Params) -> nn.Module:
                 module._parameters[key] = params[names[id(tensor)]]  # type: ignore[assignment]
         for key, buffer in module._buffers.items():
             module._buffers[key] = None if buffer is None else buffer.clone()
-        if isinstance(module, nn.RNNBase):  # it keeps a list of its own
+        if isinstance(module, nn.RNNBase):  # it has a separate list of weights
             module._flat_weights = [getattr(module, key) for key in module._flat_weights_names]
     return shell
 
 
 def episodes(taskset: Any, num_tasks: int, *, ways: int, shots: int) -> Episode:
-    """Tasks of a learn2learn task set as one `Episode`.
+    """Draw tasks of a learn2learn task set as one `Episode`.
 
-    Each task is drawn by `taskset.sample()`, which uses Python's and numpy's global random numbers.
-    Its examples are sorted by label; the first `shots` of each class are the support set, the others
-    the query set, and labels become `0 .. N-1`.
+    `taskset.sample()` draws each task, using the global random number generators of Python and numpy.
+    Examples are sorted by label; the first `shots` of each class are the support set, the others the query
+    set, and labels become `0 .. N-1`.
 
     Args:
         taskset: a `learn2learn.data.Taskset` (or `TaskDataset`, its older name) with `NWays(n=ways)` and
             `KShots(k=shots + queries)`, whose task is a pair `(data, labels)` of tensors.
-        num_tasks: T.
-        ways: N.
-        shots: support examples of a class, K.
+        num_tasks: number of tasks, T.
+        ways: classes per task, N.
+        shots: support examples per class, K.
 
     Returns:
-        An `Episode` with `support.x` `[T, N*K, ...]` and `query.x` `[T, N*Q, ...]`, class by class. The
-        labels that the task set gives, `[T, N]`, are its `task`; None where it renumbers them
-        (`RemapLabels`, `ConsecutiveLabels`), since they no longer say which classes the task has.
+        An `Episode` with `support.x` `[T, N*K, ...]` and `query.x` `[T, N*Q, ...]`, ordered by class.
+        `task` has the labels of the task set, `[T, N]`; None if the task set renumbers them (`RemapLabels`,
+        `ConsecutiveLabels`), because they no longer identify the classes.
 
     Raises:
-        ValueError: a task without `ways` classes of equally many examples, more than `shots`.
+        ValueError: a task does not have `ways` classes with the same number of examples, above `shots`.
 
     ```python
     dataset = l2l.data.MetaDataset(images_and_labels)
@@ -157,21 +157,21 @@ def episodes(taskset: Any, num_tasks: int, *, ways: int, shots: int) -> Episode:
     data, ids = [], []
     for _ in range(num_tasks):
         x, labels = taskset.sample()
-        found, counts = labels.unique(return_counts=True)
-        if len(found) != ways or len(counts.unique()) != 1 or int(counts[0]) <= shots:
+        classes, counts = labels.unique(return_counts=True)
+        if len(classes) != ways or len(counts.unique()) != 1 or int(counts[0]) <= shots:
             raise ValueError(
-                f"a task has {counts.tolist()} examples of the labels {found.tolist()}, but ways={ways},"
-                f" shots={shots} need {ways} classes of equally many examples, more than {shots};"
-                " fit NWays(n=ways) and KShots(k=shots + queries) to them."
+                f"a task has {counts.tolist()} examples of the labels {classes.tolist()}, but ways={ways},"
+                f" shots={shots} need {ways} classes with the same number of examples, more than {shots};"
+                " set NWays(n=ways) and KShots(k=shots + queries) accordingly."
             )
         data.append(x[labels.argsort(stable=True)].unflatten(0, (ways, -1)))
-        ids.append(found)
+        ids.append(classes)
     x, task = torch.stack(data), torch.stack(ids)
     y = torch.arange(ways, device=x.device)[:, None].expand(num_tasks, ways, x.shape[2])
-    renumbered = bool((task.cpu() == torch.arange(ways)).all())
+    is_renumbered = bool((task.cpu() == torch.arange(ways)).all())
     return Episode(
         support=Batch(x[:, :, :shots].flatten(1, 2), y[:, :, :shots].flatten(1, 2)),
         query=Batch(x[:, :, shots:].flatten(1, 2), y[:, :, shots:].flatten(1, 2)),
-        task=None if renumbered else task,
+        task=None if is_renumbered else task,
         ways=ways,
     )

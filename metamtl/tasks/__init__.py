@@ -1,4 +1,4 @@
-"""Where episodes come from. A source has `.split("train" | "validation" | "test")`; a split samples."""
+"""Sources of tasks: `source.split("train" | "validation" | "test")` returns tasks with `sample()`."""
 
 from .adult import Adult
 from .clinc150 import Clinc150

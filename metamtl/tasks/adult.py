@@ -1,4 +1,4 @@
-"""Adult: income and marital status from a row of the US census of 1994."""
+"""Adult: income and marital status from the 1994 US census."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from ..metrics import binary_accuracy, roc_auc
 from .labeled import LabeledTasks
 
 TASKS = ("income", "never_married")
-# Not in the input: the answers, what gives one of them away, a second copy, and the census's own weight.
+# Excluded from the input: the targets, a column that reveals one, a duplicate, and the sample weight.
 LEFT_OUT = ("income-per-year", "marital-status", "relationship", "education", "fnlwgt")
 
 
 class Adult:
-    """Does the person earn over 50,000 dollars (`income`); did they never marry (`never_married`)?
+    """Income over 50,000 dollars (`income`) and never having married (`never_married`), as binary labels.
 
     The two tasks of Ma et al. 2018 (MMoE, https://dl.acm.org/doi/10.1145/3219819.3220007) on a smaller
-    census (Becker and Kohavi 1996). Neither answer is an input; nor is `relationship`, whose values Husband
-    and Wife give marriage away, `education`, which `education-num` says again, and `fnlwgt`, how many
-    people the row stands for. Input: 5 numbers, capital gain and loss as `log(1 + x)`, standardised by the
-    training rows; one column for each level of 5 categories that a training row has (a level met only in
-    validation or test has none). Labels are 1. and 0., metrics ROC-AUC and accuracy.
+    census (Becker and Kohavi 1996). The input excludes both targets, `relationship` (its values Husband
+    and Wife reveal marriage), `education` (equivalent to `education-num`) and `fnlwgt` (the number of
+    people that a row represents). Input: 5 numbers, standardized with the training rows, capital gain and
+    loss as `log(1 + x)`; and one-hot columns of 5 categorical variables (levels that are not in the
+    training rows have no column). Labels are 1. and 0., metrics ROC-AUC and accuracy.
 
-    Splits of the 32,561 rows: 80 % train, 10 % validation, 10 % test at random, equal rows in one split.
+    Random split of the 32,561 rows: 80 % train, 10 % validation, 10 % test; duplicates are in one split.
 
     Args:
         tasks: the tasks to keep.
-        data_dir: the folder in which `adult/adult.npz` lies.
-        device: where the tensors are kept and the episodes are made.
+        data_dir: the folder that contains `adult/adult.npz`.
+        device: device of the tensors and the episodes.
 
     Raises:
-        FileNotFoundError, ValueError: on first use, the data is missing or damaged.
+        FileNotFoundError, ValueError: on first use, if the data is missing or damaged.
 
     >>> train = Adult().split("train")  # doctest: +SKIP
     >>> train.outputs, train.sample(64, torch.Generator())["income"].query.y.shape  # doctest: +SKIP
@@ -61,15 +61,15 @@ class Adult:
     def split(self, name: str) -> LabeledTasks:
         """The rows of `"train"`, `"validation"` or `"test"`."""
         check_split(name)
-        at = self._parts[name]
+        rows = self._parts[name]
         labels = {
             "income": self._column("income-per-year") == self._level("income-per-year", ">50K"),
             "never_married": self._column("marital-status")
             == self._level("marital-status", "Never-married"),
         }
         return LabeledTasks(
-            self._x[at],
-            {task: targets(labels[task][at]) for task in self.tasks},
+            self._x[rows],
+            {task: targets(labels[task][rows]) for task in self.tasks},
             loss=dict.fromkeys(self.tasks, mean_over_labeled(F.binary_cross_entropy_with_logits)),
             metrics={task: {"roc_auc": roc_auc, "accuracy": binary_accuracy} for task in self.tasks},
             outputs=dict.fromkeys(self.tasks, 1),
@@ -78,7 +78,7 @@ class Adult:
 
     @cached_property
     def input_names(self) -> list[str]:
-        """What each column of the input is: `age`, ..., `sex=Female`, ..."""
+        """Name of each input column: `age`, ..., `sex=Female`, ..."""
         return [*self._numeric, *(f"{column}={level}" for column, level, _ in self._levels)]
 
     @cached_property
@@ -87,8 +87,8 @@ class Adult:
 
     @cached_property
     def _parts(self) -> dict[str, np.ndarray]:
-        whole = np.concatenate([self._arrays["numeric"], self._arrays["categorical"]], 1)
-        return split_groups(np.unique(whole, axis=0, return_inverse=True)[1].reshape(-1), (0.8, 0.1, 0.1))
+        columns = np.concatenate([self._arrays["numeric"], self._arrays["categorical"]], 1)
+        return split_groups(np.unique(columns, axis=0, return_inverse=True)[1].reshape(-1), (0.8, 0.1, 0.1))
 
     @property
     def _numeric(self) -> list[str]:
@@ -96,7 +96,7 @@ class Adult:
 
     @cached_property
     def _levels(self) -> list[tuple[str, str, int]]:
-        """Column, level and code of every level that a training row has."""
+        """Column, level and code of every level in the training rows."""
         train = self._parts["train"]
         return [
             (column, str(self._arrays[f"levels_{column}"][code]), int(code))

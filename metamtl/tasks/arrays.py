@@ -1,4 +1,4 @@
-"""Arrays, lists, labels and items of data sets as tensors."""
+"""Conversion of arrays, lists and labels to tensors."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Label = int | str
 
 
 def as_tensor(values: Any, name: str) -> Tensor:
-    """A tensor of the same numbers and type, sharing their memory if possible.
+    """Convert values to a tensor of the same dtype, without a copy if possible.
 
     Args:
         values: a tensor, an array, or a list of numbers, arrays or tensors of one shape.
-        name: of the argument, for error messages.
+        name: name of the argument, for error messages.
 
     Raises:
-        ValueError: rows of different shapes or types.
+        ValueError: rows of different shapes or dtypes.
         TypeError: strings or other objects.
     """
     if isinstance(values, Tensor):
@@ -29,7 +29,8 @@ def as_tensor(values: Any, name: str) -> Tensor:
         kinds = {f"{list(row.shape)} {row.dtype}" for row in values}
         if len(kinds) > 1:
             raise ValueError(
-                f"{name} has rows of different shapes or types: {', '.join(sorted(kinds)[:5])}."
+                f"{name} has rows of different shapes or types: {', '.join(sorted(kinds)[:5])};"
+                " pad or convert them."
             )
         return torch.stack(list(values))
     try:
@@ -38,17 +39,17 @@ def as_tensor(values: Any, name: str) -> Tensor:
         raise ValueError(f"{name} has rows of different shapes; pad or resize them. {error}") from error
     if array.dtype.kind not in "biufc":
         raise TypeError(
-            f"{name} holds {array.dtype} values, not numbers; encode them as numbers first, and pad rows of"
+            f"{name} holds {array.dtype} values, not numbers; encode them as numbers and pad rows of"
             " different lengths."
         )
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    # Pillow images and memory maps are read-only, of which torch warns; reversed arrays are not taken.
-    plain = array.flags.writeable and all(stride >= 0 for stride in array.strides)
-    return torch.from_numpy(array if plain else array.copy())
+    # Copied if read-only (Pillow images, memory maps), because torch warns, or if strides are negative.
+    is_plain = array.flags.writeable and all(stride >= 0 for stride in array.strides)
+    return torch.from_numpy(array if is_plain else array.copy())
 
 
 def image_scale(values: Tensor) -> int | None:
-    """The value of white if values are images by their type, else None.
+    """Value of white if values are images according to their dtype, else None.
 
     Images are `[M, H, W]` or `[M, C, H, W]` of `uint8` (255), `uint16` (65535) or `bool` (1). All other
     integers are ids or counts.
@@ -59,21 +60,21 @@ def image_scale(values: Tensor) -> int | None:
 
 
 def widened(values: Tensor) -> Tensor:
-    """`values` as `int64` if their type is one in which torch hardly computes (`uint16` to `uint64`)."""
+    """Convert `uint16`, `uint32` and `uint64` to `int64`, because torch supports few operations on them."""
     return values.to(torch.int64) if values.dtype in (torch.uint16, torch.uint32, torch.uint64) else values
 
 
 def class_ids(
     labels: Any, names: Sequence[str] | None = None
 ) -> tuple[Tensor, tuple[str, ...], Callable[[Any], int]]:
-    """Integer class ids `[M]` of labels, the names of the classes, and the function from label to id.
+    """Class ids `[M]` of labels, the names of the classes, and the function that maps a label to its id.
 
-    Integers, and floats that are whole numbers, are ids themselves; `names[id]` is their name. Strings get
-    the id of their place in `names`, or else among the sorted unique labels.
+    Integers, and floats with integer values, are used as ids; `names[id]` is their name. The id of a string
+    is its index in `names`, or else in the sorted unique labels.
 
     Raises:
-        ValueError: floats that are no whole numbers, NaN, a string that `names` does not hold, labels of
-            mixed types.
+        ValueError: floats without an integer value, NaN, a string that is not in `names`, labels of mixed
+            types.
     """
     if isinstance(labels, Tensor):
         labels = (labels.double() if labels.is_floating_point() else labels).detach().cpu().numpy()
@@ -85,32 +86,32 @@ def class_ids(
     strings = [isinstance(value, (str, bytes)) for value in flat]
     if any(strings):
         texts = [value.decode() if isinstance(value, bytes) else value for value in flat]
-        if wrong := [i for i, text in enumerate(texts) if not isinstance(text, str)]:
+        if others := [i for i, text in enumerate(texts) if not isinstance(text, str)]:
             raise ValueError(
-                f"label {wrong[0]} is {texts[wrong[0]]!r}, but others are strings; use one type."
+                f"label {others[0]} is {texts[others[0]]!r}, but others are strings; use one type."
             )
         if array.dtype.kind == "U" and not hasattr(labels, "shape"):
             _check_all_strings(labels)
-        known = tuple(names) if names is not None else tuple(sorted(set(texts)))
-        number = {name: i for i, name in enumerate(known)}
+        classes = tuple(names) if names is not None else tuple(sorted(set(texts)))
+        number = {name: i for i, name in enumerate(classes)}
         if unknown := sorted(set(texts) - set(number)):
             raise ValueError(
-                f"labels {unknown[:5]} are not in class_names; it has {', '.join(known[:10])}."
+                f"labels {unknown[:5]} are not in class_names; it has {', '.join(classes[:10])}."
             )
         return (
             torch.tensor([number[t] for t in texts], dtype=torch.long),
-            known,
+            classes,
             lambda label: number[str(label)],
         )
     if array.size and array.dtype.kind not in "biuf":
         kinds = sorted({type(value).__name__ for value in flat}) or [str(array.dtype)]
-        raise ValueError(f"labels are {', '.join(kinds)}; pass integers or strings, one for each example.")
+        raise ValueError(f"labels are {', '.join(kinds)}; pass integers or strings, one per example.")
     if array.dtype.kind == "f":
-        places = np.flatnonzero(~(np.isfinite(array) & (array == np.round(array))))
-        if len(places):
+        positions = np.flatnonzero(~(np.isfinite(array) & (array == np.round(array))))
+        if len(positions):
             raise ValueError(
-                f"label {int(places[0])} is {float(array.flat[places[0]])}, which is no class; classes are"
-                " integers or strings. Leave out examples without a label; for the targets of a regression,"
+                f"label {int(positions[0])} is {float(array.flat[positions[0]])}, which is not a class;"
+                " classes are integers or strings. Remove examples without a label; for regression targets,"
                 " build an Episode."
             )
     return torch.as_tensor(array.astype(np.int64), device="cpu"), tuple(names or ()), _whole
@@ -121,7 +122,7 @@ def _scalar(label: Any) -> Any:
 
 
 def _check_all_strings(labels: Iterable[Any]) -> None:
-    for i, label in enumerate(labels):  # NumPy turns numbers beside strings into strings
+    for i, label in enumerate(labels):  # NumPy converts numbers to strings if some labels are strings
         if not isinstance(label, (str, np.str_)):
             raise ValueError(f"label {i} is {label!r}, but others are strings; use one type.")
 

@@ -1,4 +1,4 @@
-"""CLINC150: 150 intents in 10 domains, a domain at a time from few examples."""
+"""CLINC150: few-shot intent classification within one of 10 domains."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from .few_shot import FewShot
 
 
 class Clinc150:
-    """Few-shot tasks of telling the intents of one domain apart, 15 of them, from K sentences each.
+    """Few-shot classification of the 15 intents of one domain, from K sentences per intent.
 
-    Larson et al. 2019, https://arxiv.org/abs/1909.02027. Train: 6 domains; validation: 2; test: 2, frozen
-    in `data/splits/clinc150.json`; the out-of-scope sentences are left out. Each task draws a domain,
-    then `ways` of its intents, then sentences as `FewShot` does; an intent has 150.
+    Larson et al. 2019, https://arxiv.org/abs/1909.02027. Train: 6 domains; validation: 2; test: 2, as
+    listed in `data/splits/clinc150.json`; out-of-scope sentences are not used. Each task draws a domain,
+    `ways` of its intents, and sentences as in `FewShot`; each intent has 150 sentences.
 
-    The input is a dict of `tokens`, `spelling` and `mask`, as `Vocabulary.encode` makes it.
+    The input is a dict of `tokens`, `spelling` and `mask`, as returned by `Vocabulary.encode`.
 
     Args:
-        ways: intents of a task, at most 15.
-        shots, queries: sentences of an intent in support and query.
-        vocabulary: with which the net was trained, say `TextTrio().vocabulary`; one fitted on the
-            sentences of the training domains, where None.
-        domains: draw from these alone, in every split: one domain, to learn one task.
-        data_dir: the folder in which `clinc150/` lies.
-        device: where the tensors are kept and the episodes are made.
+        ways: intents per task, at most 15.
+        shots, queries: support and query sentences per intent.
+        vocabulary: the vocabulary of a pretrained model, such as `TextTrio().vocabulary`; if None, one
+            fitted on the sentences of the training domains.
+        domains: use only these domains, in every split; pass one domain to learn a single task.
+        data_dir: the folder that contains `clinc150/`.
+        device: device of the tensors and the episodes.
 
     Raises:
-        ValueError: an unknown domain, on first use damaged data, or what `FewShot` finds.
-        FileNotFoundError: on first use, data is missing.
+        ValueError: an unknown domain; damaged data, on first use; invalid options of `FewShot`.
+        FileNotFoundError: on first use, if data is missing.
 
     >>> banking = Clinc150(shots=5, queries=20, domains=["banking"])
     >>> episode = banking.split("test").sample(2, torch.Generator())  # doctest: +SKIP
@@ -70,25 +70,25 @@ class Clinc150:
         """The tasks of `"train"`, `"validation"` or `"test"`."""
         check_split(name)
         intents = self._intents
-        wanted = split_file("clinc150")[name] if self.domains is None else self.domains
-        if unknown := [domain for domain in wanted if domain not in intents]:
+        domains = split_file("clinc150")[name] if self.domains is None else self.domains
+        if unknown := [domain for domain in domains if domain not in intents]:
             raise ValueError(f"domains {unknown} are not in clinc150; it has {', '.join(intents)}.")
         options = {"ways": self.ways, "shots": self.shots, "queries": self.queries}
-        return Domains(self.vocabulary, self._x, self._labels, [intents[d] for d in wanted], options)
+        return Domains(self.vocabulary, self._x, self._labels, [intents[d] for d in domains], options)
 
     @property
     def intent_names(self) -> list[str]:
-        """The intents, in the order of the ids in `Episode.task`."""
+        """Names of the intents, indexed by the ids in `Episode.task`."""
         return [name for names in self._domain_names.values() for name in names]
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """The one given, or one of the training domains."""
+        """The vocabulary passed to the constructor, or one fitted on the training domains."""
         if self._given is not None:
             return self._given
-        seen = {i for domain in split_file("clinc150")["train"] for i in self._intents.get(domain, ())}
+        train = {i for domain in split_file("clinc150")["train"] for i in self._intents.get(domain, ())}
         pairs = zip(self._sentences, self._labels.tolist())
-        return Vocabulary.of([sentence for sentence, label in pairs if label in seen])
+        return Vocabulary.of([sentence for sentence, label in pairs if label in train])
 
     @cached_property
     def _domain_names(self) -> dict[str, list[str]]:
@@ -120,7 +120,7 @@ class Clinc150:
 
 
 class Domains:
-    """Few-shot tasks, each within one domain; made by `Clinc150.split`."""
+    """Few-shot tasks within one domain each; returned by `Clinc150.split`."""
 
     loss: Loss = staticmethod(FewShot.loss)
     metrics: ClassVar[Mapping[str, Metric]] = FewShot.metrics
@@ -136,33 +136,33 @@ class Domains:
         self.vocabulary, self.words, self.spellings = vocabulary, len(vocabulary), vocabulary.spellings
         self.ids = sorted(intent for intents in domains for intent in intents)
         self._x = x
-        # FewShot draws row numbers, which are integers and stay so; sentences take their place.
+        # FewShot draws row indices (integers stay unchanged); `sample` replaces them by the sentences.
         rows = torch.arange(len(labels), device="cpu")[:, None]
         self._draws = [FewShot(rows, labels, classes=intents, **options) for intents in domains]
 
     def sample(self, num_tasks: int, rng: torch.Generator) -> Episode:
-        """Draw `num_tasks` tasks with the random numbers of `rng` (a generator on the CPU).
+        """Draw `num_tasks` tasks using `rng` (a generator on the CPU).
 
         Returns:
-            An `Episode` with `support.x` a dict of `[T, N*K, L, ...]`, labels beside it, and the ids of
-            the intents `[T, N]` as `task`.
+            An `Episode` whose `support.x` is a dict of `[T, N*K, L, ...]`, with labels, and the ids of the
+            intents `[T, N]` as `task`.
         """
         domains = torch.randint(len(self._draws), (num_tasks,), generator=rng).tolist()
-        drawn = [self._draws[domain].sample(1, rng) for domain in domains]
-        assert drawn[0].support is not None and drawn[0].task is not None
-        support = [torch.cat([episode.support[i] for episode in drawn]) for i in (0, 1)]  # type: ignore[index]
-        query = [torch.cat([episode.query[i] for episode in drawn]) for i in (0, 1)]
-        tasks = torch.cat([episode.task for episode in drawn])  # type: ignore[misc]
+        draws = [self._draws[domain].sample(1, rng) for domain in domains]
+        assert draws[0].support is not None and draws[0].task is not None
+        support = [torch.cat([episode.support[i] for episode in draws]) for i in (0, 1)]  # type: ignore[index]
+        query = [torch.cat([episode.query[i] for episode in draws]) for i in (0, 1)]
+        tasks = torch.cat([episode.task for episode in draws])  # type: ignore[misc]
         longest = int(self._x["mask"][torch.cat([support[0], query[0]], 1)[..., 0]].sum(-1).max())
         device = self._x["mask"].device
         return Episode(
             support=Batch(self._at(support[0], longest), support[1].to(device)),
             query=Batch(self._at(query[0], longest), query[1].to(device)),
             task=tasks.to(device),
-            ways=drawn[0].ways,
+            ways=draws[0].ways,
         )
 
     def _at(self, rows: Tensor, longest: int) -> dict[str, Tensor]:
-        """The sentences of rows `[T, n, 1]`."""
-        at = rows[..., 0]
-        return {name: part[at.to(part.device)][:, :, :longest] for name, part in self._x.items()}
+        """Encoded sentences at `rows` `[T, n, 1]`."""
+        indices = rows[..., 0]
+        return {name: part[indices.to(part.device)][:, :, :longest] for name, part in self._x.items()}

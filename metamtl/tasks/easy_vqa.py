@@ -1,4 +1,4 @@
-"""easy-VQA: a drawn shape, a question about it, and the answer."""
+"""easy-VQA: questions about images of simple shapes."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ _DENIES = re.compile(r"\b(not|no)\b")
 
 
 class EasyVQA:
-    """Answers to questions about pictures of one shape (Zhou 2019, https://github.com/vzhou842/easy-VQA).
+    """Questions about images of one shape (Zhou 2019, https://github.com/vzhou842/easy-VQA).
 
     | task | labels |
     |---|---|
-    | `answer` | one of 13 to the question: yes, no, a shape, a colour |
-    | `shape` | of the picture: circle, rectangle, triangle |
-    | `colour` | of the picture: one of 8 |
+    | `answer` | answer to the question, one of 13: yes, no, a shape, a color |
+    | `shape` | shape in the image: circle, rectangle, triangle |
+    | `colour` | color of the shape: one of 8 |
 
-    Shape and colour are not in the data as such; they are what the questions and answers about the picture
-    settle ("is there a red shape?" yes; "what color is the circle?"). Where they do not, the label is
-    missing. The input is a dict of `image` `[n, 3, 64, 64]` from 0 to 1, and of the question's `tokens`
-    and `mask` `[n, L]`. Test: the official one; validation: a tenth of the training pictures, with all of
+    The data has no labels for shape and color. They are inferred from the questions and answers about each
+    image ("is there a red shape?" yes; "what color is the circle?") and are missing if these do not
+    determine them. The input is a dict of `image` `[n, 3, 64, 64]` in [0, 1] and the question's `tokens`
+    and `mask` `[n, L]`. Test: the official split; validation: a tenth of the training images, with all
     their questions. The vocabulary is that of the training questions.
 
     Args:
         tasks: the tasks to keep.
-        data_dir: the folder in which `easy_vqa/easy_vqa.npz` lies.
-        device: where the tensors are kept and the episodes are made.
+        data_dir: the folder that contains `easy_vqa/easy_vqa.npz`.
+        device: device of the tensors and the episodes.
 
     Raises:
-        FileNotFoundError, ValueError: on first use, the data is missing or damaged.
+        FileNotFoundError, ValueError: on first use, if the data is missing or damaged.
 
     >>> train = EasyVQA().split("train")  # doctest: +SKIP
     >>> train.sample(64, torch.Generator())["answer"].query.x["image"].shape  # doctest: +SKIP
@@ -72,15 +72,15 @@ class EasyVQA:
         question, image, answer = (
             self._arrays[f"{half}_{part}"].astype(np.int64) for part in easy_vqa.PARTS[1:]
         )
-        settled = settle(self._said[question], image, self._arrays["answers"][answer])
-        at = np.arange(len(question)) if name == "test" else self._parts[name]
-        labels = {"answer": classes(answer[at])}
-        labels |= {task: classes(settled[task][image[at]]) for task in ("shape", "colour")}
+        attributes = settle(self._said[question], image, self._arrays["answers"][answer])
+        rows = np.arange(len(question)) if name == "test" else self._parts[name]
+        labels = {"answer": classes(answer[rows])}
+        labels |= {task: classes(attributes[task][image[rows]]) for task in ("shape", "colour")}
         return Questions(
             self.vocabulary,
             torch.from_numpy(self._arrays[f"{half}_images"]).to(self.device),
-            {key: part[question[at]].to(self.device) for key, part in self._encoded.items()},
-            torch.from_numpy(image[at]),
+            {key: part[question[rows]].to(self.device) for key, part in self._encoded.items()},
+            torch.from_numpy(image[rows]),
             {task: labels[task] for task in self.tasks},
             self.device,
         )
@@ -88,8 +88,8 @@ class EasyVQA:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The words of the training questions."""
-        asked = np.unique(self._arrays["train_question"][self._parts["train"]])
-        return Vocabulary.of([tokenize(said) for said in self._said[asked]], min_count=1, buckets=1)
+        questions = np.unique(self._arrays["train_question"][self._parts["train"]])
+        return Vocabulary.of([tokenize(text) for text in self._said[questions]], min_count=1, buckets=1)
 
     @cached_property
     def _arrays(self) -> Arrays:
@@ -101,20 +101,20 @@ class EasyVQA:
 
     @cached_property
     def _parts(self) -> dict[str, np.ndarray]:
-        """Positions among the training questions; no picture is in both."""
+        """Indices of training questions; no image is in both splits."""
         images = self._arrays["train_question_image"]
-        found = split_groups(images, (0.8, 0.1, 0.1))
-        return {"train": np.union1d(found["train"], found["test"]), "validation": found["validation"]}
+        parts = split_groups(images, (0.8, 0.1, 0.1))
+        return {"train": np.union1d(parts["train"], parts["test"]), "validation": parts["validation"]}
 
     @cached_property
     def _encoded(self) -> dict[str, Tensor]:
-        """Every different question; without spellings, for all words are known."""
-        found = self.vocabulary.encode([tokenize(said) for said in self._said.tolist()])
-        return {"tokens": found["tokens"], "mask": found["mask"]}
+        """All distinct questions, encoded without spellings because all words are in the vocabulary."""
+        encoded = self.vocabulary.encode([tokenize(text) for text in self._said.tolist()])
+        return {"tokens": encoded["tokens"], "mask": encoded["mask"]}
 
 
 class Questions(LabeledTasks):
-    """Questions about pictures; made by `EasyVQA.split`. `words` is what an embedding has to have."""
+    """Questions about images; returned by `EasyVQA.split`. `words` is the size of the embedding table."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class Questions(LabeledTasks):
         labels: dict[str, Tensor],
         device: torch.device | str | None,
     ) -> None:
-        def asked(positions: Tensor) -> dict[str, Tensor]:
+        def inputs(positions: Tensor) -> dict[str, Tensor]:
             pictures = images[image[positions].to(images.device)].movedim(-1, 1)
             words = {key: part[positions.to(part.device)] for key, part in questions.items()}
             return {"image": pictures.to(torch.get_default_dtype()).div_(255), **words}
@@ -133,7 +133,7 @@ class Questions(LabeledTasks):
         self.words = len(vocabulary)
         loss: dict[str, Loss] = {task: F.cross_entropy for task in labels}
         super().__init__(
-            asked,
+            inputs,
             labels,
             loss=loss,
             metrics={task: {"accuracy": accuracy} for task in labels},
@@ -143,21 +143,21 @@ class Questions(LabeledTasks):
 
 
 def settle(questions: np.ndarray, image: np.ndarray, answers: np.ndarray) -> dict[str, np.ndarray]:
-    """Shape and colour of each picture `0 .. max(image)`, by questions and answers; -1 where not settled.
+    """Shape and color of each image `0 .. max(image)` from questions and answers; -1 if unknown.
 
-    >>> asked = np.array(["is there not a red shape?", "what color is the circle?", "is there a circle?"])
-    >>> settle(asked, np.array([0, 0, 1]), np.array(["no", "red", "no"]))
+    >>> text = np.array(["is there not a red shape?", "what color is the circle?", "is there a circle?"])
+    >>> settle(text, np.array([0, 0, 1]), np.array(["no", "red", "no"]))
     {'shape': array([ 0, -1]), 'colour': array([ 5, -1])}
     """
-    found = {task: np.full(int(image.max()) + 1, -1) for task in ("shape", "colour")}
-    for said, picture, answer in zip(questions.tolist(), image.tolist(), answers.tolist()):
-        words = set(tokenize(said))
+    labels = {task: np.full(int(image.max()) + 1, -1) for task in ("shape", "colour")}
+    for question, index, answer in zip(questions.tolist(), image.tolist(), answers.tolist()):
+        words = set(tokenize(question))
         if answer in ("yes", "no"):
-            # "yes" affirms what is asked; to a question with "not" or "no" it denies it.
-            true = words if (answer == "yes") != bool(_DENIES.search(said)) else set()
+            # "yes" confirms the question, but negates it if the question contains "not" or "no".
+            true = words if (answer == "yes") != bool(_DENIES.search(question)) else set()
         else:
             true = words | {answer}
         for task, names in (("shape", SHAPES), ("colour", COLOURS)):
             for name in true.intersection(names):
-                found[task][picture] = names.index(name)
-    return found
+                labels[task][index] = names.index(name)
+    return labels

@@ -20,47 +20,47 @@ Rotations = Literal["none", "episode", "classes"]
 
 
 class FewShot:
-    """Samples N-way K-shot classification tasks from labeled examples.
+    """N-way K-shot classification tasks sampled from labeled examples.
 
-    Each task draws N classes, then for each class K support and Q query examples, all distinct;
-    labels are `0 .. N-1` in the order of the draw.
+    Each task draws N classes, then K support and Q query examples of each class, all distinct. Labels are
+    `0 .. N-1` in the order in which the classes are drawn.
 
-    The type of the examples decides what they are:
+    The dtype of the examples decides how they are interpreted:
 
-    | type and shape | what a task holds |
+    | dtype and shape | contents of a task |
     |---|---|
     | `uint8` `[M, H, W]`, `[M, C, H, W]` | an image, divided by 255 |
-    | `uint16` of the same shapes | an image, divided by 65535 |
-    | `bool` | 0 or 1 as floats; with the same shapes an image |
-    | any other integers (token ids, counts) | the same integers |
-    | floats | the same numbers |
+    | `uint16`, same shapes | an image, divided by 65535 |
+    | `bool` | 0 or 1 as floats; an image if the shape is one of the above |
+    | any other integers (token ids, counts) | the integers, unchanged |
+    | floats | the values, unchanged |
 
     An image `[M, H, W]` gets a channel axis, `[M, 1, H, W]`. Floats `[M, L, F]` do not, because they may
-    be series: pass gray images of floats as `images[:, None]`.
+    be time series: pass grayscale float images as `images[:, None]`.
 
     Args:
-        images: `[M, ...]`, as an array, tensor or list.
-        labels: `[M]`, the class of each example: integers, whole numbers as floats, or strings. Strings
-            get the ids `0 .. C-1` in sorted order.
-        ways: classes of a task, N.
-        shots: support examples of a class, K.
-        queries: query examples of a class, Q.
-        classes: the labels to draw from (a split by class); if None, all.
-        rotations: `"none"`; `"episode"`: every class of every task is turned by a random multiple of
-            90 degrees, as in the MAML authors' code; `"classes"`: each class turned by 0, 90, 180 or 270
-            degrees is a class of its own, with the id `4 * label + turns`. No task holds a class under
-            two turns.
-        class_names: the names of the classes by id, for error messages. If labels are strings, the list
-            that fixes their ids, so that splits from different arrays have the same ones.
-        device: where the examples are kept and the episodes are made.
+        images: `[M, ...]`, an array, tensor or list.
+        labels: `[M]`, the class of each example: integers, floats with integer values, or strings. Strings
+            are mapped to the ids `0 .. C-1` in sorted order.
+        ways: classes per task, N.
+        shots: support examples per class, K.
+        queries: query examples per class, Q.
+        classes: the labels to draw from (a split by class); if None, all labels.
+        rotations: `"none"`; `"episode"`: every class of every task is rotated by a random multiple of
+            90 degrees, as in the MAML authors' code; `"classes"`: each class rotated by 0, 90, 180 or 270
+            degrees is a separate class with the id `4 * label + turns`. No task contains two rotations
+            of the same class.
+        class_names: the names of the classes by id, for error messages. If labels are strings, this list
+            defines their ids, so that splits from different arrays use the same ids.
+        device: device of the examples and the episodes.
 
     Attributes:
         class_names: `class_names[id]` is the name of a class; empty if classes have no names.
 
     Raises:
-        ValueError: more ways than classes, a class with fewer than K + Q examples, labels that are no
+        ValueError: more ways than classes, a class with fewer than K + Q examples, labels that are not
             classes.
-        TypeError: examples that are no numbers; `ways`, `shots` or `queries` that are no integers.
+        TypeError: examples that are not numeric; `ways`, `shots` or `queries` that are not integers.
 
     >>> digits = FewShot(np.zeros((60, 8, 8), np.uint8), np.arange(60) // 20, ways=3, shots=1, queries=5)
     >>> episode = digits.sample(4, torch.Generator().manual_seed(0))
@@ -87,7 +87,7 @@ class FewShot:
         if min(ways, shots, queries) < 1:
             raise ValueError(
                 f"ways={ways}, shots={shots}, queries={queries}: each must be at least 1, because a task"
-                " adapts to its support set and is judged on its query set."
+                " adapts to its support set and is evaluated on its query set."
             )
         if isinstance(images, list) and images and hasattr(images[0], "getbands"):
             raise TypeError("images is a list of Pillow images; use FewShot.from_dataset(pairs).")
@@ -98,18 +98,18 @@ class FewShot:
         if values.shape[:1] != codes.shape:
             raise ValueError(
                 f"images have shape {list(values.shape)}, labels {list(codes.shape)};"
-                " there must be one label for each image."
+                " there must be one label per image."
             )
         if rotations != "none" and (values.dim() < 3 or values.shape[-1] != values.shape[-2]):
             raise ValueError(
-                f"rotations={rotations!r} needs square images, found shape {list(values.shape)}."
+                f"rotations={rotations!r} requires square images, but images have shape"
+                f" {list(values.shape)}."
             )
         self.rotations = rotations
         self.images = values.to(device) if device is not None else values
-        # A class named twice is one class: a task must not hold it under two labels.
-        wanted = codes.unique() if classes is None else _chosen(classes, number)
-        self._classes = wanted
-        self._order, self._starts, self._counts = _members(codes, wanted)
+        # Duplicates are removed: a class must not occur in a task under two labels.
+        self._classes = codes.unique() if classes is None else _chosen(classes, number)
+        self._order, self._starts, self._counts = _members(codes, self._classes)
         self._check()
 
     loss = staticmethod(F.cross_entropy)
@@ -117,7 +117,7 @@ class FewShot:
 
     @property
     def ids(self) -> list[int]:
-        """The id of every class that a task can hold, as they stand in `Episode.task`."""
+        """Ids of all classes that tasks draw from, as in `Episode.task`."""
         if self.rotations != "classes":
             return self._classes.tolist()
         return [4 * label + turns for turns in range(4) for label in self._classes.tolist()]
@@ -131,21 +131,22 @@ class FewShot:
         image: Callable[[Any], Any] | None = None,
         **options: Any,
     ) -> FewShot:
-        """From any torch `Dataset` with a length, or a list of items.
+        """Build tasks from any torch `Dataset` with a length, or from a list of items.
 
-        Every item is read once and kept in memory, so that a random transform of the data set is applied
-        once. Images of Pillow become `[C, H, W]`, or `[H, W]` if they have one channel. If the data set
-        has a list `classes`, as those of torchvision have, these are the names of its classes.
+        Every item is read once and kept in memory, so a random transform of the data set is applied only
+        once. Pillow images become `[C, H, W]`, or `[H, W]` if they have one channel. If the data set
+        has a list `classes`, as in torchvision, it provides the class names.
 
         Args:
-            dataset: its items are pairs `(image, class)`, unless `image` and `label` say otherwise.
-            label: from an item to its class.
-            image: from an item to its image; if None `item[0]`, or the item itself if it is no tuple.
-            options: those of `FewShot`.
+            dataset: items are pairs `(image, class)`, unless `image` and `label` are passed.
+            label: maps an item to its class; if None, `item[1]`.
+            image: maps an item to its image; if None, `item[0]`, or the item itself if it is not a tuple.
+            options: the other arguments of `FewShot`.
 
         Raises:
-            TypeError: an `IterableDataset` or a `DataLoader`; an item that is no pair, by its index.
-            ValueError: an empty data set; an item that cannot be read or has another shape, by its index.
+            TypeError: an `IterableDataset` or a `DataLoader`; an item that is not a pair (with its index).
+            ValueError: an empty data set; an item that cannot be read or has another shape (with its
+                index).
 
         >>> pairs = [({"pixels": torch.zeros(3, 8, 8)}, "cat" if i < 9 else "dog") for i in range(18)]
         >>> pets = FewShot.from_dataset(pairs, image=lambda item: item[0]["pixels"], ways=2, queries=5)
@@ -159,14 +160,14 @@ class FewShot:
         return cls(images, labels, **options)
 
     def sample(self, num_tasks: int, rng: torch.Generator) -> Episode:
-        """Draw `num_tasks` tasks with the random numbers of `rng` (a generator on the CPU).
+        """Draw `num_tasks` tasks using `rng` (a generator on the CPU).
 
         Returns:
-            An `Episode` with `support.x` `[T, N*K, ...]`, `query.x` `[T, N*Q, ...]`, labels beside them
-            and the class ids `[T, N]` as `task`. Class by class, the examples of class 0 first.
+            An `Episode` with `support.x` `[T, N*K, ...]`, `query.x` `[T, N*Q, ...]`, their labels, and the
+            class ids `[T, N]` as `task`. Examples are ordered by class, starting with class 0.
         """
         total = self.shots + self.queries
-        # Positions of classes and examples are drawn on the CPU, so that no device is waited for.
+        # Classes and examples are drawn on the CPU, which avoids synchronizing with the device.
         sizes = torch.full((num_tasks,), len(self._classes), device="cpu")
         rows = _distinct(sizes, self.ways, rng)
         positions = self._order[self._starts[rows][..., None] + _distinct(self._counts[rows], total, rng)]
@@ -186,7 +187,7 @@ class FewShot:
         )
 
     def _pictures(self, positions: Tensor, turns: Tensor) -> Tensor:
-        """Examples at `positions` `[T, N, n]`, each class turned by `turns` `[T, N]` times 90 degrees."""
+        """Examples at `positions` `[T, N, n]`, each class rotated by `turns` `[T, N]` times 90 degrees."""
         device = self.images.device
         x = self.images[positions.to(device, non_blocking=True)]
         if self._scale is not None or x.dtype == torch.bool:
@@ -194,26 +195,26 @@ class FewShot:
         if self._scale is not None and self.images.dim() == 3:
             x = x.unsqueeze(3)
         if self.rotations != "none":
-            turned = turns.to(device, non_blocking=True).view(*turns.shape, *[1] * (x.dim() - 2))
-            x = torch.where(turned % 2 == 1, x.rot90(1, (-2, -1)), x)
-            x = torch.where(turned >= 2, x.rot90(2, (-2, -1)), x)
+            quarters = turns.to(device, non_blocking=True).view(*turns.shape, *[1] * (x.dim() - 2))
+            x = torch.where(quarters % 2 == 1, x.rot90(1, (-2, -1)), x)
+            x = torch.where(quarters >= 2, x.rot90(2, (-2, -1)), x)
         return x
 
     def _check(self) -> None:
         if self.ways > len(self._classes):
-            turned = " A class is in a task under one rotation only." if self.rotations == "classes" else ""
+            note = " A task uses each class under one rotation only." if self.rotations == "classes" else ""
             raise ValueError(
                 f"{self.ways}-way tasks need {self.ways} classes, but there are {len(self._classes)};"
-                f" lower ways or give more classes.{turned}"
+                f" lower ways or pass more classes.{note}"
             )
         total = self.shots + self.queries
         short = (self._counts < total).nonzero().flatten().tolist()
         if short:
-            named = ", ".join(f"{self._name(row)} has {int(self._counts[row])}" for row in short[:5])
-            more = f" and {len(short) - 5} more classes" if len(short) > 5 else ""
+            sizes = ", ".join(f"{self._name(row)} has {int(self._counts[row])}" for row in short[:5])
+            rest = f" and {len(short) - 5} more classes" if len(short) > 5 else ""
             raise ValueError(
-                f"{self.shots} shots + {self.queries} queries need {total} examples of each class, but"
-                f" {named}{more}; lower shots or queries, or leave these classes out."
+                f"{self.shots} shots + {self.queries} queries need {total} examples per class, but"
+                f" {sizes}{rest}; lower shots or queries, or leave these classes out."
             )
 
     def _name(self, row: int) -> str:
@@ -223,9 +224,9 @@ class FewShot:
 
 
 def _chosen(classes: Iterable[Any], number: Callable[[Any], int]) -> Tensor:
-    """The ids of the classes, each once, in their order."""
+    """Ids of the classes, without duplicates, in the order of `classes`."""
     if isinstance(classes, str):
-        raise ValueError(f"classes={classes!r} is one string; pass a list of classes.")
+        raise ValueError(f"classes={classes!r} is a single string; pass a list of classes.")
     ids: dict[int, None] = {}
     for label in classes:
         try:
@@ -236,31 +237,31 @@ def _chosen(classes: Iterable[Any], number: Callable[[Any], int]) -> Tensor:
 
 
 def _names_all(names: Any, labels: list[Any]) -> bool:
-    """Whether `names` is a list with a name for each integer label."""
+    """Whether `names` is a list that has a name for every integer label."""
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         return False
     return all(hasattr(label, "__index__") and 0 <= int(label) < len(names) for label in labels)
 
 
 def _distinct(sizes: Tensor, count: int, rng: torch.Generator) -> Tensor:
-    """`count` different numbers below each of `sizes` `[...]`, in random order, `[..., count]`.
+    """Draw `count` distinct integers from `range(size)` for each of `sizes` `[...]`: `[..., count]`.
 
-    Robert Floyd's algorithm: step j draws below `size - count + j + 1`, and takes the largest number of
-    that range if the drawn one is taken. The time does not depend on the sizes.
+    Robert Floyd's algorithm: step j draws from `range(size - count + j + 1)`, and uses the largest number
+    of that range if the drawn number is already taken. The time does not depend on the sizes.
     """
     steps = torch.arange(count, device="cpu")
     tops = (sizes[..., None] - count + steps).contiguous()
     draws = torch.rand(tops.shape, generator=rng, dtype=torch.float64, device="cpu").mul(tops + 1).long()
     draws = draws.minimum(tops)  # the product may round up
     for j in range(1, count):
-        taken = (draws[..., :j] == draws[..., j, None]).any(-1)
-        draws[..., j] = torch.where(taken, tops[..., j], draws[..., j])
+        duplicate = (draws[..., :j] == draws[..., j, None]).any(-1)
+        draws[..., j] = torch.where(duplicate, tops[..., j], draws[..., j])
     order = torch.rand(tops.shape, generator=rng, dtype=torch.float64, device="cpu").argsort(-1)
     return draws.gather(-1, order)
 
 
 def _members(labels: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions sorted by label `[M]`; where each wanted class starts among them, and its size, `[C]`."""
+    """Positions sorted by label `[M]`; the start and the size of each class in `wanted`, both `[C]`."""
     order = labels.argsort(stable=True)
     ranked = labels[order]
     starts = torch.searchsorted(ranked, wanted)

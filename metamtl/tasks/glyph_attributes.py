@@ -1,4 +1,4 @@
-"""Unlike tasks on one picture: the script, case, weight, slant and family of a letter."""
+"""Heterogeneous tasks on one image: the script, case, weight, slant and family of a letter."""
 
 from __future__ import annotations
 
@@ -21,27 +21,26 @@ TASKS = ("script", "case", "weight", "slant", "family")
 
 
 class GlyphAttributes:
-    """Five classification tasks that share their pictures, the letters of the train scripts of `Glyphs`.
+    """Five classification tasks on shared images, the letters of the training scripts of `Glyphs`.
 
     | task | classes |
     |---|---|
     | `script` | Latin, Cyrillic, Canadian syllabics |
-    | `case` | none (the syllabics and a few letters more), lower, upper |
+    | `case` | none (syllabics and a few other letters), lower, upper |
     | `weight` | regular, bold |
     | `slant` | upright, slanted |
     | `family` | sans, mono, serif |
 
-    The splits are by letter, 80 % train, 10 % validation, 10 % test: test pictures are of new letters
-    of known scripts. A letter that several scripts share counts as the first of them by code, A as
-    Latin.
+    Letters are split into 80 % train, 10 % validation and 10 % test: test images show new letters of known
+    scripts. A letter shared by several scripts belongs to the one with the lowest code; A is Latin.
 
     Args:
-        data_dir: as in `Glyphs`, which draws the pictures on first use.
-        device: where the pictures are kept and the episodes are made.
+        data_dir: as in `Glyphs`, which draws the images on first use.
+        device: device of the images and the episodes.
         tasks: the tasks to keep, in this order.
 
     Raises:
-        ValueError: an unknown task, one named twice, or none.
+        ValueError: no task, an unknown or a duplicate task.
 
     >>> attributes = GlyphAttributes(tasks=("script", "weight"))
     >>> attributes.classes
@@ -81,20 +80,22 @@ class GlyphAttributes:
 
     @property
     def classes(self) -> dict[str, int]:
-        """Task -> number of classes, the outputs that its head needs."""
+        """Task -> number of classes, which is the number of outputs of its head."""
         return {task: len(names) for task, names in self.class_names.items()}
 
     @cached_property
     def _labels(self) -> dict[str, Tensor]:
-        """Task -> labels `[M]` of every picture; -1 for the script of letters of no train script."""
+        """Task -> labels `[M]` of all images; the script is -1 for letters of no training script."""
         glyphs = self._glyphs
         scripts = glyphs.scripts["train"]
-        # The same letter of a class tells its script and its case: a triangle is Greek upper case and
-        # a Canadian syllable, but never a Canadian upper case.
-        seen = [next((a for a in letters if a.script in scripts), letters[0]) for letters in glyphs.letters]
+        # Script and case come from the same letter of a class: a triangle is a Greek upper-case letter or
+        # a Canadian syllable without case, but not a Canadian upper-case letter.
+        first = [
+            next((a for a in letters if a.script in scripts), letters[0]) for letters in glyphs.letters
+        ]
         of_class = {
-            "script": torch.tensor([scripts.index(a.script) if a.script in scripts else -1 for a in seen]),
-            "case": torch.tensor([CASES.index(a.case) for a in seen]),
+            "script": torch.tensor([scripts.index(a.script) if a.script in scripts else -1 for a in first]),
+            "case": torch.tensor([CASES.index(a.case) for a in first]),
         }
         labels = {task: values[glyphs.labels] for task, values in of_class.items()}
         for task in ("weight", "slant", "family"):
@@ -102,22 +103,22 @@ class GlyphAttributes:
         return labels
 
     def split(self, name: str) -> SharedPictures:
-        """The pictures of `"train"`, `"validation"` or `"test"` letters.
+        """The images of the `"train"`, `"validation"` or `"test"` letters.
 
         Raises:
-            ValueError: no such split.
+            ValueError: an unknown split.
         """
         check_split(name)
         letters = np.random.default_rng(0).permutation(self._glyphs.classes["train"])
-        bounds = [round(len(letters) * part) for part in (0.0, 0.8, 0.9, 1.0)]
-        at = SPLITS.index(name)
-        chosen = torch.from_numpy(np.sort(letters[bounds[at] : bounds[at + 1]]))
-        positions = torch.isin(self._glyphs.labels, chosen).nonzero().flatten()
+        bounds = [round(len(letters) * fraction) for fraction in (0.0, 0.8, 0.9, 1.0)]
+        index = SPLITS.index(name)
+        part = torch.from_numpy(np.sort(letters[bounds[index] : bounds[index + 1]]))
+        positions = torch.isin(self._glyphs.labels, part).nonzero().flatten()
         return SharedPictures(self, self._glyphs.images, positions, self._labels)
 
 
 class SharedPictures:
-    """Batches of pictures with a label for each task; made by `GlyphAttributes.split`."""
+    """Batches of images with one label per task; returned by `GlyphAttributes.split`."""
 
     def __init__(
         self, family: GlyphAttributes, images: Tensor, positions: Tensor, labels: dict[str, Tensor]
@@ -129,21 +130,23 @@ class SharedPictures:
         self._labels = {task: labels[task].to(images.device) for task in family.tasks}
 
     def sample(self, n: int, rng: torch.Generator) -> dict[str, Episode]:
-        """`n` different pictures, drawn with the random numbers of `rng` (a generator on the CPU).
+        """Draw `n` distinct images using `rng` (a generator on the CPU).
 
         Returns:
-            Task -> `Episode` without support, with `query.y` `[n]`. All hold one and the same `query.x`
+            Task -> `Episode` without support, with `query.y` `[n]`. All tasks share one `query.x`
             `[n, 1, 28, 28]`.
 
         Raises:
-            ValueError: `n` is not between 1 and the number of pictures.
+            ValueError: `n` is not between 1 and the number of images.
         """
         if not 1 <= n <= len(self.positions):
-            raise ValueError(f"n={n} pictures asked for; this split has {len(self.positions)}.")
-        drawn = self.positions[torch.randperm(len(self.positions), generator=rng)[:n]]
-        at = drawn.to(self._images.device, non_blocking=True)
-        x = self._images[at].unsqueeze(1).to(torch.get_default_dtype()).div_(255)
+            raise ValueError(
+                f"n={n} images requested, but this split has {len(self.positions)}; pass a smaller n."
+            )
+        positions = self.positions[torch.randperm(len(self.positions), generator=rng)[:n]]
+        indices = positions.to(self._images.device, non_blocking=True)
+        x = self._images[indices].unsqueeze(1).to(torch.get_default_dtype()).div_(255)
         return {
-            task: Episode(None, Batch(x, labels[at]), ways=self.classes[task])
+            task: Episode(None, Batch(x, labels[indices]), ways=self.classes[task])
             for task, labels in self._labels.items()
         }

@@ -1,4 +1,4 @@
-"""Letters of the world's scripts, drawn on first use: few-shot images without a download."""
+"""Letters of many scripts, drawn on first use: few-shot image classification without a download."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .few_shot import FewShot, Rotations
 
 
 class Letter(NamedTuple):
-    """One code of a class: the classes of most letters have one, that of A has Latin, Greek, Cyrillic."""
+    """One Unicode letter of a class. Most classes have one letter; A has three: Latin, Greek, Cyrillic."""
 
     code: int
     name: str
@@ -26,29 +26,29 @@ class Letter(NamedTuple):
 
 
 class Glyphs:
-    """N-way K-shot tasks of telling letters apart, tested on scripts never seen in training.
+    """N-way K-shot classification of letters; the test scripts do not occur in training.
 
-    Over 2,000 letters, each drawn 20 times at 28x28 with 4 to 12 of the DejaVu fonts (Sans, Mono and
-    Serif, regular and bold, upright and slanted) that matplotlib ships, each time with another small
-    shift, turn and scaling. Letters that look the same under several codes (Latin, Greek and Cyrillic
-    A) are one class. Train: Latin, Cyrillic, Canadian syllabics. Validation: Greek. Test: Arabic,
-    Armenian, Georgian, Hebrew and four more. A class with a code of a train script is in train, so no
-    letter is in two splits.
+    Over 2,000 letters, each drawn 20 times at 28x28 pixels with 4 to 12 of the DejaVu fonts (Sans, Mono
+    and Serif, regular and bold, upright and slanted) that are part of matplotlib, with small random
+    shifts, rotations and scalings. Letters with the same shape (Latin, Greek and Cyrillic A) form one
+    class. Train: Latin, Cyrillic, Canadian syllabics. Validation: Greek. Test: Arabic, Armenian, Georgian,
+    Hebrew and four more. A class with a letter of a training script is in train, so no letter is in two
+    splits.
 
-    The letters are drawn on first use, in about 10 seconds, and kept in the data folder: `data_dir`,
-    or else the environment variable `METAMTL_DATA`, or else the user's cache folder; the cache folder
-    also where the folder of `METAMTL_DATA` cannot be written.
+    The letters are drawn on first use, in about 10 seconds, and stored in the data folder: `data_dir`, or
+    else the environment variable `METAMTL_DATA`, or else the user's cache folder. If the folder of
+    `METAMTL_DATA` is not writable, the cache folder is used.
 
     Args:
-        ways: classes of a task, N.
-        shots: support examples of a class, K.
-        queries: query examples of a class, Q; K + Q is at most 20.
+        ways: classes per task, N.
+        shots: support examples per class, K.
+        queries: query examples per class, Q; K + Q is at most 20.
         rotations: as in `FewShot`.
-        data_dir: the folder in which a folder `glyphs` holds the drawn letters.
-        device: where the pictures are kept and the episodes are made.
+        data_dir: the folder that contains `glyphs/`, the folder of the drawn letters.
+        device: device of the images and the episodes.
 
     Raises (on first use):
-        ImportError: matplotlib or pillow is missing and nothing is drawn yet.
+        ImportError: matplotlib or pillow is missing and the letters are not drawn yet.
         RuntimeError: the file of drawn letters is damaged.
 
     >>> glyphs = Glyphs(ways=5, shots=1, queries=15)
@@ -72,28 +72,28 @@ class Glyphs:
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        """What `glyph_drawing.draw` returns, from the file where there is one."""
+        """Arrays of `glyph_drawing.draw`, read from the file if it exists."""
         return glyphs.load(self.data_dir)
 
     @cached_property
     def images(self) -> Tensor:
-        """`[M, 28, 28]` bytes, ink 255 on paper 0; class by class, 20 each."""
+        """Images `[M, 28, 28]`, `uint8`, ink 255 and background 0; 20 per class, ordered by class."""
         return torch.from_numpy(self.arrays["images"]).to(self.device)
 
     @cached_property
     def labels(self) -> Tensor:
-        """`[M]`, the class of each picture, `0 .. C-1`, sorted by script and code."""
+        """Class of each image, `[M]`; classes `0 .. C-1` are sorted by script and code."""
         return torch.from_numpy(self.arrays["labels"]).long()
 
     @cached_property
     def letters(self) -> list[list[Letter]]:
         """The letters of each class; the first is the one that is drawn."""
-        found: list[list[Letter]] = [[] for _ in range(len(self.labels) // EXAMPLES)]
+        letters: list[list[Letter]] = [[] for _ in range(len(self.labels) // EXAMPLES)]
         a = self.arrays
         rows = zip(*(a[k].tolist() for k in ("code_class", "codes", "names", "script", "case")))
         for number, code, name, script, case in rows:
-            found[number].append(Letter(code, name, str(a["script_names"][script]), CASES[case]))
-        return found
+            letters[number].append(Letter(code, name, str(a["script_names"][script]), CASES[case]))
+        return letters
 
     @cached_property
     def scripts(self) -> dict[str, list[str]]:
@@ -102,18 +102,18 @@ class Glyphs:
 
     @cached_property
     def classes(self) -> dict[str, list[int]]:
-        """The classes of each split: by the first split that has one of the class's scripts."""
+        """The classes of each split; a class is in the first split with one of its scripts."""
         split_of = {script: name for name, scripts in self.scripts.items() for script in scripts}
-        found: dict[str, list[int]] = {name: [] for name in SPLITS}
+        classes: dict[str, list[int]] = {name: [] for name in SPLITS}
         for number, letters in enumerate(self.letters):
-            found[min((split_of[letter.script] for letter in letters), key=SPLITS.index)].append(number)
-        return found
+            classes[min((split_of[letter.script] for letter in letters), key=SPLITS.index)].append(number)
+        return classes
 
     def split(self, name: str) -> FewShot:
         """The tasks of `"train"`, `"validation"` or `"test"`.
 
         Raises:
-            ValueError: no such split; or the faults that `FewShot` finds.
+            ValueError: an unknown split, or invalid options of `FewShot`.
         """
         check_split(name)
         return FewShot(

@@ -1,4 +1,4 @@
-"""Tasks that each lie within one group: an alphabet, a patient, a range of amplitudes."""
+"""Tasks from several groups, such as alphabets or ranges of amplitudes; each task uses one group."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..episode import Episode
 
 
 class GroupedTasks:
-    """Draws from several families of alike tasks, as evenly as can be.
+    """Homogeneous tasks drawn from several groups, as evenly as possible.
 
-    Of T tasks over G groups every group has `T // G`; the rest go to different groups, by lot. Tasks stand
-    in the order of the groups, so with T = G, row t of the gradients is that of group t at every step,
-    which an aggregator needs that remembers something of each task.
+    Of T tasks from G groups, every group contributes `T // G`; the remaining tasks come from different
+    random groups. Tasks are in the order of the groups. With T = G, row t of the Jacobian therefore belongs
+    to group t at every step, as aggregators with a state per task require.
 
     Args:
-        groups: families whose tasks have the same shapes, loss and metrics, by the group's name.
+        groups: name of the group -> its tasks. All groups have the same shapes, loss and metrics.
 
     Raises:
         ValueError: no group.
@@ -35,25 +35,25 @@ class GroupedTasks:
 
     def __init__(self, groups: Mapping[str, Any]) -> None:
         if not groups:
-            raise ValueError("Grouped needs at least one group of tasks; found none.")
+            raise ValueError("GroupedTasks needs at least one group of tasks; found none.")
         self.groups = dict(groups)
         first = next(iter(self.groups.values()))
         self.loss, self.metrics = first.loss, first.metrics
 
     @property
     def ids(self) -> list[int]:
-        """What `Episode.task` may hold, of all the groups."""
-        return sorted({one for family in self.groups.values() for one in family.ids})
+        """Possible values of `Episode.task`, of all groups."""
+        return sorted({task_id for family in self.groups.values() for task_id in family.ids})
 
     def counts(self, num_tasks: int, rng: torch.Generator) -> list[int]:
-        """How many of `num_tasks` tasks each group has."""
-        whole, rest = divmod(num_tasks, len(self.groups))
-        counts = torch.full((len(self.groups),), whole, device="cpu")
+        """Draw how many of `num_tasks` tasks come from each group."""
+        quotient, rest = divmod(num_tasks, len(self.groups))
+        counts = torch.full((len(self.groups),), quotient, device="cpu")
         counts[torch.randperm(len(self.groups), generator=rng, device="cpu")[:rest]] += 1
         return counts.tolist()
 
     def sample(self, num_tasks: int, rng: torch.Generator) -> Episode:
-        """Draw `num_tasks` tasks with the random numbers of `rng` (a generator on the CPU).
+        """Draw `num_tasks` tasks using `rng` (a generator on the CPU).
 
         Raises:
             ValueError: `num_tasks` below 1; groups whose tasks differ in shapes or types.
@@ -71,7 +71,7 @@ class GroupedTasks:
 
 
 def _check_alike(parts: Mapping[str, Episode]) -> None:
-    """Check that the episodes of all groups hold tensors of one shape and type."""
+    """Check that the tensors of all groups have the same shapes and dtypes."""
     kinds = {
         name: [
             f"{list(leaf.shape[1:])} {leaf.dtype}"

@@ -1,4 +1,4 @@
-"""Items of a data set: reading them one by one, with errors that name the item."""
+"""Read the items of a data set, with errors that name the item."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Get = Callable[[Any], Any]
 
 
 def read_items(dataset: Any, image: Get | None, label: Get | None) -> tuple[Tensor, list[Any]]:
-    """Images `[M, ...]` and labels of all items of a data set.
+    """Read images `[M, ...]` and labels from all items of a data set.
 
     Args:
-        dataset: with a length and integer indices.
-        image: from an item to its image; `item[0]`, or the item itself if it is no tuple, if None.
-        label: from an item to its class; `item[1]` if None.
+        dataset: a data set with a length and integer indices.
+        image: maps an item to its image; if None, `item[0]`, or the item itself if it is not a tuple.
+        label: maps an item to its class; if None, `item[1]`.
 
     Raises:
-        TypeError: no such data set (an `IterableDataset`, a `DataLoader`); an item of unknown structure.
-        ValueError: an empty data set; an item that cannot be read, or has another shape than the first.
+        TypeError: an `IterableDataset` or a `DataLoader`; an item of unknown structure.
+        ValueError: an empty data set; an item that cannot be read, or whose shape differs from the first.
     """
     kind = type(dataset).__name__
     if hasattr(dataset, "dataset") and hasattr(dataset, "batch_size"):
@@ -51,13 +51,13 @@ def read_items(dataset: Any, image: Get | None, label: Get | None) -> tuple[Tens
             tensor = _image(part)
             labels.append(_part(item, label, 1, "label"))
         except Exception as error:
-            known = TypeError if isinstance(error, TypeError) else ValueError
-            raise known(f"item {index} of the {kind} cannot be read: {_words(error)}") from error
+            error_type = TypeError if isinstance(error, TypeError) else ValueError
+            raise error_type(f"item {index} of the {kind} cannot be read: {_words(error)}") from error
         if images and (tensor.shape, tensor.dtype) != (images[0].shape, images[0].dtype):
             raise ValueError(
-                f"item {index} of the {kind} has shape {list(tensor.shape)} ({tensor.dtype}), item 0 has"
-                f" {list(images[0].shape)} ({images[0].dtype}); bring all to one size and mode, such as"
-                " image.convert('RGB').resize((84, 84)), in the transform of the data set."
+                f"item {index} of the {kind} has shape {list(tensor.shape)} ({tensor.dtype}), but"
+                f" item 0 has {list(images[0].shape)} ({images[0].dtype}); convert all images to one size"
+                " and mode, such as image.convert('RGB').resize((84, 84)), in the transform."
             )
         images.append(tensor)
     return torch.stack(images), labels
@@ -82,17 +82,17 @@ def _part(item: Any, get: Get | None, position: int, name: str) -> Any:
 
 
 def _image(value: Any) -> Tensor:
-    """A tensor; an image of Pillow has its channels first, `[C, H, W]`, or `[H, W]` if it has one."""
+    """Convert an image to a tensor; Pillow images become `[C, H, W]`, or `[H, W]` with one channel."""
     if isinstance(value, Mapping):
         raise TypeError(
-            f"the image is a {type(value).__name__}; pass image=lambda item: ..., which selects it."
+            f"the image is a {type(value).__name__}; pass image=lambda item: ..., which selects the image."
         )
     mode = getattr(value, "mode", None)
     if not isinstance(mode, str) or not hasattr(value, "getbands"):
         return as_tensor(value, "the image")
     if mode in ("P", "PA"):
         raise ValueError(
-            f"the image has mode {mode}, whose numbers are places in a palette; convert('RGB')."
+            f"the image has mode {mode}, whose values are palette indices; call image.convert('RGB')."
         )
     array = np.asarray(value)
     return as_tensor(np.moveaxis(array, -1, 0).copy() if array.ndim == 3 else array, "the image")

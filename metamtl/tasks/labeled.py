@@ -1,4 +1,4 @@
-"""Named tasks on one input: every example has a label for each task, or lacks it."""
+"""Named tasks that share one input; each example has a label for every task, or a missing one."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ from ..losses import Loss
 from ..metrics import Metric
 from .arrays import as_tensor, widened
 
-Maker = Callable[[Tensor], Tensor]  # from positions [n] to what stands there
+Maker = Callable[[Tensor], Tensor]  # maps positions [n] to the values at these positions
 
 
 class LabeledTasks:
-    """Batches of examples with one label for each task; all tasks of a batch share their input.
+    """Batches of examples with one label per task; all tasks of a batch share the input.
 
-    A label may be missing: NaN if labels are floats, `losses.MISSING` (-100) if they are integers. The loss
-    of the task must leave it out (`losses.mean_over_labeled`; torch's cross-entropy does). A task without a
-    labeled example in a batch is not in the dict of that batch.
+    A label may be missing: NaN for float labels, `losses.MISSING` (-100) for integer labels. The loss of
+    the task must ignore missing labels (`losses.mean_over_labeled`; torch's cross-entropy ignores -100). If
+    no example of a batch has a label for a task, the dict of this batch does not contain the task.
 
     Args:
-        inputs: what the model is called with, of all M examples: a tensor, array or list of rows, or
-            several of them in a tuple or dict; or a function from positions `[n]` to it, for inputs that
-            are computed on demand.
-        labels: for each task the labels `[M, ...]`, a tensor, array or list; or a function from positions
-            to them, where none is missing. Integers become `int64`, as torch's cross-entropy needs them.
-        loss, metrics: for each task, as `meta_backward` and `evaluate` take them.
-        outputs: for each task the numbers that its head has to give.
-        count: M, where inputs and labels are all functions.
-        device: where the tensors are kept and the episodes are made.
+        inputs: the inputs of the model for all M examples: a tensor, array or list of rows, or several of
+            them in a tuple or dict; or a function that maps positions `[n]` to inputs, to compute them on
+            demand.
+        labels: for each task, the labels `[M, ...]` as a tensor, array or list; or a function that maps
+            positions to labels, none of which is missing. Integers are converted to `int64`, which torch's
+            cross-entropy requires.
+        loss, metrics: for each task, as in `meta_backward` and `evaluate`.
+        outputs: for each task, the number of outputs of its head.
+        count: M, required if inputs and labels are all functions.
+        device: device of the tensors and the episodes.
 
     Raises:
-        ValueError: no task; a task without loss, metrics or outputs; numbers of examples that differ.
-        TypeError: labels or inputs that are no numbers.
+        ValueError: no task; a task without loss, metrics or outputs; different numbers of examples.
+        TypeError: labels or inputs that are not numeric.
 
     >>> from torch.nn import functional as F
     >>> from metamtl.losses import mean_over_labeled
@@ -66,21 +67,21 @@ class LabeledTasks:
         device: torch.device | str | None = None,
     ) -> None:
         if not labels:
-            raise ValueError("labels is empty; give the labels of at least one task.")
-        for what, given in (("loss", loss), ("metrics", metrics), ("outputs", outputs)):
-            if lacking := [task for task in labels if task not in given]:
-                raise ValueError(f"{what} has no entry for tasks {lacking}; it has {', '.join(given)}.")
+            raise ValueError("labels is empty; pass the labels of at least one task.")
+        for what, entries in (("loss", loss), ("metrics", metrics), ("outputs", outputs)):
+            if missing := [task for task in labels if task not in entries]:
+                raise ValueError(f"{what} has no entry for tasks {missing}; it has {', '.join(entries)}.")
         labels = {task: y if callable(y) else _labels(y, task) for task, y in labels.items()}
         inputs = inputs if callable(inputs) else _converted(inputs)
-        kept = {task: y for task, y in labels.items() if isinstance(y, Tensor)}
-        sizes = {task: len(y) for task, y in kept.items()}
+        tensors = {task: y for task, y in labels.items() if isinstance(y, Tensor)}
+        sizes = {task: len(y) for task, y in tensors.items()}
         if not callable(inputs):
             sizes |= {f"input {i}": len(leaf) for i, leaf in enumerate(tree_leaves(inputs))}
         if count is not None:
             sizes["count"] = count
         if len(set(sizes.values())) != 1:
             raise ValueError(
-                f"the number of examples is not known: found {sizes}; each example needs its input and, for"
+                f"the number of examples is not known: found {sizes}; each example needs an input and, for"
                 " each task, one label or a missing one."
             )
         self.tasks = tuple(labels)
@@ -90,51 +91,52 @@ class LabeledTasks:
         self._inputs = inputs if callable(inputs) else tree_map(lambda leaf: leaf.to(device), inputs)
         self._labels = {task: y.to(device) if isinstance(y, Tensor) else y for task, y in labels.items()}
         self._count = next(iter(sizes.values()))
-        there = {task: has_label(y).cpu() for task, y in kept.items()}
-        # Only where labels are missing does a batch have to be looked at.
-        self._there = {task: some for task, some in there.items() if not bool(some.all())}
+        masks = {task: has_label(y).cpu() for task, y in tensors.items()}
+        # Batches are checked only for tasks that have missing labels.
+        self._there = {task: mask for task, mask in masks.items() if not bool(mask.all())}
 
     def __len__(self) -> int:
         return self._count
 
     @property
     def inputs(self) -> int:
-        """Numbers of one example, where the input is a tensor: what the first layer takes."""
+        """Number of input features, if the input is one tensor: the input size of the first layer."""
         if not isinstance(self._inputs, Tensor):
-            raise ValueError("inputs are not one tensor, so that there is no number of them.")
+            raise ValueError("inputs are not one tensor, so the number of input features is not defined.")
         return self._inputs[0].numel()
 
     def sample(self, n: int, rng: torch.Generator) -> dict[str, Episode]:
-        """`n` different examples, drawn with the random numbers of `rng` (a generator on the CPU).
+        """Draw `n` distinct examples using `rng` (a generator on the CPU).
 
         Returns:
-            Task -> `Episode` without support; `query.x` is one object for all. Tasks without a label in
-            this batch are left out.
+            Task -> `Episode` without support; all tasks share one `query.x`. Tasks without a label in this
+            batch are omitted.
 
         Raises:
-            ValueError: `n` is not between 1 and the number of examples, or none of them is labelled.
+            ValueError: `n` is not between 1 and the number of examples, or none of the drawn examples has a
+                label.
         """
         if not 1 <= n <= len(self):
-            raise ValueError(f"n={n} examples asked for; this split has {len(self)}.")
+            raise ValueError(f"n={n} examples requested, but this split has {len(self)}; pass a smaller n.")
         return self.at(torch.randperm(len(self), generator=rng)[:n])
 
     def at(self, positions: Tensor) -> dict[str, Episode]:
-        """The examples at `positions` `[n]`, in the form of `sample`."""
+        """The examples at `positions` `[n]`, in the format of `sample`."""
         positions = torch.as_tensor(positions, device="cpu")
-        absent = {task for task, there in self._there.items() if not bool(there[positions].any())}
+        absent = {task for task, mask in self._there.items() if not bool(mask[positions].any())}
         if len(absent) == len(self.tasks):
             raise ValueError(
-                f"none of the {len(positions)} drawn examples has a label; draw more at a time."
+                f"none of the {len(positions)} drawn examples has a label; draw more examples per batch."
             )
         x = self._x(positions)
-        found = {}
+        episodes = {}
         for task in self.tasks:
             if task not in absent:
                 labels = self._labels[task]
                 y = labels[positions.to(labels.device)] if isinstance(labels, Tensor) else labels(positions)
                 ways = None if y.is_floating_point() else self.outputs[task]
-                found[task] = Episode(None, Batch(x, y), ways=ways)
-        return found
+                episodes[task] = Episode(None, Batch(x, y), ways=ways)
+        return episodes
 
     def _x(self, positions: Tensor) -> Any:
         if callable(self._inputs):
@@ -143,7 +145,7 @@ class LabeledTasks:
 
 
 def _converted(inputs: Any) -> Any:
-    """Arrays and lists of rows as tensors; tuples and mappings hold the arguments of the model."""
+    """Convert arrays and lists of rows to tensors; tuples and mappings are arguments of the model."""
     if isinstance(inputs, Mapping):
         return {name: _converted(part) for name, part in inputs.items()}
     if isinstance(inputs, tuple):
@@ -157,6 +159,6 @@ def _labels(y: Any, task: str) -> Tensor:
         y = widened(as_tensor(y, f"the labels of task {task!r}"))
     except TypeError as error:
         raise TypeError(
-            f"{error} np.unique(labels, return_inverse=True)[1] numbers the classes of strings."
+            f"{error} For strings, np.unique(labels, return_inverse=True)[1] returns integer class ids."
         ) from error
     return y if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool else y.long()

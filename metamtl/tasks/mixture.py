@@ -1,4 +1,4 @@
-"""Named tasks that each have their own data: which of them are in a step, and with how many examples."""
+"""Mixtures of named tasks with separate data sets: sampling of the tasks and batch sizes of each step."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ Schedule = Callable[[int], Sequence[str]] | Sequence[tuple[int, Sequence[str]]]
 
 
 class TaskMixture:
-    """Steps of tasks from several sources, each with its own inputs, labels and batch size.
+    """Tasks sampled from several sources, each with its own inputs, labels and batch size.
 
-    Which tasks are in a step is `sampling`:
+    `sampling` selects the tasks of each step:
 
     | value | tasks of a step |
     |---|---|
-    | `"all"` | all of them |
+    | `"all"` | all tasks |
     | `"proportional"` | `tasks_per_step` different ones, drawn with `p_t ~ size_t^(1 / temperature)` |
-    | `"round_robin"` | the next `tasks_per_step` in order, over and over |
-    | `[(0, ["a"]), (500, ["a", "b"])]` | those of the last entry that has begun, by step |
-    | a function of the step | those that it names |
+    | `"round_robin"` | the next `tasks_per_step` in cyclic order |
+    | `[(0, ["a"]), (500, ["a", "b"])]` | those of the last entry whose first step is reached |
+    | a function of the step | those that it returns |
 
-    At temperature 1 a task comes up in proportion to its examples, at infinity as often as any other
-    (Raffel et al. 2020, section 3.5.2, https://arxiv.org/abs/1910.10683). A source with several tasks on
-    one input counts once: its tasks come together. For a whole measurement use `sampling="all"`.
+    At temperature 1, a task is drawn in proportion to its number of examples; at infinity, all tasks are
+    equally likely (Raffel et al. 2020, section 3.5.2, https://arxiv.org/abs/1910.10683). A source with
+    several tasks on one input counts once: its tasks are drawn together. For evaluation, use
+    `sampling="all"`.
 
     Args:
-        sources: `LabeledTasks`, or anything with its `sample`, `loss`, `metrics`, `outputs` and length; by
-            the name of the task or, for sources with several tasks, by any name.
-        sampling: as above.
-        temperature: of `"proportional"`, above 0; `float("inf")` for equal chances.
-        tasks_per_step: of `"proportional"` and `"round_robin"`.
-        sizes: a source's examples in a step, where other than the `n` of `sample`.
+        sources: name -> `LabeledTasks`, or any object with its `sample`, `loss`, `metrics`, `outputs` and
+            length. The name is that of the task; for a source with several tasks, any name.
+        sampling: see above.
+        temperature: used by `"proportional"`; above 0, `float("inf")` for equal probabilities.
+        tasks_per_step: used by `"proportional"` and `"round_robin"`.
+        sizes: name -> examples of this source per step, if different from the `n` of `sample`.
 
     Raises:
-        ValueError: no source, the same task twice, an unknown name or value.
+        ValueError: no source, a duplicate task, an unknown name or value.
 
     >>> from torch.nn import functional as F
     >>> from metamtl.tasks import LabeledTasks
@@ -62,17 +63,19 @@ class TaskMixture:
         sizes: Mapping[str, int] | None = None,
     ) -> None:
         if not sources:
-            raise ValueError("a Mixture needs at least one source of examples.")
+            raise ValueError("sources is empty; a TaskMixture needs at least one source of examples.")
         if isinstance(sampling, str) and sampling not in ("all", "proportional", "round_robin"):
             raise ValueError(
                 f"sampling={sampling!r} is not one of 'all', 'proportional', 'round_robin'; a schedule is"
                 " a list of (first step, names), or a function of the step."
             )
         if not temperature > 0:
-            raise ValueError(f"temperature={temperature} must be above 0; infinity gives equal chances.")
+            raise ValueError(
+                f"temperature={temperature} must be above 0; use float('inf') for equal probabilities."
+            )
         if not 1 <= tasks_per_step <= len(sources):
             raise ValueError(
-                f"tasks_per_step={tasks_per_step} must be from 1 to {len(sources)}, the sources."
+                f"tasks_per_step={tasks_per_step} must be from 1 to {len(sources)}, the number of sources."
             )
         self.sources = dict(sources)
         self.sampling, self.temperature, self.tasks_per_step = sampling, temperature, tasks_per_step
@@ -82,7 +85,9 @@ class TaskMixture:
             raise ValueError(f"sizes={low}: each must be at least 1.")
         self.tasks = tuple(chain.from_iterable(source.loss for source in self.sources.values()))
         if len(set(self.tasks)) < len(self.tasks):
-            raise ValueError(f"a task stands in two sources; the tasks are {', '.join(self.tasks)}.")
+            raise ValueError(
+                f"a task is in two sources; rename one of them. The tasks are {', '.join(self.tasks)}."
+            )
         self.loss, self.metrics, self.outputs = (
             {
                 task: value
@@ -94,65 +99,65 @@ class TaskMixture:
         if not isinstance(sampling, str) and not callable(sampling):
             self._check_phases(sampling)
         self.step = 0
-        """Steps sampled so far; where a training is resumed, set it."""
+        """Number of steps sampled so far; set it to resume training."""
 
     def sample(self, n: int, rng: torch.Generator, step: int | None = None) -> dict[str, Episode]:
-        """The tasks of a step, with `n` examples of each source, or its number in `sizes`.
+        """Draw the tasks of a step, with `n` examples of each source, or its number in `sizes`.
 
-        A source that has fewer gives all of its examples.
+        If a source has fewer examples, all of them are returned.
 
         Args:
-            n: examples of a source.
-            rng: a generator on the CPU; what is drawn depends on nothing else, and on the step.
-            step: which step it is; the mixture's own count, where None.
+            n: examples per source.
+            rng: a generator on the CPU; the sample depends only on `rng` and the step.
+            step: index of the step; if None, `self.step`, which is then incremented.
         """
         if step is None:
             step = self.step
             self.step += 1
-        found: dict[str, Episode] = {}
+        episodes: dict[str, Episode] = {}
         for name in self.names(step, rng):
             source = self.sources[name]
-            found |= source.sample(min(self.sizes.get(name, n), len(source)), rng)
-        return found
+            episodes |= source.sample(min(self.sizes.get(name, n), len(source)), rng)
+        return episodes
 
     def names(self, step: int, rng: torch.Generator) -> tuple[str, ...]:
-        """The sources of a step, in their own order."""
-        every, k = tuple(self.sources), self.tasks_per_step
+        """Names of the sources of a step, in the order of `sources`."""
+        names, k = tuple(self.sources), self.tasks_per_step
         if self.sampling == "all":
-            return every
+            return names
         if self.sampling == "proportional":
-            drawn = torch.multinomial(self.chances(), k, replacement=False, generator=rng)
-            wanted = {every[i] for i in drawn.tolist()}
+            indices = torch.multinomial(self.chances(), k, replacement=False, generator=rng)
+            selected = {names[i] for i in indices.tolist()}
         elif self.sampling == "round_robin":
-            wanted = {every[(step * k + i) % len(every)] for i in range(k)}
+            selected = {names[(step * k + i) % len(names)] for i in range(k)}
         elif callable(self.sampling):
-            wanted = set(self.sampling(step))
-            self._check(wanted, f"the schedule at step {step}")
-            if not wanted:
-                raise ValueError(f"the schedule names no task at step {step}.")
+            selected = set(self.sampling(step))
+            self._check(selected, f"the schedule at step {step}")
+            if not selected:
+                raise ValueError(f"the schedule names no task at step {step}; return at least one name.")
         else:
-            phases = [names for first, names in self.sampling if first <= step]  # type: ignore[misc]
-            wanted = set(phases[-1])
-        return tuple(name for name in every if name in wanted)
+            phases = [entry for first, entry in self.sampling if first <= step]  # type: ignore[misc]
+            selected = set(phases[-1])
+        return tuple(name for name in names if name in selected)
 
     def chances(self) -> torch.Tensor:
-        """How likely each source is to be drawn first, `[number of sources]`, sum 1."""
+        """Probability of each source to be drawn first, `[number of sources]`; the sum is 1."""
         sizes = torch.tensor([len(source) for source in self.sources.values()], dtype=torch.float64)
-        # Over the largest first, so that a low temperature does not overflow.
+        # Divided by the largest size first, so that a low temperature does not overflow.
         weights = (sizes / sizes.max()) ** (1 / self.temperature)
         return weights / weights.sum()
 
     def _check_phases(self, phases: Sequence[tuple[int, Sequence[str]]]) -> None:
-        begins = [first for first, _ in phases]
+        starts = [first for first, _ in phases]
         if (
-            not begins
-            or begins[0] != 0
-            or begins != sorted(begins)
+            not starts
+            or starts[0] != 0
+            or starts != sorted(starts)
             or not all(names for _, names in phases)
         ):
             raise ValueError(
-                f"the schedule's phases begin at steps {begins}; they must begin at 0, rise, and each name"
-                " at least one task."
+                f"the schedule's phases begin at steps {starts}; they must begin at 0, increase, and each"
+                " name at least one task."
             )
         self._check(chain.from_iterable(names for _, names in phases), "the schedule")
 

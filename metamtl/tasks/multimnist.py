@@ -1,4 +1,4 @@
-"""Two digits in one picture: read both, or read one and draw the other."""
+"""MultiMNIST: classify two overlapping digits, or classify one and reconstruct the other."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from ..metrics import Metric, accuracy, mse
 from .labeled import LabeledTasks
 
 SIZE, CANVAS, SHIFT = 28, 36, 4
-HELD = 6  # the last sixth of the training digits, 10,000 of 60,000, is for validation
+HELD = 6  # the last sixth of the training digits (10,000 of 60,000) is the validation set
 TASKS = ("left", "right")
 
 
 class Pairs(NamedTuple):
-    """Which digits stand in each of M pictures, and where.
+    """Digits and their shifts for M images.
 
     Attributes:
-        digits: `[M, 2]`, positions of the left and the right digit in MNIST.
-        shifts: `[M, 2, 2]`, how far each is moved from its corner towards the middle: down, to the side.
+        digits: `[M, 2]`, indices of the left and the right digit in MNIST.
+        shifts: `[M, 2, 2]`, vertical and horizontal shift of each digit from its corner towards the center.
     """
 
     digits: Tensor
@@ -37,33 +37,33 @@ class Pairs(NamedTuple):
 
 
 class MultiMNIST:
-    """Two MNIST digits in one picture, one at the top left and one at the bottom right.
+    """Two MNIST digits in one image, one at the top left and one at the bottom right.
 
-    Each digit of 28x28 pixels lies on a canvas of 36x36, moved by 0 to 4 pixels from its corner; where
-    they overlap the lighter pixel counts; the canvas is resized to 28x28 (Sabour, Frosst, Hinton 2017,
+    Each digit of 28x28 pixels is placed on a canvas of 36x36, shifted by 0 to 4 pixels from its corner;
+    overlapping pixels take the maximum; the canvas is resized to 28x28 (Sabour, Frosst, Hinton 2017,
     https://arxiv.org/abs/1710.09829; Sener and Koltun 2018, https://arxiv.org/abs/1810.04650). Differs
-    from Sener and Koltun in: 1. digits are shifted, as by Lin et al. 2019
-    (https://arxiv.org/abs/1912.12854), rather than fixed; 2. resizing is bilinear rather than to the
-    nearest pixel; 3. there is a validation set.
+    from Sener and Koltun in: 1. digits are shifted, as in Lin et al. 2019
+    (https://arxiv.org/abs/1912.12854), instead of fixed; 2. resizing is bilinear instead of nearest
+    neighbor; 3. there is a validation set.
 
     | task | `reconstruct=False` | `reconstruct=True` |
     |---|---|---|
-    | `left` | which digit is at the left: 10 classes | the same |
-    | `right` | which digit is at the right: 10 classes | a picture of the right digit alone, in its place |
+    | `left` | class of the left digit, 10 classes | the same |
+    | `right` | class of the right digit, 10 classes | image of the right digit alone, at its position |
 
-    The pairs are a fixed list, drawn from `seed`: for training from the first 50,000 digits of MNIST's
+    The pairs are fixed lists drawn with `seed`: for training from the first 50,000 digits of MNIST's
     training set, for validation from its last 10,000, for the test from MNIST's test set.
 
     Args:
-        reconstruct: whether the right digit is drawn rather than read.
+        reconstruct: whether the right digit is reconstructed instead of classified.
         tasks: the tasks to keep.
-        pairs: pictures of the three splits.
-        seed: of the pairs.
-        data_dir: the folder in which `mnist/mnist.npz` lies, as for every set.
-        device: where the digits are kept and the pictures are made.
+        pairs: number of images in the three splits.
+        seed: seed of the pairs.
+        data_dir: the folder that contains `mnist/mnist.npz`.
+        device: device of the digits and the images.
 
     Raises:
-        FileNotFoundError, ValueError: on first use, the data is missing or damaged.
+        FileNotFoundError, ValueError: on first use, if the data is missing or damaged.
 
     >>> family = MultiMNIST(reconstruct=True)
     >>> episodes = family.split("train").sample(64, torch.Generator())  # doctest: +SKIP
@@ -82,39 +82,39 @@ class MultiMNIST:
         device: torch.device | str | None = None,
     ) -> None:
         if len(pairs) != 3 or min(pairs) < 1:
-            raise ValueError(f"pairs={tuple(pairs)} must be three numbers of pictures, each at least 1.")
+            raise ValueError(f"pairs={tuple(pairs)} must be three numbers of images, each at least 1.")
         self.tasks = chosen(tasks, TASKS)
         self.reconstruct, self.pairs, self.seed = reconstruct, tuple(pairs), seed
         self.data_dir, self.device = data_dir, device
 
     def split(self, name: str) -> LabeledTasks:
-        """The pictures of `"train"`, `"validation"` or `"test"`."""
+        """The images of `"train"`, `"validation"` or `"test"`."""
         check_split(name)
         kind = "test" if name == "test" else "train"
         images = self._images[kind]
         labels = torch.from_numpy(self._arrays[f"{kind}_labels"]).long()
-        at = SPLITS.index(name)
-        kept = len(labels) - len(labels) // HELD
-        first, last = ((0, kept), (kept, len(labels)), (0, len(labels)))[at]
-        found = draw_pairs(range(first, last), self.pairs[at], np.random.default_rng((self.seed, at)))
+        index = SPLITS.index(name)
+        num_train = len(labels) - len(labels) // HELD
+        first, last = ((0, num_train), (num_train, len(labels)), (0, len(labels)))[index]
+        pairs = draw_pairs(range(first, last), self.pairs[index], np.random.default_rng((self.seed, index)))
 
         def pictures(positions: Tensor) -> Tensor:
-            return render(images, Pairs(*(part[positions] for part in found)))
+            return render(images, Pairs(*(part[positions] for part in pairs)))
 
         def right_alone(positions: Tensor) -> Tensor:
-            return render(images, Pairs(*(part[positions] for part in found)), (1,))
+            return render(images, Pairs(*(part[positions] for part in pairs)), (1,))
 
         draws = self.reconstruct
         classes: dict[str, Loss] = {"left": F.cross_entropy, "right": F.cross_entropy}
         metrics: dict[str, dict[str, Metric]] = {task: {"accuracy": accuracy} for task in TASKS}
-        answers = {task: labels[found.digits[:, side]] for side, task in enumerate(TASKS)}
+        answers = {task: labels[pairs.digits[:, side]] for side, task in enumerate(TASKS)}
         return LabeledTasks(
             pictures,
             {task: right_alone if draws and task == "right" else answers[task] for task in self.tasks},
             loss=classes | ({"right": image_mse} if draws else {}),
             metrics=metrics | ({"right": {"mse": mse}} if draws else {}),
             outputs={"left": 10, "right": SIZE * SIZE if draws else 10},
-            count=self.pairs[at],
+            count=self.pairs[index],
             device=self.device,
         )
 
@@ -131,26 +131,26 @@ class MultiMNIST:
 
 
 def draw_pairs(digits: range, count: int, rng: np.random.Generator) -> Pairs:
-    """`count` pairs of different digits out of `digits`, each side dealt out in shuffled rounds."""
+    """Draw `count` pairs of different digits; each side repeats random permutations of `digits`."""
     if len(digits) < 2:
         raise ValueError(f"pairs need at least 2 digits, found {len(digits)}.")
 
-    def dealt() -> np.ndarray:
+    def shuffled() -> np.ndarray:
         rounds = -(-count // len(digits))
         return np.concatenate([rng.permutation(len(digits)) for _ in range(rounds)])[:count]
 
-    left, right = dealt(), dealt()
+    left, right = shuffled(), shuffled()
     right = np.where(left == right, (right + 1) % len(digits), right)
     both = torch.from_numpy(np.stack([left, right], 1) + digits.start)
     return Pairs(both, torch.from_numpy(rng.integers(0, SHIFT + 1, (count, 2, 2))))
 
 
 def render(images: Tensor, pairs: Pairs, sides: Iterable[int] = (0, 1)) -> Tensor:
-    """The pictures of pairs, `[n, 1, 28, 28]` from 0 to 1, with the digits of these sides.
+    """Render images of pairs, `[n, 1, 28, 28]` in [0, 1], with the digits of these sides.
 
     Args:
-        images: bytes `[M, 28, 28]`.
-        pairs: which digits, and where.
+        images: `[M, 28, 28]`, `uint8`.
+        pairs: the digits and their shifts.
         sides: 0 for the left digit, 1 for the right one.
     """
     device, count = images.device, len(pairs.digits)
@@ -161,9 +161,9 @@ def render(images: Tensor, pairs: Pairs, sides: Iterable[int] = (0, 1)) -> Tenso
         corner = shift if side == 0 else CANVAS - SIZE - shift
         rows, columns = corner[:, :1] + pixel, corner[:, 1:] + pixel
         digits = images[pairs.digits[:, side].to(device)].to(canvas.dtype) / 255
-        alone = torch.zeros_like(canvas)
-        alone[torch.arange(count, device=device)[:, None, None], rows[:, :, None], columns[:, None]] = (
+        layer = torch.zeros_like(canvas)
+        layer[torch.arange(count, device=device)[:, None, None], rows[:, :, None], columns[:, None]] = (
             digits
         )
-        canvas = canvas.maximum(alone)
+        canvas = canvas.maximum(layer)
     return F.interpolate(canvas[:, None], size=(SIZE, SIZE), mode="bilinear", align_corners=False)

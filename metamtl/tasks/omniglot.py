@@ -1,4 +1,4 @@
-"""Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawers each."""
+"""Omniglot: 1,623 handwritten characters from 50 alphabets, each drawn by 20 people."""
 
 from __future__ import annotations
 
@@ -22,45 +22,45 @@ Split = Literal["train", "validation", "test"]
 
 
 class Omniglot:
-    """Few-shot classification of handwritten characters, 28x28 with ink = 1.
+    """Few-shot classification of handwritten characters; images of 28x28 pixels, ink = 1.
 
     Lake, Salakhutdinov, Tenenbaum: Human-level concept learning through probabilistic program
     induction. Science 350 (2015). Splits by character:
 
     - `"maml"`: 1100 train, 100 validation, 423 test characters, shuffled with Python's
-      `random.seed(1)` as in the authors' code of MAML (https://arxiv.org/abs/1703.03400). Differs from
-      it in: 1. theirs shuffles the order in which `os.listdir` happens to give the folders, which
-      depends on the file system and can not be repeated; ours sorts `Alphabet/characterNN` first, and
-      the result is frozen in `data/splits/omniglot_maml.json`. 2. Theirs asks PIL for LANCZOS on the
-      files as opened, and PIL takes the nearest pixel, without a word, where an image is of one bit;
-      ours turns every drawing to 8 bits first.
+      `random.seed(1)` as in the MAML authors' code (https://arxiv.org/abs/1703.03400). Differs from it
+      in: 1. that code shuffles the folders in the order of `os.listdir`, which depends on the file system
+      and is not reproducible; here `Alphabet/characterNN` are sorted first, and the result is stored in
+      `data/splits/omniglot_maml.json`. 2. That code resizes the 1-bit files with LANCZOS, which PIL
+      silently replaces by the nearest pixel for 1-bit images; here every drawing is converted to 8 bits
+      first.
     - `"vinyals"`: 1028, 172 and 423 characters (https://arxiv.org/abs/1606.04080).
-    - `"alphabets"`: 25, 5 and 20 whole alphabets (883, 81 and 659 characters): the evaluation set for the
-      test, and for validation the five smallest alphabets of the background set, as in Meta-Dataset
-      (https://arxiv.org/abs/1903.03096).
+    - `"alphabets"`: 25, 5 and 20 complete alphabets (883, 81 and 659 characters). The test alphabets are
+      the evaluation set, the validation alphabets the five smallest of the background set, as in
+      Meta-Dataset (https://arxiv.org/abs/1903.03096).
 
-    All leave `rotations` to the caller: one random multiple of 90 degrees for each class of each
-    episode, in training and test (`"episode"`, the MAML code); or four classes from each character
-    (`"classes"`: ProtoNet and others), where the character of a class id is `id // 4`.
+    `rotations` is independent of the protocol: one random multiple of 90 degrees for each class of each
+    episode, in training and test (`"episode"`, as in the MAML code); or four classes from each character
+    (`"classes"`, as in ProtoNet), where the character of a class id is `id // 4`.
 
-    Nothing is read before the first use. The data lies in `<data_dir>/omniglot`: either prepared as
-    `omniglot_28_u8.npz`, or as the two official archives, from which that file is then made; with
-    `download=True` missing archives are fetched first. Everything is checked against the sizes and
-    checksums of `data/sources.yaml`. An id in
-    `Episode.task` is a row of `character_names` and of `alphabets`.
+    The data is read on first use from `<data_dir>/omniglot`: either the prepared file
+    `omniglot_28_u8.npz`, or the two official archives, from which that file is then prepared; with
+    `download=True`, missing archives are downloaded first. Sizes and checksums are compared with
+    `data/sources.yaml`. An id in `Episode.task` is an index into `character_names` and `alphabets`.
 
     Args:
-        ways, shots, queries, rotations, device: as in `FewShot`. MAML's authors take `queries=shots`.
-        protocol: which characters are for training, validation and test.
-        within: `"alphabet"`: the classes of a task are characters of one alphabet, and a split is
+        ways, shots, queries, rotations, device: as in `FewShot`. The MAML authors use `queries=shots`.
+        protocol: the split into training, validation and test characters.
+        within: `"alphabet"`: all classes of a task are characters of one alphabet, and a split is
             `GroupedTasks` by alphabet, without alphabets that have fewer than `ways` classes. If None,
-            they may be of any alphabet.
-        data_dir: where `omniglot/` lies; else the variable `METAMTL_DATA`, else the user's cache.
-        download: fetch what is missing.
+            classes come from all alphabets.
+        data_dir: the folder that contains `omniglot/`; if None, the environment variable `METAMTL_DATA`,
+            or else the user's cache.
+        download: download missing files.
 
     Raises:
-        ValueError: unknown options, more than the 20 drawings of a character; when the data is first
-            used, a truncated or altered file.
+        ValueError: unknown options, more than the 20 drawings of a character; on first use, a truncated or
+            altered file.
         FileNotFoundError: on first use, the data is missing and `download` is False.
         ConnectionError: on first use, the download failed.
 
@@ -96,7 +96,7 @@ class Omniglot:
             raise ValueError(f"ways={ways}, shots={shots}, queries={queries}: each must be at least 1.")
         if shots + queries > DRAWERS:
             raise ValueError(
-                f"{shots} shots + {queries} queries need {shots + queries} drawings of each character,"
+                f"{shots} shots + {queries} queries need {shots + queries} drawings per character,"
                 f" but Omniglot has {DRAWERS}; lower shots or queries."
             )
         self.ways, self.shots, self.queries = ways, shots, queries
@@ -105,10 +105,10 @@ class Omniglot:
         self._splits: dict[str, FewShot | GroupedTasks] = {}
 
     def split(self, name: Split) -> FewShot | GroupedTasks:
-        """The tasks of one split; images are shared by the splits.
+        """The tasks of one split; all splits share the images.
 
         Raises:
-            ValueError: an unknown split; with `within`, no alphabet that has enough classes for a task.
+            ValueError: an unknown split; with `within`, no alphabet has enough classes for a task.
         """
         if name not in get_args(Split):
             raise ValueError(f"split {name!r} is not one of {_listed(get_args(Split))}.")
@@ -135,12 +135,12 @@ class Omniglot:
             members.setdefault(self.alphabet_names[alphabet], []).append(row)
         if self.ways > (most := max(map(len, members.values()))):
             raise ValueError(
-                f"{self.ways}-way tasks within one alphabet need {self.ways} classes of it, but no alphabet"
-                f" has more than {most} in the split {name!r} of protocol {self.protocol!r}; lower ways,"
-                " take protocol='alphabets', or leave within out."
+                f"{self.ways}-way tasks within one alphabet need {self.ways} classes per alphabet, but no"
+                f" alphabet has more than {most} in the split {name!r} of protocol {self.protocol!r}; lower"
+                " ways, use protocol='alphabets', or omit within."
             )
-        enough = {a: chosen for a, chosen in members.items() if len(chosen) >= self.ways}
-        return GroupedTasks({alphabet: self._tasks(enough[alphabet]) for alphabet in sorted(enough)})
+        large = {alphabet: ids for alphabet, ids in members.items() if len(ids) >= self.ways}
+        return GroupedTasks({alphabet: self._tasks(large[alphabet]) for alphabet in sorted(large)})
 
     @property
     def character_names(self) -> list[str]:
@@ -149,12 +149,12 @@ class Omniglot:
 
     @property
     def alphabet_names(self) -> list[str]:
-        """Names of the alphabets, `[50]`: 30 of the background set, then 20 of the evaluation set."""
+        """Names of the alphabets, `[50]`: 30 from the background set, then 20 from the evaluation set."""
         return self._arrays["alphabet_names"].tolist()
 
     @property
     def alphabets(self) -> Tensor:
-        """Which alphabet each character belongs to, `[1623]`; turned classes: `alphabets[id // 4]`."""
+        """Index of the alphabet of each character, `[1623]`; for rotated classes, `alphabets[id // 4]`."""
         return torch.as_tensor(self._arrays["alphabet"][::DRAWERS]).long()
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Parkinson's telemonitoring: how far the disease has come, from recordings of the voice."""
+"""Parkinson's telemonitoring: severity of the disease from voice recordings."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ TASKS = ("motor", "total")
 
 
 class Parkinsons:
-    """Motor and total UPDRS, the doctors' score, of patients never heard in training.
+    """Motor and total UPDRS (a clinical score) of patients that are not in the training set.
 
     Tsanas, Little, McSharry, Ramig 2009, https://doi.org/10.1109/TBME.2009.2036000. 5,875 recordings of
-    42 patients; the input is age, sex, days since the start and 16 measures of the voice, `[n, 19]`. Inputs
-    and targets are standardised by the training patients (28 of them; 6 validation, 8 test). Metrics: `mse`
-    in training deviations, 1 being no better than the training mean for patients like those of training;
-    `mae` in points of the score.
+    42 patients; the input is age, sex, days since the start and 16 voice measures, `[n, 19]`. Inputs and
+    targets are standardized with the training patients (28; 6 validation, 8 test). Metrics: `mse` of the
+    standardized scores, which is 1 for the mean prediction on the training patients; `mae` in points of
+    the score.
 
-    Published results mostly divide the recordings at random, so that every patient is known; they
-    are far better, and say nothing of new patients.
+    Most published results split the recordings at random, so that every patient is in the training set.
+    Their errors are much lower, but do not apply to new patients.
 
     Args:
         tasks: `motor`, `total` or both.
-        data_dir: the folder in which `parkinsons/parkinsons_updrs.npz` lies.
-        device: where the tensors are kept and the episodes are made.
+        data_dir: the folder that contains `parkinsons/parkinsons_updrs.npz`.
+        device: device of the tensors and the episodes.
 
     Raises:
-        FileNotFoundError, ValueError: on first use, the data is missing or damaged.
+        FileNotFoundError, ValueError: on first use, if the data is missing or damaged.
 
     >>> episodes = Parkinsons().split("train").sample(64, torch.Generator())  # doctest: +SKIP
     >>> episodes["motor"].query.x.shape, episodes["total"].query.y.shape  # doctest: +SKIP
@@ -61,15 +61,15 @@ class Parkinsons:
     def split(self, name: str) -> LabeledTasks:
         """The recordings of the patients of `"train"`, `"validation"` or `"test"`."""
         check_split(name)
-        found = self.recordings
-        at = found.parts[name]
+        recordings = self.recordings
+        rows = recordings.parts[name]
         columns = {task: i for i, task in enumerate(TASKS)}
         return LabeledTasks(
-            torch.as_tensor(found.x[at]).to(torch.get_default_dtype()),
-            {task: targets(found.y[at, columns[task]]) for task in self.tasks},
+            torch.as_tensor(recordings.x[rows]).to(torch.get_default_dtype()),
+            {task: targets(recordings.y[rows, columns[task]]) for task in self.tasks},
             loss=dict.fromkeys(self.tasks, mean_over_labeled(F.mse_loss)),
             metrics={
-                task: {"mse": mse, "mae": absolute_error(float(found.deviation[columns[task]]))}
+                task: {"mse": mse, "mae": absolute_error(float(recordings.deviation[columns[task]]))}
                 for task in self.tasks
             },
             outputs=dict.fromkeys(self.tasks, 1),
@@ -78,18 +78,19 @@ class Parkinsons:
 
 
 class Patients:
-    """Each patient as a few-shot task: both scores, from K recordings.
+    """Few-shot regression with one task per patient: both scores, from K recordings.
 
-    Prepared and split as in `Parkinsons`. `support.x` `[T, K, 19]`, `query.y` `[T, Q, 2]`, motor and total
-    UPDRS in training deviations; `task` is the patient's number.
+    Standardized and split as in `Parkinsons`. `support.x` is `[T, K, 19]`; `query.y` is `[T, Q, 2]`, the
+    standardized motor and total UPDRS; `task` is the number of the patient.
 
     Args:
-        shots, queries: recordings of a patient in support and query, all distinct; each has 101 or more.
+        shots, queries: support and query recordings per patient, all distinct; each patient has 101 or
+            more.
         data_dir, device: as in `Parkinsons`.
 
     Raises:
-        ValueError: on first use, a patient has fewer recordings than K + Q, or the data is damaged.
-        FileNotFoundError: on first use, the data is missing.
+        ValueError: on first use, if a patient has fewer than K + Q recordings, or the data is damaged.
+        FileNotFoundError: on first use, if the data is missing.
     """
 
     loss: Loss = staticmethod(F.mse_loss)
@@ -115,50 +116,52 @@ class Patients:
 
 
 class PatientTasks:
-    """Few-shot tasks, each of one patient; made by `Patients.split`."""
+    """Few-shot tasks with one patient each; returned by `Patients.split`."""
 
     loss: Loss = staticmethod(F.mse_loss)
     metrics: ClassVar[Mapping[str, Metric]] = Patients.metrics
 
     def __init__(self, family: Patients, positions: np.ndarray) -> None:
-        found, self.shots, self.queries = family.recordings, family.shots, family.queries
-        subject = found.subject[positions]
+        recordings, self.shots, self.queries = family.recordings, family.shots, family.queries
+        subject = recordings.subject[positions]
         self._of = {int(p): torch.from_numpy(positions[subject == p]) for p in np.unique(subject)}
         total = self.shots + self.queries
         if short := {patient: len(rows) for patient, rows in self._of.items() if len(rows) < total}:
             raise ValueError(
-                f"{self.shots} shots + {self.queries} queries need {total} recordings of each patient, but"
+                f"{self.shots} shots + {self.queries} queries need {total} recordings per patient, but"
                 f" found {short}; lower shots or queries."
             )
         dtype, device = torch.get_default_dtype(), family.device
-        self._x = torch.as_tensor(found.x).to(device, dtype)
-        self._y = torch.as_tensor(found.y).to(device, dtype)
+        self._x = torch.as_tensor(recordings.x).to(device, dtype)
+        self._y = torch.as_tensor(recordings.y).to(device, dtype)
 
     @property
     def ids(self) -> list[int]:
-        """The patients' numbers, as they stand in `Episode.task`."""
+        """Numbers of the patients, as in `Episode.task`."""
         return list(self._of)
 
     def sample(self, num_tasks: int, rng: torch.Generator) -> Episode:
-        """Draw `num_tasks` patients, with replacement, and recordings of each."""
-        drawn = torch.tensor(self.ids)[torch.randint(len(self._of), (num_tasks,), generator=rng)]
+        """Draw `num_tasks` patients with replacement, and distinct recordings of each."""
+        patients = torch.tensor(self.ids)[torch.randint(len(self._of), (num_tasks,), generator=rng)]
         total = self.shots + self.queries
         rows = torch.stack(
             [
-                mine[torch.randperm(len(mine), generator=rng)[:total]]
-                for mine in (self._of[patient] for patient in drawn.tolist())
+                recordings[torch.randperm(len(recordings), generator=rng)[:total]]
+                for recordings in (self._of[patient] for patient in patients.tolist())
             ]
         ).to(self._x.device)
         x, y, k = self._x[rows], self._y[rows], self.shots
-        return Episode(Batch(x[:, :k], y[:, :k]), Batch(x[:, k:], y[:, k:]), task=drawn.to(self._x.device))
+        return Episode(
+            Batch(x[:, :k], y[:, :k]), Batch(x[:, k:], y[:, k:]), task=patients.to(self._x.device)
+        )
 
 
 class Recordings:
-    """All the recordings, standardised by the training patients; read on first use.
+    """All recordings, standardized with the training patients; read on first use.
 
     Attributes:
-        x: `[M, 19]`. y: `[M, 2]`. subject: `[M]`. parts: positions by split. deviation: `[2]`, of the
-        scores, in points.
+        x: `[M, 19]`. y: `[M, 2]`. subject: `[M]`. parts: row indices by split. deviation: `[2]`,
+        standard deviations of the scores, in points.
     """
 
     def __init__(self, data_dir: Dir = None) -> None:

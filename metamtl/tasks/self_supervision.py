@@ -1,11 +1,11 @@
-"""Auxiliary tasks from inputs without labels, as episodes of a named task.
+"""Self-supervised auxiliary tasks, as episodes of a named task.
 
     episodes["rotation"] = rotated(images, generator);   loss["rotation"] = F.cross_entropy
     episodes["missing"] = masked_numbers(x, generator);  loss["missing"] = mean_over_labeled(F.mse_loss)
     episodes["words"] = masked_tokens(ids, generator, mask=103);  loss["words"] = token_cross_entropy
 
-The model needs a head of that name: 4 classes; as many numbers as an input has; as many classes as there
-are tokens, for each token.
+The model needs a head of the same name, with 4 classes; as many outputs as the input has features; or one
+class per vocabulary entry, for each token.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ..functional.labels import MISSING
 
 
 def rotated(images: Tensor, generator: torch.Generator) -> Episode:
-    """Each image turned by 0, 90, 180 or 270 degrees; its class is how often, 0 to 3.
+    """Rotate each image by 0, 90, 180 or 270 degrees; the label is the number of quarter turns, 0 to 3.
 
-    Gidaris, Singh, Komodakis 2018, https://arxiv.org/abs/1803.07728. Differs from the paper in: 1. one
-    rotation of each image, drawn anew at each call, rather than all four.
+    Gidaris, Singh, Komodakis 2018, https://arxiv.org/abs/1803.07728. Differs from the paper in: 1. each
+    call draws one rotation per image instead of using all four.
 
     Args:
         images: `[B, ..., H, H]`.
-        generator: draws the rotations.
+        generator: random numbers for the rotations.
 
     Raises:
         ValueError: images that are not square.
@@ -36,31 +36,31 @@ def rotated(images: Tensor, generator: torch.Generator) -> Episode:
     """
     if images.dim() < 3 or images.shape[-1] != images.shape[-2]:
         raise ValueError(
-            f"images of shape {list(images.shape)} are not square in their last two axes, so that a turned"
-            " one would have another shape; crop or pad them."
+            f"images of shape {list(images.shape)} are not square in their last two axes, so rotation"
+            " would change their shape; crop or pad them."
         )
     turns = torch.randint(4, (len(images),), generator=generator, device=generator.device).to(images.device)
-    every = torch.stack([images.rot90(k, (-2, -1)) for k in range(4)])
-    return Episode(None, Batch(every[turns, torch.arange(len(images), device=images.device)], turns))
+    rotations = torch.stack([images.rot90(k, (-2, -1)) for k in range(4)])
+    return Episode(None, Batch(rotations[turns, torch.arange(len(images), device=images.device)], turns))
 
 
 def masked_numbers(
     x: Tensor, generator: torch.Generator, fraction: float = 0.15, *, fill: float = 0.0
 ) -> Episode:
-    """A part of each example's numbers hidden; the target is what was there, NaN where it can be seen.
+    """Mask a fraction of each example's features; targets are their values, NaN where not masked.
 
     Args:
-        x: `[B, ...]`, standardised, so that `fill` is the mean.
-        generator: draws what is hidden.
-        fraction: how much of each example, at least one number.
-        fill: what stands in place of it.
+        x: `[B, ...]`, standardized, so that `fill` is the mean.
+        generator: random numbers for the mask.
+        fraction: fraction of features to mask, at least one per example.
+        fill: value of masked features.
 
     >>> batch = masked_numbers(torch.ones(2, 4), torch.Generator().manual_seed(0), 0.5).query
     >>> batch.x.sum(1), batch.y.nansum(1)
     (tensor([2., 2.]), tensor([2., 2.]))
     """
     if not x.is_floating_point():
-        raise ValueError(f"x holds {x.dtype}, in which nothing can be missing; give floats.")
+        raise ValueError(f"x holds {x.dtype}, which cannot represent missing values (NaN); pass floats.")
     hidden = _hidden(torch.ones_like(x, dtype=torch.bool).flatten(1), generator, fraction).view(x.shape)
     return Episode(None, Batch(x.masked_fill(hidden, fill), x.masked_fill(~hidden, torch.nan)))
 
@@ -73,20 +73,21 @@ def masked_tokens(
     *,
     padding: int | None = None,
 ) -> Episode:
-    """A part of each text's tokens hidden; the target is what was there, `MISSING` where it can be seen.
+    """Mask a fraction of each text's tokens; targets are the masked tokens, `MISSING` elsewhere.
 
-    Devlin et al. 2019, https://arxiv.org/abs/1810.04805. Differs from BERT in: 1. all hidden tokens become
-    `mask`, none is kept or exchanged; 2. every text has the same fraction hidden, and at least one token.
+    Devlin et al. 2019, https://arxiv.org/abs/1810.04805. Differs from BERT in: 1. every masked token
+    becomes `mask`, none is kept or replaced by a random token; 2. the same fraction of every text is
+    masked, at least one token.
 
     Args:
         ids: `[B, L]`.
-        generator: draws what is hidden.
-        mask: the id that stands for a hidden token.
-        fraction: how much of each text's real tokens.
-        padding: the id of what is not a token, never hidden.
+        generator: random numbers for the mask.
+        mask: id of the mask token.
+        fraction: fraction of tokens to mask, padding not counted.
+        padding: id of the padding, which is never masked.
 
     Raises:
-        ValueError: a text of padding alone.
+        ValueError: a text that contains only padding.
 
     >>> batch = masked_tokens(torch.tensor([[5, 6, 7, 0]]), torch.Generator(), mask=1, padding=0).query
     >>> int((batch.x == 1).sum()), int(batch.x[0, 3]), int((batch.y != MISSING).sum())
@@ -98,12 +99,12 @@ def masked_tokens(
 
 
 def _hidden(may: Tensor, generator: torch.Generator, fraction: float) -> Tensor:
-    """In each row a fraction of the places that may be hidden, at least one, at random."""
+    """Random mask of a fraction of the positions in `may`, at least one per row."""
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction={fraction} must be above 0 and at most 1.")
     if not bool(may.any(1).all()):
         row = int((~may.any(1)).nonzero()[0])
-        raise ValueError(f"example {row} has nothing that could be hidden; leave it out.")
+        raise ValueError(f"example {row} has nothing to mask; remove it from the batch.")
     order = torch.rand(may.shape, generator=generator, device=generator.device).to(may.device)
     rank = order.masked_fill(~may, 2).argsort(1).argsort(1)
     return rank < (may.sum(1, keepdim=True) * fraction).round().clamp(min=1)

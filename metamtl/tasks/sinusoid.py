@@ -17,33 +17,33 @@ Range = tuple[float, float]
 
 
 class Sinusoid:
-    """Sine waves to be fitted from K points each (Finn et al. 2017, https://arxiv.org/abs/1703.03400).
+    """Regression of sine waves from K points each (Finn et al. 2017, https://arxiv.org/abs/1703.03400).
 
-    Of each task `A ~ U(amplitude)` (or `log A`, on a logarithmic scale) and `b ~ U(phase)`; of each point
-    `x ~ U(x_range)` and
+    Each task draws `A ~ U(amplitude)` (on a logarithmic scale, `log A` is uniform) and `b ~ U(phase)`; each
+    point draws `x ~ U(x_range)`, with
 
         y = A sin(x - b) + noise * N(0, 1).
 
-    Support and query points are drawn anew whenever a task is drawn.
+    Each time a task is drawn, its support and query points are drawn again.
 
     Args:
-        shots: support points of a task, K.
-        queries: query points of a task, Q.
-        tasks: None for infinitely many tasks, of which none is met twice; a number for a fixed list of
-            that many, made from `seed`. A sample then draws from the list with replacement, and
-            `Episode.task` holds the places in it, so that each task can have a head of its own.
+        shots: support points per task, K.
+        queries: query points per task, Q.
+        tasks: None for infinitely many tasks, which never repeat; a number for a fixed list of that many
+            tasks, generated from `seed`. Tasks are then drawn from the list with replacement, and
+            `Episode.task` holds their indices, so that each task can have its own head.
         amplitude, phase, x_range: lowest and highest value.
-        amplitude_scale: "linear", or "log" for tasks of very different size: amplitudes are then uniform
-            in their logarithm, and a second metric is measured, `relative`: the squared error over the
-            mean square of the task's targets, which counts every task alike. `mse` is that of the large.
-        noise: standard deviation of what is added to y, in support and query.
-        seed: of the fixed list; not used without `tasks`.
-        device: where the episodes are put; they are drawn on the CPU.
-        dtype: of x and y; torch's default where None. Points agree between dtypes up to rounding.
+        amplitude_scale: "linear"; or "log", for tasks of very different amplitudes: their logarithm is then
+            uniform, and there is a second metric, `relative`: the squared error divided by the mean square
+            of the task's targets, which weights all tasks equally. Large amplitudes dominate `mse`.
+        noise: standard deviation of the noise added to y, in support and query.
+        seed: seed of the fixed list; not used if `tasks` is None.
+        device: device of the episodes, which are drawn on the CPU.
+        dtype: dtype of x and y; if None, torch's default. Points agree between dtypes up to rounding.
 
     Raises:
-        ValueError: a number below 1, an empty or infinite range, negative noise; amplitudes of zero or
-            less on a logarithmic scale.
+        ValueError: a number below 1, an empty or infinite range, negative noise; amplitudes that are not
+            positive on a logarithmic scale.
 
     >>> sinusoids = Sinusoid(shots=10, queries=5)
     >>> episode = sinusoids.sample(4, torch.Generator().manual_seed(0))
@@ -79,12 +79,12 @@ class Sinusoid:
             raise ValueError(f"amplitude_scale={amplitude_scale!r} is not 'linear' or 'log'.")
         if amplitude_scale == "log" and amplitude[0] <= 0:
             raise ValueError(
-                f"amplitude={amplitude} has no logarithm; on amplitude_scale='log' it must be above 0."
+                f"amplitude={amplitude} has no logarithm; with amplitude_scale='log' it must be above 0."
             )
         if not 0 <= noise < math.inf:
             raise ValueError(f"noise={noise} is a standard deviation: it must be finite and not negative.")
         if dtype is not None and not dtype.is_floating_point:
-            raise ValueError(f"dtype={dtype} can not hold a sine; take a floating-point type.")
+            raise ValueError(f"dtype={dtype} cannot represent a sine; use a floating-point dtype.")
         self.shots, self.queries, self.tasks, self.noise, self.seed = shots, queries, tasks, noise, seed
         self.amplitude, self.phase, self.x_range = amplitude, phase, x_range
         self.amplitude_scale: Literal["linear", "log"] = amplitude_scale
@@ -98,13 +98,13 @@ class Sinusoid:
 
     @property
     def ids(self) -> list[int]:
-        """What `Episode.task` may hold: places in the fixed list of tasks; empty where there is none."""
+        """Possible values of `Episode.task`: indices into the fixed list of tasks; empty without a list."""
         return list(range(self.tasks or 0))
 
     def split(self, name: Literal["train", "validation", "test"]) -> Sinusoid:
-        """`"train"` is this family itself; `"validation"` and `"test"` draw new tasks of the same kind.
+        """`"train"` returns `self`; `"validation"` and `"test"` draw new tasks of the same distribution.
 
-        Which new tasks is up to the generator that `sample` is given.
+        The generator passed to `sample` decides which new tasks are drawn.
         """
         if name not in ("train", "validation", "test"):
             raise ValueError(f"split {name!r} is not one of 'train', 'validation', 'test'.")
@@ -123,7 +123,7 @@ class Sinusoid:
         )
 
     def sample(self, num_tasks: int, rng: torch.Generator) -> Episode:
-        """Draw `num_tasks` tasks with the random numbers of `rng` (a generator on the CPU).
+        """Draw `num_tasks` tasks using `rng` (a generator on the CPU).
 
         Returns:
             An `Episode` with `support.x`, `support.y` `[T, K, 1]`, `query.x`, `query.y` `[T, Q, 1]`;
@@ -136,13 +136,13 @@ class Sinusoid:
             raise ValueError(f"num_tasks={num_tasks} must be at least 1.")
         ids = None
         if self._list is None:
-            heights, shifts = self._waves(num_tasks, rng)
+            amplitudes, phases = self._waves(num_tasks, rng)
         else:
             ids = torch.randint(len(self._list[0]), (num_tasks,), generator=rng, device="cpu")
-            heights, shifts = self._list[0][ids], self._list[1][ids]
+            amplitudes, phases = self._list[0][ids], self._list[1][ids]
         points = (num_tasks, self.shots + self.queries, 1)
         x = _uniform(self.x_range, points, rng)
-        y = heights.view(-1, 1, 1) * torch.sin(x - shifts.view(-1, 1, 1))
+        y = amplitudes.view(-1, 1, 1) * torch.sin(x - phases.view(-1, 1, 1))
         if self.noise:
             y = y + self.noise * torch.randn(points, generator=rng, dtype=torch.float64, device="cpu")
         x, y = self._placed(x), self._placed(y)
@@ -156,10 +156,10 @@ class Sinusoid:
         """Amplitudes and phases of `count` tasks, each `[count]`."""
         if self.amplitude_scale == "log":
             low, high = self.amplitude
-            heights = _uniform((math.log(low), math.log(high)), (count,), rng).exp()
+            amplitudes = _uniform((math.log(low), math.log(high)), (count,), rng).exp()
         else:
-            heights = _uniform(self.amplitude, (count,), rng)
-        return heights, _uniform(self.phase, (count,), rng)
+            amplitudes = _uniform(self.amplitude, (count,), rng)
+        return amplitudes, _uniform(self.phase, (count,), rng)
 
     def _placed(self, values: Tensor) -> Tensor:
         return values.to(self.dtype or torch.get_default_dtype()).to(self.device, non_blocking=True)
@@ -171,12 +171,12 @@ def _uniform(bounds: Range, shape: tuple[int, ...], rng: torch.Generator) -> Ten
 
 
 def _relative(output: Tensor, y: Tensor) -> Tensor:
-    """Mean squared error over the mean square of the targets, a scalar; zero everywhere scores one."""
+    """Mean squared error divided by the mean square of the targets; 1 for an output of zeros."""
     return mse(output, y).mean() / y.square().mean()
 
 
 def _check_range(name: str, bounds: Range) -> None:
     if len(bounds) != 2 or not all(map(math.isfinite, bounds)) or bounds[0] > bounds[1]:
         raise ValueError(
-            f"{name}={bounds} must be a pair of finite numbers, the lowest value and the highest."
+            f"{name}={bounds} must be a pair of finite numbers, the lowest and the highest value."
         )

@@ -1,4 +1,4 @@
-"""Three unlike tasks on text, each with its own sentences: intent, entities, sentiment."""
+"""Three heterogeneous text tasks with separate data sets: intent, entities, sentiment."""
 
 from __future__ import annotations
 
@@ -30,43 +30,43 @@ OUTPUTS = {"intent": len(snips.INTENTS), "entities": len(wnut17.TAGS), "sentimen
 
 
 class Corpus(NamedTuple):
-    """Sentences as words, and for each its label, or a label for each word."""
+    """Tokenized sentences, with one label per sentence or one label per word."""
 
     sentences: list[list[str]]
     labels: list[Any]
 
 
 class TextTrio:
-    """Intent of an utterance, entities in a post, sentiment of a review: one encoder, three heads.
+    """Intent of an utterance, entities in a post, sentiment of a review: for one encoder with three heads.
 
-    | task | data | train / validation / test | answer | metrics |
+    | task | data | train / validation / test | output | metrics |
     |---|---|---|---|---|
-    | `intent` | SNIPS | 13,084 / 700 / 700 | one of 7, for the sentence | accuracy |
-    | `entities` | WNUT 2017 | 3,394 / 1,009 / 1,287 | one of 13 BIO tags, for each token | entity F1 |
-    | `sentiment` | UCI reviews, 3 domains | 8 / 1 / 1 tenths of 3,000 | negative, positive | accuracy |
+    | `intent` | SNIPS | 13,084 / 700 / 700 | one of 7 classes per sentence | accuracy |
+    | `entities` | WNUT 2017 | 3,394 / 1,009 / 1,287 | one of 13 BIO tags per token | entity F1 |
+    | `sentiment` | UCI reviews, 3 domains | 8 / 1 / 1 tenths of 3,000 | negative or positive | accuracy |
 
-    SNIPS: its validation set is the test; the validation sentences are drawn from its training set, as in
-    the literature. WNUT: the official splits. Sentiment has none: sentences are drawn, equal ones in one
-    split.
-    The input is a dict `tokens` `[B, L]`, `spelling` `[B, L, 4]`, `mask` `[B, L]` (see `Vocabulary`),
-    padded to the longest of its batch.
+    SNIPS: the official validation set is the test set, and validation sentences are drawn from the
+    training set, as in the literature. WNUT: official splits. Sentiment: a random split; duplicates are in
+    one split.
+    The input is a dict of `tokens` `[B, L]`, `spelling` `[B, L, 4]` and `mask` `[B, L]` (see `Vocabulary`),
+    padded to the longest sentence of the batch.
 
-    Validation and test hold every task; for `n` sentences of each, or all where there are fewer, in
-    `sample`. How the training split is sampled is up to the arguments, those of `TaskMixture`.
+    Validation and test samples contain every task, with `n` sentences of each, or all if there are fewer.
+    Samples of the training split depend on the arguments of `TaskMixture`.
 
     Args:
-        tasks: the tasks to keep. The vocabulary is that of all three in any case, so that nets for one
-            task read what a net for three reads.
-        sampling, temperature, tasks_per_step, sizes: of the training split, as in `TaskMixture`.
-        min_count: words that the training sentences hold less often are read by their spelling alone.
-        word_dropout: share of the words of a training sentence that are hidden, each in one of the places
-            for unknown words; its spelling stays.
-        data_dir: the folder in which `snips/`, `wnut17/` and `sentiment_sentences/` lie.
-        device: where the tensors are kept and the episodes are made.
+        tasks: the tasks to keep. The vocabulary is always that of all three tasks, so that models for one
+            task and for three have the same inputs.
+        sampling, temperature, tasks_per_step, sizes: for the training split, as in `TaskMixture`.
+        min_count: less frequent words in the training sentences are encoded by their spelling only.
+        word_dropout: fraction of the words of training sentences that are replaced by a random bucket for
+            unknown words; their spelling is kept.
+        data_dir: the folder that contains `snips/`, `wnut17/` and `sentiment_sentences/`.
+        device: device of the tensors and the episodes.
 
     Raises:
-        ValueError: unknown options; on first use, damaged data.
-        FileNotFoundError: on first use, data is missing.
+        ValueError: unknown options; damaged data, on first use.
+        FileNotFoundError: on first use, if data is missing.
 
     >>> trio = TextTrio(sampling="proportional", temperature=2, tasks_per_step=2)
     >>> episodes = trio.split("test").sample(300, torch.Generator())  # doctest: +SKIP
@@ -106,7 +106,7 @@ class TextTrio:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """Fitted on the training sentences of the three sets."""
+        """Vocabulary of the training sentences of the three data sets."""
         train = [sentence for corpora in self._corpora.values() for sentence in corpora["train"].sentences]
         return Vocabulary.of(train, min_count=self.min_count)
 
@@ -130,8 +130,8 @@ class TextTrio:
             return trimmed({name: part[positions.to(part.device)] for name, part in x.items()})
 
         def tags(positions: Tensor) -> Tensor:
-            at = positions.to(padded.device)
-            return padded[at, : sentences(positions)["mask"].shape[1]]
+            rows = positions.to(padded.device)
+            return padded[rows, : sentences(positions)["mask"].shape[1]]
 
         padded = _padded(corpus.labels, x["mask"].shape[1]).to(self.device)
         return LabeledTasks(
@@ -146,12 +146,12 @@ class TextTrio:
 
 
 class TextMixture(TaskMixture):
-    """A `TaskMixture` of tasks on text, with what a net for them has to know.
+    """A `TaskMixture` of text tasks, with the sizes that a model for them needs.
 
     Attributes:
-        vocabulary: from sentences to tensors.
-        words, spellings: rows that its two embeddings need.
-        per_token: the tasks that answer for each token.
+        vocabulary: converts sentences to tensors.
+        words, spellings: sizes of the two embedding tables.
+        per_token: the tasks with one output per token.
     """
 
     def __init__(
@@ -168,13 +168,13 @@ class TextMixture(TaskMixture):
         self.per_token = [task for task in self.tasks if task in PER_TOKEN]
 
     def sample(self, n: int, rng: torch.Generator, step: int | None = None) -> dict[str, Episode]:
-        """As `TaskMixture.sample`, with a share of the words hidden."""
-        found = super().sample(n, rng, step)
+        """Like `TaskMixture.sample`, with a fraction of the words replaced."""
+        episodes = super().sample(n, rng, step)
         if not self.word_dropout:
-            return found
+            return episodes
         return {
             task: replace(episode, query=Batch(self._hidden(episode.query[0], rng), episode.query[1]))
-            for task, episode in found.items()
+            for task, episode in episodes.items()
         }
 
     def _hidden(self, x: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
@@ -185,18 +185,18 @@ class TextMixture(TaskMixture):
 
 
 def _intent(data_dir: Dir) -> dict[str, Corpus]:
-    found = snips.load(data_dir)
-    train = found["train"]
+    data = snips.load(data_dir)
+    train = data["train"]
     order = np.random.default_rng(0).permutation(len(train))
-    held = min(len(found["validate"]), len(train) // 10)
+    num_validation = min(len(data["validate"]), len(train) // 10)
     entries = {
-        "train": [train[i] for i in np.sort(order[held:])],
-        "validation": [train[i] for i in np.sort(order[:held])],
-        "test": found["validate"],
+        "train": [train[i] for i in np.sort(order[num_validation:])],
+        "validation": [train[i] for i in np.sort(order[:num_validation])],
+        "test": data["validate"],
     }
     return {
         name: Corpus(
-            # Anew, since the pieces between white space keep the full stop of the last word.
+            # Tokenized again, because splitting at white space keeps the period with the last word.
             [tokenize(" ".join(entry["tokens"])) for entry in split],
             [snips.INTENTS.index(entry["intent"]) for entry in split],
         )
@@ -206,11 +206,11 @@ def _intent(data_dir: Dir) -> dict[str, Corpus]:
 
 def _entities(data_dir: Dir) -> dict[str, Corpus]:
     number = {tag: i for i, tag in enumerate(wnut17.TAGS)}
-    found = wnut17.load(data_dir)
+    data = wnut17.load(data_dir)
     return {
         name: Corpus(
-            [entry["tokens"] for entry in found[file]],
-            [[number[tag] for tag in entry["tags"]] for entry in found[file]],
+            [entry["tokens"] for entry in data[file]],
+            [[number[tag] for tag in entry["tags"]] for entry in data[file]],
         )
         for name, file in zip(SPLITS, wnut17.FILES)
     }
@@ -219,16 +219,16 @@ def _entities(data_dir: Dir) -> dict[str, Corpus]:
 def _sentiment(data_dir: Dir) -> dict[str, Corpus]:
     entries = sentiment.load(data_dir)
     texts = [entry["text"] for entry in entries]
-    # One sentence that stands twice must not be in two splits.
+    # Duplicate sentences must be in the same split.
     groups = np.unique(texts, return_inverse=True)[1]
     return {
-        name: Corpus([tokenize(texts[i]) for i in at], [entries[i]["label"] for i in at])
-        for name, at in split_groups(groups, (0.8, 0.1, 0.1)).items()
+        name: Corpus([tokenize(texts[i]) for i in rows], [entries[i]["label"] for i in rows])
+        for name, rows in split_groups(groups, (0.8, 0.1, 0.1)).items()
     }
 
 
 def _padded(labels: Sequence[Any], longest: int) -> Tensor:
-    """`[M, L]` of tags with `MISSING` after a sentence's end, or `[M, 1]` of labels."""
+    """Tags `[M, L]`, padded with `MISSING`; or labels `[M, 1]`."""
     if not isinstance(labels[0], list):
         return torch.tensor(labels)[:, None]
     return torch.tensor([row + [MISSING] * (longest - len(row)) for row in labels])

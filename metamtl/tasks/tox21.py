@@ -1,4 +1,4 @@
-"""Tox21: twelve toxicity assays of one molecule, many of them not measured."""
+"""Tox21: twelve toxicity assays per molecule, with missing labels."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from .labeled import LabeledTasks
 
 
 class Tox21:
-    """Is the molecule active in each of 12 assays? One input, twelve labels, a fifth of them missing.
+    """Activity of a molecule in 12 assays, as binary labels; a fifth of the labels is missing.
 
     Tox21 Data Challenge 2014; Wu et al. 2018 (MoleculeNet), https://arxiv.org/abs/1703.00564. The input is
     `[n, 1034]`: the 1,024 bits of a Morgan fingerprint of radius 2, and ten descriptors (weight, log P,
-    ...), standardized by the training molecules and clipped at 5 standard deviations. A label is 1., 0., or
-    NaN if the assay was not measured; the loss is `mean_over_labeled`, the metric ROC-AUC of what was
-    measured. An assay without a label in a batch is not in that batch.
+    ...), standardized with the training molecules and clipped at 5 standard deviations. A label is 1., 0.,
+    or NaN if the assay was not measured; the loss is `mean_over_labeled`, the metric is ROC-AUC, both over
+    measured labels. Batches do not contain assays without a label.
 
-    Splits: 80 % train, 10 % validation, 10 % test at random, as MoleculeNet recommends for this set;
-    molecules with equal fingerprints (stereoisomers and salts) in one split.
+    Random split: 80 % train, 10 % validation, 10 % test, as MoleculeNet recommends for this data set;
+    molecules with equal fingerprints (stereoisomers and salts) are in one split.
 
     Args:
         tasks: the assays to keep.
-        data_dir: the folder in which `tox21/tox21.npz` lies.
-        device: where the tensors are kept and the episodes are made.
+        data_dir: the folder that contains `tox21/tox21.npz`.
+        device: device of the tensors and the episodes.
 
     Raises:
-        FileNotFoundError, ValueError: on first use, the data is missing or damaged.
+        FileNotFoundError, ValueError: on first use, if the data is missing or damaged.
 
     >>> episodes = Tox21().split("train").sample(64, torch.Generator())  # doctest: +SKIP
     >>> episodes["NR-AR"].query.x.shape, episodes["NR-AR"].query.y.shape  # doctest: +SKIP
@@ -57,11 +57,11 @@ class Tox21:
     def split(self, name: str) -> LabeledTasks:
         """The molecules of `"train"`, `"validation"` or `"test"`."""
         check_split(name)
-        at = self._parts[name]
+        rows = self._parts[name]
         columns = {str(assay): i for i, assay in enumerate(self._arrays["task_names"])}
         return LabeledTasks(
-            self._x[at],
-            {task: targets(self._arrays["y"][at, columns[task]], missing=-1) for task in self.tasks},
+            self._x[rows],
+            {task: targets(self._arrays["y"][rows, columns[task]], missing=-1) for task in self.tasks},
             loss=dict.fromkeys(self.tasks, mean_over_labeled(F.binary_cross_entropy_with_logits)),
             metrics={task: {"roc_auc": roc_auc, "accuracy": binary_accuracy} for task in self.tasks},
             outputs=dict.fromkeys(self.tasks, 1),
@@ -74,12 +74,12 @@ class Tox21:
 
     @cached_property
     def _parts(self) -> dict[str, np.ndarray]:
-        same = np.unique(self._arrays["fingerprint_packed"], axis=0, return_inverse=True)[1].reshape(-1)
-        return split_groups(same, (0.8, 0.1, 0.1))
+        groups = np.unique(self._arrays["fingerprint_packed"], axis=0, return_inverse=True)[1].reshape(-1)
+        return split_groups(groups, (0.8, 0.1, 0.1))
 
     @cached_property
     def _x(self) -> Tensor:
         bits = np.unpackbits(self._arrays["fingerprint_packed"], axis=1, count=tox21.BITS)
         numbers, *_ = standardized(self._arrays["descriptors"].astype(np.float64), self._parts["train"])
-        both = np.concatenate([bits, numbers.clip(-5, 5)], 1)
-        return torch.from_numpy(both).to(torch.get_default_dtype())
+        features = np.concatenate([bits, numbers.clip(-5, 5)], 1)
+        return torch.from_numpy(features).to(torch.get_default_dtype())

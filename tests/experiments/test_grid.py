@@ -99,7 +99,7 @@ def test_alphabets_as_groups(overrides: Overrides, tmp_path: Path, counted: list
     mean, mgda = (row["values"]["accuracy"]["mean"]["mean"] for row in table["rows"])
     gap = table["rows"][1]["differences"]["accuracy"]["mean"]
     assert gap["mean"] == pytest.approx(100 * (mgda - mean)) and gap["ci95"] is None
-    assert "not known, for an interval needs two seeds" in table["verdict"]["accuracy"]
+    assert "not known, because an interval needs two seeds" in table["verdict"]["accuracy"]
     content = tables.block(tmp_path)
     assert content.startswith("### letters\n") and table["verdict"]["accuracy"] in content
     assert "| accuracy: worst tenth / mean | head, K=1 |" in content and "| MGDA | = / = |" in content

@@ -174,7 +174,7 @@ def test_what_is_no_learner_is_refused(l2l: ModuleType) -> None:
     with pytest.raises(TypeError, match="Linear has no module, clone, adapt"):
         interop.Learn2Learn(nn.Linear(1, 1))
     adapter = interop.Learn2Learn(l2l.algorithms.MAML(nn.Linear(1, 1), lr=0.1))
-    with pytest.raises(ValueError, match="make the learner around this model"):
+    with pytest.raises(ValueError, match="create the learner with this model"):
         adapter(nn.Linear(2, 1), Batch(torch.zeros(1, 2), torch.zeros(1, 1)), F.mse_loss)
 
 

@@ -90,7 +90,7 @@ def test_refused_in_words() -> None:
         rotated(torch.zeros(3, 4, 5), rng())
     with pytest.raises(ValueError, match=r"fraction=0 must be above 0"):
         masked_numbers(torch.zeros(3, 4), rng(), 0)
-    with pytest.raises(ValueError, match=r"x holds torch\.int64.*give floats"):
+    with pytest.raises(ValueError, match=r"x holds torch\.int64.*pass floats"):
         masked_numbers(torch.zeros(3, 4, dtype=torch.long), rng())
-    with pytest.raises(ValueError, match=r"example 1 has nothing that could be hidden"):
+    with pytest.raises(ValueError, match=r"example 1 has nothing to mask"):
         masked_tokens(torch.tensor([[1, 2], [0, 0]]), rng(), mask=9, padding=0)

@@ -352,9 +352,9 @@ def test_too_few_examples_names_the_class_and_the_numbers() -> None:
         ({"ways": 3, "classes": [3, 7]}, "there are 2"),
         ({"ways": 2, "classes": []}, "there are 0"),
         ({"shots": 0}, "shots=0.*adapts to its support set"),
-        ({"queries": 0}, "queries=0.*judged on its query set"),
+        ({"queries": 0}, "queries=0.*evaluated on its query set"),
         ({"rotations": "half"}, "rotations='half' is not one of"),
-        ({"rotations": "classes"}, r"square images, found shape \[72, 2\]"),
+        ({"rotations": "classes"}, r"square images, but images have shape \[72, 2\]"),
     ],
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:
@@ -426,8 +426,8 @@ def test_whole_numbers_as_labels(convert: Any) -> None:
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        (np.array([0.0, 0.5, 1.0]), "label 1 is 0.5, which is no class"),
-        (torch.tensor([0.0, 1.0, float("nan")]), "label 2 is nan, which is no class"),
+        (np.array([0.0, 0.5, 1.0]), "label 1 is 0.5, which is not a class"),
+        (torch.tensor([0.0, 1.0, float("nan")]), "label 2 is nan, which is not a class"),
         ([0.0, float("inf"), 1.0], "label 1 is inf"),
         (["cat", 1, "dog"], "label 1 is 1, but others are strings"),
         (np.array(["cat", None, "dog"], object), "label 1 is None, but others are strings"),

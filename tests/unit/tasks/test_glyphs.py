@@ -154,7 +154,7 @@ def test_a_damaged_file_is_refused(glyph_dir: Path, tmp_path: Path, no_drawing: 
         whole[:middle] + b"12345678" + whole[middle + 8 :],
     ):
         path.write_bytes(damaged)
-        with pytest.raises(RuntimeError, match="not a whole file of drawn letters") as caught:
+        with pytest.raises(RuntimeError, match="not a complete file of drawn letters") as caught:
             glyphs.load(tmp_path)
         assert str(path) in str(caught.value) and "delete it" in str(caught.value)
     np.savez(path, version=0, labels=np.zeros(20), images=np.zeros((20, 28, 28)))

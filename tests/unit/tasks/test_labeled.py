@@ -183,7 +183,7 @@ def test_bad_sources() -> None:
     with pytest.raises(ValueError, match="inputs are not one tensor"):
         _ = family({"a": x}, kind, torch.zeros(4, 1)).inputs
     for n in (0, 5):
-        with pytest.raises(ValueError, match=f"n={n} examples asked for; this split has 4"):
+        with pytest.raises(ValueError, match=f"n={n} examples requested, but this split has 4"):
             family(x, kind, torch.zeros(4, 1)).sample(n, rng())
 
 

@@ -130,5 +130,5 @@ def test_bad_arguments(options: dict[str, Any], message: str) -> None:
 def test_bad_sources() -> None:
     with pytest.raises(ValueError, match="at least one source"):
         TaskMixture({})
-    with pytest.raises(ValueError, match="a task stands in two sources"):
+    with pytest.raises(ValueError, match="a task is in two sources"):
         TaskMixture({"x": source("a", count=4), "y": source("a", count=4)})

@@ -117,10 +117,12 @@ def test_missing_and_damaged_data_say_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "mnist" / "mnist.npz"
     path.parent.mkdir()
     path.write_bytes(b"no zip")
-    with pytest.raises(ValueError, match=r"mnist\.npz is truncated or altered.*make it anew"):
+    with pytest.raises(ValueError, match=r"mnist\.npz is truncated or altered.*prepare it again"):
         family.split("train")
     np.savez(path, train_images=np.zeros((2, 28, 28)))
-    with pytest.raises(ValueError, match=r"has no train_labels, test_images, test_labels; make it anew"):
+    with pytest.raises(
+        ValueError, match=r"has no train_labels, test_images, test_labels; prepare it again"
+    ):
         family.split("train")
 
 

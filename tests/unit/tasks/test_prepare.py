@@ -157,10 +157,10 @@ def test_mnist(tmp_path: Path) -> None:
     same(mnist.load(tmp_path), expected)
     write_idx(tmp_path / mnist.OFFICIAL[1], expected["train_labels"])
     (tmp_path / mnist.OFFICIAL[0]).write_bytes(gzip.compress(b"\0\0\x08\x01\0\0\0\x09abc"))
-    with pytest.raises(ValueError, match=r"says shape \[9\], but holds 3 bytes"):
+    with pytest.raises(ValueError, match=r"declares shape \[9\], but has 3 bytes"):
         mnist.prepare(tmp_path, tmp_path / "mnist")
     (tmp_path / mnist.OFFICIAL[0]).write_bytes(gzip.compress(b"no idx file"))
-    with pytest.raises(ValueError, match="no idx file of bytes"):
+    with pytest.raises(ValueError, match="not an idx file of bytes"):
         mnist.prepare(tmp_path, tmp_path / "mnist")
 
 
@@ -182,7 +182,7 @@ def test_adult(tmp_path: Path) -> None:
     assert found["levels_workclass"].tolist() == ["?", "State-gov"]
     assert found["levels_income-per-year"].tolist() == ["<=50K", ">50K"]
     (tmp_path / "adult.data").write_text("39, State-gov\n")
-    with pytest.raises(ValueError, match=r"rows \[1\] have not 15 columns"):
+    with pytest.raises(ValueError, match=r"rows \[1\] do not have 15 columns"):
         adult.prepare(tmp_path, tmp_path / "adult")
 
 
@@ -234,7 +234,7 @@ def test_tox21(tmp_path: Path) -> None:
 
 def test_tox21_needs_rdkit_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rdkit", None)
-    with pytest.raises(ImportError, match="made by RDKit, which is missing: pip install rdkit"):
+    with pytest.raises(ImportError, match="requires RDKit, which is missing: pip install rdkit"):
         tox21.rdkit_features("CCO")
 
 
@@ -421,17 +421,19 @@ def test_missing_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
         main(["mnist", "--from", str(tmp_path), "--to", str(tmp_path)])
     assert stopped.value.code == 1
     assert (
-        "holds no train-images-idx3-ubyte.gz; the official files are train-images"
+        "does not contain train-images-idx3-ubyte.gz; the official files are train-images"
         in capsys.readouterr().err
     )
     assert not (tmp_path / "mnist").exists()
-    with pytest.raises(FileNotFoundError, match=r"absent holds no adult\.data"):
+    with pytest.raises(FileNotFoundError, match=r"absent does not contain adult\.data"):
         prepare("adult", tmp_path / "absent", tmp_path)
 
 
 def test_an_official_file_with_another_checksum_is_refused(tmp_path: Path) -> None:
     (tmp_path / "adult.data").write_text("39, State-gov\n")
-    expected = r"adult\.data is truncated or altered: sha256 .*, expected 5b00.*; get it anew from http"
+    expected = (
+        r"adult\.data is truncated or altered: sha256 .*, expected 5b00.*; download it again from http"
+    )
     with pytest.raises(ValueError, match=expected):
         prepare("adult", tmp_path, tmp_path)
 

@@ -163,10 +163,10 @@ def test_altered_tags_are_refused(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"train\.jsonl, line 1, lacks one of \['tags', 'tokens'\]"):
         wnut17.load(tmp_path)
     (folder / "train.jsonl").write_text("{nothing\n")
-    with pytest.raises(ValueError, match=r"line 1, is no JSON"):
+    with pytest.raises(ValueError, match=r"line 1, is not JSON"):
         wnut17.load(tmp_path)
     (folder / "train.jsonl").write_text("")
-    with pytest.raises(ValueError, match="is empty; make it anew"):
+    with pytest.raises(ValueError, match="is empty; prepare it again"):
         wnut17.load(tmp_path)
 
 
