@@ -6,7 +6,7 @@ from .buffers import (
     with_support_statistics,
     without_support_statistics,
 )
-from .call import forward, is_name, substituted
+from .call import forward, is_name
 from .differentiate import gradient, in_transform
 from .scan import scan
 from .select import (
@@ -19,6 +19,7 @@ from .select import (
     with_prefix,
 )
 from .structure import INNER_STEP, SUPPORT_MEAN, SUPPORT_VAR, Structure, structure_of
+from .substitution import substituted
 
 __all__ = [
     "INNER_STEP",
