@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,8 +23,14 @@ def process_group() -> Iterator[None]:
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
+        dist.barrier()  # a process that leaves closes connections that others may still use
     finally:
         dist.destroy_process_group()
+    # Threads of torch may abort the process while the interpreter shuts down; torchrun would report this as
+    # the failure of a finished training.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def is_distributed() -> bool:

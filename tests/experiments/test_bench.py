@@ -144,6 +144,7 @@ def test_recomputing_is_held_against_the_plain_order() -> None:
     assert all(row["ratio"] == row["checkpointed"] / row["exact"] for row in found.values())
 
 
+@pytest.mark.slow
 def test_what_must_not_know_of_earlier_runs_has_a_process_of_its_own() -> None:
     assert bench.fresh("course('sinusoid_1', 'Vmap', 2)") > 0
     found = bench.fresh("peak('metamtl recompute', 1)")

@@ -48,6 +48,7 @@ def test_list(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     assert "\n  maml " in text and "\n  sinusoid " in text
 
 
+@pytest.mark.slow
 def test_an_experiment_of_ones_own(tmp_path: Path) -> None:
     done = metamtl("init", "mine", cwd=tmp_path)
     assert done.returncode == 0 and "metamtl compare --config-dir=conf experiment=mine" in done.stdout

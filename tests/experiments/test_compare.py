@@ -79,6 +79,7 @@ def test_recipes_get_the_same_episodes_and_the_same_work(
     assert rows["joint"]["steps"] == 6 and rows["maml"]["steps"] == 4
 
 
+@pytest.mark.slow
 def test_what_it_writes(overrides: Overrides, tmp_path: Path) -> None:
     given = overrides("experiment=glyphs_5way_1shot", "steps=2", "meta_batch=2", "+net.hidden=8")
     table = compared(given, tmp_path, "[mtl,protonet]", "[0,1]")

@@ -52,6 +52,7 @@ def results(folder: Path, row: str) -> dict[str, dict[str, Any]]:
     }
 
 
+@pytest.mark.slow
 def test_a_table_of_single_tasks_and_methods(table: dict[str, Any], folder: Path) -> None:
     single, *methods = table["rows"]
     assert [row["method"] for row in methods] == ["equal", "distilled"]

@@ -15,6 +15,7 @@ from experiments.tables.multitask import folder_of
 Overrides = Callable[..., list[str]]
 
 
+@pytest.mark.slow
 def test_encoders_learn_the_intents_of_new_domains(
     overrides: Overrides, tmp_path: Path, real_data: Callable[[str], Path]
 ) -> None:

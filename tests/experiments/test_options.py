@@ -142,6 +142,7 @@ MISSING = "{_target_: no_such_package.Aggregator}"
 WRONG = "{_target_: metamtl.aggregators.CAGrad, constant: 0.5}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("aggregator", "error", "message"),
     [

@@ -32,6 +32,7 @@ def newest(folder: Path) -> str:
     return max(path.name for path in (folder / "checkpoints").glob("step-*.safetensors"))
 
 
+@pytest.mark.slow
 def test_two_processes_and_one(tmp_path: Path) -> None:
     process = torchrun(tmp_path / "two")
     printed, words = process.communicate(timeout=200)
@@ -47,6 +48,7 @@ def test_two_processes_and_one(tmp_path: Path) -> None:
     assert results[0]["test"]["mse"]["mean"] == pytest.approx(results[1]["test"]["mse"]["mean"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_dead_process_ends_the_run_which_can_be_resumed(tmp_path: Path) -> None:
     process = torchrun(tmp_path, "steps=100000", "checkpoint.every=5")
     while not list((tmp_path / "checkpoints").glob("step-*.safetensors")):

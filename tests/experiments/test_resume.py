@@ -54,6 +54,7 @@ def started(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 0.03])
 def test_a_killed_training_ends_with_the_same_bytes(delay: float, whole: Path, tmp_path: Path) -> None:
     process = started(tmp_path)
@@ -64,6 +65,7 @@ def test_a_killed_training_ends_with_the_same_bytes(delay: float, whole: Path, t
     assert_same(tmp_path, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_writes_a_checkpoint_and_says_how_to_resume(
     number: signal.Signals, whole: Path, tmp_path: Path

@@ -12,6 +12,7 @@ from experiments import toy
 from metamtl import aggregators
 
 
+@pytest.mark.slow
 def test_the_pareto_set_cannot_be_improved_upon() -> None:
     points = toy.pareto_set()
     assert float(toy.gap(points).max()) < 1e-6

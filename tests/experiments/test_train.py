@@ -102,6 +102,7 @@ def check(result: dict[str, Any], metric: str) -> None:
         assert math.isfinite(entry["train_loss"]) and math.isfinite(entry["validation"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_runs(experiment: str, composed: Compose, tmp_path: Path) -> None:
     cfg = composed(f"experiment={experiment}", "steps=2", "meta_batch=2")
@@ -114,6 +115,7 @@ def test_every_experiment_runs(experiment: str, composed: Compose, tmp_path: Pat
 
 
 # The penalty of joint_nuclear is on towers, which not every net has: see the ways of sharing below.
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe != "joint_nuclear"])
 def test_every_recipe_runs(recipe: str, composed: Compose, tmp_path: Path) -> None:
     small = ("steps=2", "meta_batch=2", "+net.hidden=8")

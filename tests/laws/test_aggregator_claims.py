@@ -107,6 +107,7 @@ def rounding(rows: Tensor) -> float:
     return 100 * torch.finfo(rows.dtype).eps * float(values[0] / values[-1]) ** 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLAIMS)
 def test_claims(name: str, make: Make) -> None:
     claims, error = CLAIMS[name].split(), ERROR.get(name, 1e-7)

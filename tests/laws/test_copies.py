@@ -129,6 +129,7 @@ def tensors(value: Any) -> Iterator[Tensor]:
         yield from tensors(list(value.values()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", LEAVING)
 @pytest.mark.parametrize("kind", ENGINES)
 @pytest.mark.filterwarnings("ignore::UserWarning")  # an engine may say that it falls back

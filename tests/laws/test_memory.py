@@ -103,6 +103,7 @@ def alive(*lists: list[Any]) -> list[int]:
     return [sum(reference() is not None for reference in references) for references in lists]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("kind", ["auto", "compiled"])
 def test_a_long_run_keeps_nothing(name: str, kind: str) -> None:
@@ -144,6 +145,7 @@ def test_an_evaluation_keeps_nothing() -> None:
     assert alive(tensors) == [0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [engines.Auto, engines.Compiled, engines.Vmap, engines.Loop])
 def test_a_model_is_freed(kind: Any) -> None:
     """The engine outlives it, and so does the default one."""

@@ -103,6 +103,7 @@ def test_evaluation(name: str, device: torch.device) -> None:
         assert found.mean == pytest.approx(plain.mean, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "backend", "modes"),
     [(1, "eager", (True, False, True)), (3, "eager", (True, False, True)), (1, inductor, (True,))],

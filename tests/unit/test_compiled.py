@@ -55,6 +55,7 @@ GENERATED = ["maml", "anil", "one step"]  # with the real compiler, for all task
 TRACED = [name for name in RECIPES if name not in GENERATED]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "chunk_size"), [*((name, None) for name in TRACED), *((name, 1) for name in GENERATED)]
 )
@@ -62,6 +63,7 @@ def test_traced_code_gives_the_numbers_of_vmap(name, chunk_size, without_generat
     _same_numbers(name, chunk_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GENERATED)
 def test_generated_code_gives_the_numbers_of_vmap(name, by_parts):
     _same_numbers(name, None)

@@ -88,6 +88,7 @@ def test_data_files_are_found(site: Path, tmp_path: Path) -> None:
     assert Path(where).resolve().is_relative_to(site.resolve())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["sinusoid", "glyphs_5way_1shot"])
 def test_an_experiment_runs_from_an_empty_folder(
     site: Path, tmp_path: Path, glyph_dir: Path, experiment: str

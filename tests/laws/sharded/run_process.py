@@ -6,6 +6,7 @@ Usage: python run_process.py RANK SIZE FOLDER AGGREGATORS
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -181,8 +182,10 @@ def process(rank: int, size: int, folder: str, names: list[str]) -> None:
         "traffic": check_traffic(),
     }
     Path(folder, f"{rank}.json").write_text(json.dumps(results))
+    dist.barrier()  # a process that leaves closes connections that others may still use
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     process(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4].split(","))
+    os._exit(0)  # threads of torch may abort the process while the interpreter shuts down

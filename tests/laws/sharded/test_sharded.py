@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from metamtl import Batch, Episode, aggregators, engines, meta_backward, nets, recipes
 
+pytestmark = pytest.mark.slow  # starts processes
 PAIRS = Batch(torch.ones(2, 3, 1), torch.ones(2, 3, 1))
 EPISODE = Episode(PAIRS, PAIRS)
 NAMES = sorted(set(aggregators.names()) - {"AutoLambda"})

@@ -65,6 +65,7 @@ CHANGES: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_compiled(build: Any, check_change: Any) -> None:
     case, engine = build(Net(), loss=Weighted()), engines.Compiled()
     for mutation in CHANGES.values():
@@ -83,6 +84,7 @@ def test_auto(build: Any, check_change: Any, settled: Any) -> None:
         check_change(case, auto, mutation)
 
 
+@pytest.mark.slow
 def test_inner_steps_by_parts(build: Any, check_change: Any, guards_only: None) -> None:
     """One call of compiled code runs all the steps; its guards see what any of its parts reads."""
 

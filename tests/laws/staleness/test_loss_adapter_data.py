@@ -296,6 +296,7 @@ RUNS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), RUNS)
 def test_a_change_between_two_calls(kind: str, name: str, check_row: Any) -> None:
     setup, mutation = ROWS[name]

@@ -50,6 +50,7 @@ def no_drawing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
+@pytest.mark.slow
 def test_over_two_thousand_letters_of_twenty_pictures(drawn: Glyphs) -> None:
     assert drawn.images.dtype == torch.uint8 and drawn.images.shape == (len(drawn.labels), 28, 28)
     assert len(drawn.letters) > 2_000
