@@ -21,10 +21,11 @@ from safetensors.torch import save_file
 from torch.utils.tensorboard import SummaryWriter
 
 from metamtl import Estimate, Recipe, meta_backward
+from metamtl.functional.atomic_write import atomic_write
 from metamtl.losses import WithTeachers
 from metamtl.nets import batchnorm_statistics
 
-from .tables.report import environment, write_file, write_json
+from .tables.report import environment, write_json
 from .utils import options, parts
 from .utils.checkpoints import Interruption, RunFolder, exit_after
 from .utils.measure import as_dicts, choose, higher, measure
@@ -81,7 +82,8 @@ def run(cfg: DictConfig, folder: Path, sources: parts.Sources | None = None) -> 
         tensors |= {f"adapter.{name}": tensor for name, tensor in built.recipe.adapter.state_dict().items()}
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         if is_first():
-            write_file(folder / "model.safetensors", lambda path: save_file(contiguous, path))
+            with atomic_write(folder / "model.safetensors") as partial:
+                save_file(contiguous, partial)
             write_json(folder / "result.json", result)
     return result
 

@@ -18,7 +18,6 @@ COMMANDS = {
     "toy": "all aggregators on two losses of two parameters",
     "cost": "time and memory of a multi-task step",
     "bench": "speed and memory beside learn2learn and higher",
-    "tables": "the tables of recorded results",
     "prepare": "prepare a data set from its official files",
     "list": "the experiments, recipes, tasks, nets and aggregators that there are",
     "init": "write an experiment of your own into a folder, as a start",
@@ -73,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _module(command: str) -> ModuleType:
     if command == "prepare":
         return importlib.import_module("metamtl.datasets.prepare")
-    names = {"tables": "tables.__main__", "list": "utils.listing", "init": "utils.initialize"}
+    names = {"list": "utils.listing", "init": "utils.initialize"}
     name = names.get(command, command)
     try:
         return importlib.import_module(f"metamtl.experiments.{name}")

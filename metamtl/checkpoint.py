@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .functional.atomic_write import atomic_write
+
 FORMAT = "metamtl checkpoint 1"
 
 
@@ -38,16 +40,8 @@ def save(path: str | os.PathLike[str], state: Any) -> None:
     tensors: dict[str, Tensor] = {}
     content = json.dumps(_encode(state, "state", tensors))
     metadata = {"format": FORMAT, "state": content, "sha256": _checksum(content, tensors)}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with atomic_write(path) as partial:
         safetensors.torch.save_file(tensors, partial, metadata=metadata)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike[str]) -> Any:

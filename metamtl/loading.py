@@ -61,10 +61,10 @@ def load(folder: str | os.PathLike[str], *, trained: bool = True) -> Run:
     cfg = OmegaConf.create(result["config"])
     source = instantiate(cfg.task)
     train = instantiate(OmegaConf.merge(cfg.task, cfg.train_task)) if cfg.get("train_task") else source
-    _resolve("train", train.split("train"))
+    resolve("train", train.split("train"))
     torch.manual_seed(cfg.seed)
     model = instantiate(cfg.net)
-    _resolve("net", model)
+    resolve("net", model)
     recipe = instantiate(cfg.recipe)
     if trained:
         saved = load_file(folder / "model.safetensors")
@@ -75,8 +75,8 @@ def load(folder: str | os.PathLike[str], *, trained: bool = True) -> Run:
     return Run(model, recipe, source, result)
 
 
-def _resolve(name: str, thing: Any) -> None:
-    """Let configs refer to `${name:attribute}`."""
+def resolve(name: str, thing: Any) -> None:
+    """Let configs refer to `${name:attribute}`: a table of heads needs the ids of the training tasks."""
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver(name, lambda attribute: getattr(thing, attribute), replace=True)

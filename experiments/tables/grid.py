@@ -103,7 +103,7 @@ def _pooled(rows: list[Run], higher: dict[str, bool], reference: str) -> list[Ru
 
 
 def gains(found: dict[str, dict[str, Any]], gain: dict[str, float]) -> bool:
-    """Whether the worst tenth improves significantly by `gain`, and the mean is not worse than allowed."""
+    """Return whether the worst tenth improves significantly and both changes are at least `gain`."""
     worst, mean = found["worst_tenth"], found["mean"]
     return sign(worst) == "+" and worst["mean"] >= gain["worst_tenth"] and mean["mean"] >= gain["mean"]
 
@@ -182,7 +182,7 @@ def short(table: dict[str, Any], measure: str) -> list[str]:
 
 
 def footer(table: dict[str, Any]) -> str:
-    """How the results were measured."""
+    """Return the line that says how the results were measured."""
     hardware, against = table["hardware"], table["against"]
     rates = "; ".join(f"{name} of {values}" for name, values in table["tuned"].items())
     return (

@@ -6,12 +6,14 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from metamtl.functional.atomic_write import atomic_write
 
 PACKAGES = ("metamtl", "torch", "numpy", "torchjd", "hydra-core")
 
@@ -48,18 +50,8 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
-    write_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-
-
-def write_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` with a temporary path, then rename the file, so that `path` is never incomplete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _finite(content: Any) -> Any:

@@ -1,1 +1,1 @@
-"""What the commands share."""
+"""Utilities of the commands."""

@@ -1,6 +1,7 @@
 """Write an experiment of your own into a folder: `metamtl init my_experiment`.
 
-It has a Python file with data, net and method, and a config. It runs as it is, on a small example.
+The folder has a Python file with data, a net and a method, and a config. The experiment runs without
+changes, on a small example.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class Choice(NamedTuple):
     found: dict[str, Estimate]
 
     def better_than(self, other: Choice) -> bool:
-        """Whether this choice has the better value."""
+        """Return whether this choice has a better value than `other`."""
         gap = self.estimate.mean - other.estimate.mean
         return gap > 0 if self.higher_is_better else gap < 0
 
@@ -104,7 +104,7 @@ def _flat(found: Mapping[str, Mapping[str, Estimate]], metrics: Mapping[str, Any
 
 
 def higher(family: Any, metric: str) -> bool:
-    """Whether higher values of this metric are better.
+    """Return whether higher values of this metric are better.
 
     Named tasks have the metrics `"task/metric"`, `"metric"` (the mean over the tasks that have it), and
     `"delta_m"`.

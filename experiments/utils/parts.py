@@ -12,6 +12,7 @@ from torch import nn
 
 from metamtl import Recipe, engines, load
 from metamtl.adapters import Adapter
+from metamtl.loading import resolve
 from metamtl.losses import WithTeachers
 
 from . import options
@@ -168,8 +169,3 @@ def taught(tasks: Any, cfg: DictConfig) -> WithTeachers:
     """Add the outputs of models of other runs to the targets of the tasks, for distillation."""
     models = {task: load(run).model.to(cfg.device).eval() for task, run in cfg.teachers.items()}
     return WithTeachers(tasks, models, **instantiate(cfg.distillation, _convert_="all"))
-
-
-def resolve(name: str, thing: Any) -> None:
-    """Register `${name:attribute}` for configs; a table of heads needs the ids of the training tasks."""
-    OmegaConf.register_new_resolver(name, lambda attribute: getattr(thing, attribute), replace=True)

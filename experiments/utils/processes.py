@@ -34,12 +34,12 @@ def process_group() -> Iterator[None]:
 
 
 def is_distributed() -> bool:
-    """Whether there are several processes."""
+    """Return whether the training has several processes."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def is_first() -> bool:
-    """Whether this process writes the results."""
+    """Return whether this process is the one that writes the results."""
     return not is_distributed() or dist.get_rank() == 0
 
 

@@ -78,9 +78,12 @@ class Progress:
         return max(limits)
 
     def decide(self) -> tuple[bool, bool, int]:
-        """Whether a limit is reached, whether a validation is due, and how many of them are then done.
+        """Decide whether the training ends and whether it is validated now.
 
         A validation is due after each of `validate.times` equal parts of the run.
+
+        Returns:
+            Whether a limit is reached; whether a validation is due; the number of parts that are over.
         """
         fraction = self.fraction()
         parts = int(fraction * self.cfg.validate.times)

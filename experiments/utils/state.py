@@ -1,4 +1,4 @@
-"""What a training changes: all of it is in a checkpoint."""
+"""The state of a training; a checkpoint holds all of it."""
 
 from __future__ import annotations
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,28 +90,3 @@ def sources() -> dict[str, dict[str, Any]]:
             "reading data/sources.yaml requires pyyaml: pip install 'metamtl[omniglot]'."
         ) from error
     return yaml.safe_load(project_file("sources.yaml").read_text(encoding="utf-8"))
-
-
-@contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path; its file is renamed to `path` when the block ends without an error.
-
-    The folder is created. If the block raises, the temporary file is removed and an existing file is
-    unchanged, so `path` is never incomplete.
-
-    >>> with atomic_write("numbers.txt") as partial:  # doctest: +SKIP
-    ...     partial.write_text("1 2 3")
-    """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # In a separate folder with the same name, because numpy.savez adds `.npz` to a name without it.
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    partial = folder / target.name
-    try:
-        yield partial
-        os.replace(partial, target)
-    finally:
-        # Also on KeyboardInterrupt. The block may have written other files here (savez that failed).
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()

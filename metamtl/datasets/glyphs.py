@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import atomic_write, data_folder
+from ..functional.atomic_write import atomic_write
+from .files import data_folder
 from .glyph_drawing import EXAMPLES, SIZE, VERSION, draw
 
 # Errors raised by reading a file that is truncated, partly overwritten or of another type.

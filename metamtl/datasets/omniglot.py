@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .files import VARIABLE, atomic_write, sources
+from ..functional.atomic_write import atomic_write
+from .files import VARIABLE, sources
 
 Arrays = dict[str, np.ndarray]
 

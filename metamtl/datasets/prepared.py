@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .files import VARIABLE, atomic_write, data_folder
+from ..functional.atomic_write import atomic_write
+from .files import VARIABLE, data_folder
 
 Arrays = dict[str, np.ndarray]
 Dir = str | os.PathLike[str] | None

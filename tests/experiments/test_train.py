@@ -18,9 +18,9 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 from experiments import train
-from experiments.utils import parts
 from experiments.utils.measure import as_dicts, measure
 from metamtl import Recipe, engines, evaluate, load
+from metamtl.loading import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS, RECIPES = (
@@ -135,7 +135,7 @@ def test_the_saved_model_gives_the_same_results(recipe: str, composed: Compose, 
     model = instantiate(cfg.net)
     model.load_state_dict({name: t for name, t in saved.items() if not name.startswith("adapter.")})
     own = {name.removeprefix("adapter."): t for name, t in saved.items() if name.startswith("adapter.")}
-    parts.resolve("net", model)
+    resolve("net", model)
     adapter = instantiate(cfg.recipe).adapter
     adapter.load_state_dict(own)
     assert set(own) == set(adapter.state_dict()) and bool(own) == (recipe == "mtl")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from metamtl.datasets import files
+from metamtl.functional.atomic_write import atomic_write
 
 
 def test_data_folder_prefers_the_argument_then_the_variable(
@@ -73,7 +74,7 @@ def test_every_source_says_licence_and_citation() -> None:
 def test_atomic_write_replaces_when_complete(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file.txt"
     for text in ("first", "second"):
-        with files.atomic_write(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text(text)
             assert partial.suffix == ".txt" and partial != path
         assert path.read_text() == text
@@ -84,7 +85,7 @@ def test_atomic_write_replaces_when_complete(tmp_path: Path) -> None:
 def test_atomic_write_leaves_nothing_when_interrupted(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "file.txt"
     path.write_text("older")
-    with pytest.raises(error), files.atomic_write(path) as partial:
+    with pytest.raises(error), atomic_write(path) as partial:
         partial.write_text("half")
         (partial.parent / "another").write_text("half")
         raise error
@@ -92,7 +93,7 @@ def test_atomic_write_leaves_nothing_when_interrupted(tmp_path: Path, error: typ
 
 
 def test_atomic_write_of_nothing_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), files.atomic_write(tmp_path / "file.txt"):
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "file.txt"):
         pass
     assert not list(tmp_path.iterdir())
 
