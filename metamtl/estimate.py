@@ -86,15 +86,15 @@ class Estimate:
 
 
 def delta_m(
-    found: Mapping[str, float], baseline: Mapping[str, float], higher_is_better: Mapping[str, bool]
+    values: Mapping[str, float], baseline: Mapping[str, float], higher_is_better: Mapping[str, bool]
 ) -> float:
     """Relative improvement of multi-task learning over single-task models, in percent.
 
-    `100 / T * sum_t s_t (found_t - baseline_t) / |baseline_t|`, where `s_t` is 1 if higher is better, else
+    `100 / T * sum_t s_t (values_t - baseline_t) / |baseline_t|`, where `s_t` is 1 if higher is better, else
     -1: above 0 is better than the baseline (Maninis et al. 2019, https://arxiv.org/abs/1904.08918).
 
     Args:
-        found: the measure of each task, by name.
+        values: the measure of each task, by name.
         baseline: the same measures of single-task models.
         higher_is_better: the direction of each measure.
 
@@ -106,35 +106,35 @@ def delta_m(
     >>> delta_m({"tone": 0.9, "length": 3.0}, {"tone": 0.8, "length": 4.0}, {"tone": True, "length": False})
     18.75
     """
-    if found.keys() != baseline.keys() or not found:
+    if values.keys() != baseline.keys() or not values:
         raise ValueError(
-            f"delta_m compares the same tasks; found {sorted(found)}, in the baseline {sorted(baseline)}."
+            f"values has the tasks {sorted(values)}, and baseline has {sorted(baseline)}; delta_m compares the same tasks."
         )
-    if absent := [name for name in found if name not in higher_is_better]:
+    if absent := [name for name in values if name not in higher_is_better]:
         raise ValueError(
             f"higher_is_better has no direction for {absent}; it has one for {sorted(higher_is_better)}."
             f" Add {absent[0]!r}: True if a higher value is better, else False."
         )
-    if unclear := [name for name in found if not isinstance(higher_is_better[name], bool)]:
+    if unclear := [name for name in values if not isinstance(higher_is_better[name], bool)]:
         raise TypeError(
             f"the direction of {', '.join(unclear)} is {higher_is_better[unclear[0]]!r}; pass True if a"
             " higher value is better, else False."
         )
-    for argument, values in (("found", found), ("baseline", baseline)):
-        if wrong := {n: type(v).__name__ for n, v in values.items() if not hasattr(v, "__float__")}:
+    for argument, numbers in (("values", values), ("baseline", baseline)):
+        if wrong := {n: type(v).__name__ for n, v in numbers.items() if not hasattr(v, "__float__")}:
             raise TypeError(f"{argument} holds {wrong}; pass numbers, such as the mean of an Estimate.")
     if unusable := [name for name, value in baseline.items() if value == 0 or not math.isfinite(value)]:
         raise ValueError(
             f"the baseline of {', '.join(unusable)} is zero or not finite, so the relative change is not"
             " defined; train it for longer, or exclude the task."
         )
-    if diverged := [name for name, value in found.items() if not math.isfinite(value)]:
+    if diverged := [name for name, value in values.items() if not math.isfinite(value)]:
         raise ValueError(
             f"the measure of {', '.join(diverged)} is not finite; exclude the task from both, or lower the"
             " learning rate."
         )
     changes = [
-        (1 if higher_is_better[name] else -1) * (found[name] - value) / abs(value)
+        (1 if higher_is_better[name] else -1) * (values[name] - value) / abs(value)
         for name, value in baseline.items()
     ]
     return 100 * sum(changes) / len(changes)

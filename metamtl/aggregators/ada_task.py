@@ -23,7 +23,7 @@ class AdaTask(Aggregator):
     tensor([1., 2.])
     """
 
-    memory = ("first", "second")
+    state_names = ("first", "second")
     by_parameter = True
     reads = "columns"
     calls: Tensor
@@ -35,8 +35,8 @@ class AdaTask(Aggregator):
 
     def forward(self, losses: Tensor, rows: Tensor) -> Tensor:
         rows, (beta1, beta2) = rows.detach(), self.betas
-        self.first = torch.lerp(rows, self.recall("first", torch.zeros_like(rows)), beta1)
-        self.second = torch.lerp(rows.square(), self.recall("second", torch.zeros_like(rows)), beta2)
+        self.first = torch.lerp(rows, self.get_state("first", torch.zeros_like(rows)), beta1)
+        self.second = torch.lerp(rows.square(), self.get_state("second", torch.zeros_like(rows)), beta2)
         self.calls = self.calls + 1
         calls = int(self.calls)
         first, second = self.first / (1 - beta1**calls), self.second / (1 - beta2**calls)

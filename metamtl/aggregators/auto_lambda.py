@@ -44,7 +44,7 @@ class AutoLambda(LossWeighting):
         RuntimeError: more than `every` calls without a look-ahead, so that the weights are not learned.
     """
 
-    memory = ("task_weights", "rows")
+    state_names = ("task_weights", "rows")
     by_parameter = True
     reads = "rows"
     task_weights: Tensor | None
@@ -64,7 +64,7 @@ class AutoLambda(LossWeighting):
                 " aggregator=weights.look_ahead(), or set every= higher."
             )
         assert gradients is not None
-        weights = self.recall("task_weights", torch.full_like(losses.detach(), self.start))
+        weights = self.get_state("task_weights", torch.full_like(losses.detach(), self.start))
         self.task_weights, self.rows = weights, gradients.detach().clone()
         self.unjudged = self.unjudged + 1
         return weights

@@ -37,9 +37,9 @@ class Aggregator(nn.Module, ABC):
         reads: what the result depends on. "losses": `sum_t w_t g_t`, with weights that depend only on the
             losses. "gramian": with weights that depend on the losses and on `J J^T`. "columns": every entry
             of the direction depends only on that column of the gradients. "rows": the whole matrix.
-        memory: names of the buffers that hold state. They are None until the first call determines shape,
-            dtype and device, and are replaced, never written in place. They are part of the state dict, and
-            training resumes from it bit for bit.
+        state_names: names of the buffers that hold state. They are None until the first call determines
+            shape, dtype and device, and are replaced, never written in place. They are part of the state
+            dict, and training resumes from it bit for bit.
         by_parameter: whether there is state for each of the n columns. Such an aggregator needs gradients
             at parameters, because gradients at features belong to other examples at every call.
         per_task: whether a state or an option belongs to a single task.
@@ -50,16 +50,16 @@ class Aggregator(nn.Module, ABC):
 
     scale: str = "own"
     reads: str = "rows"
-    memory: ClassVar[tuple[str, ...]] = ()
+    state_names: ClassVar[tuple[str, ...]] = ()
     by_parameter: bool = False
 
     def __init__(self) -> None:
         super().__init__()
         self.name = type(self).__name__  # in messages
-        self.per_task = bool(self.memory)
+        self.per_task = bool(self.state_names)
         self.tasks: tuple[str, ...] | None = None
         self.num_tasks: int | None = None
-        for name in self.memory:
+        for name in self.state_names:
             self.register_buffer(name, None)
 
     @abstractmethod
@@ -156,7 +156,7 @@ class Aggregator(nn.Module, ABC):
             f" {', '.join(tasks)}: {' and '.join(parts)}. {_REMEDY}"
         )
 
-    def recall(self, name: str, start: Tensor) -> Tensor:
+    def get_state(self, name: str, start: Tensor) -> Tensor:
         """The state `name`, or `start` at the first call."""
         state = getattr(self, name)
         if state is None:
@@ -171,11 +171,11 @@ class Aggregator(nn.Module, ABC):
     def snapshot(self) -> Any:
         """The state to pass to `restore`: buffers, parameters with their `.grad`, and plain attributes.
 
-        Tensors of `memory` are referenced, because they are never written in place; others are copied.
+        Buffers in `state_names` are referenced, because they are never written in place; others are copied.
         """
         states = []
         for module in self.modules():
-            references = module.memory if isinstance(module, Aggregator) else ()
+            references = module.state_names if isinstance(module, Aggregator) else ()
             buffers = {
                 name: buffer if buffer is None or name in references else buffer.clone()
                 for name, buffer in module._buffers.items()
@@ -217,7 +217,7 @@ class Aggregator(nn.Module, ABC):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # A buffer that is None cannot be loaded; allocate it first.
-        for name in self.memory:
+        for name in self.state_names:
             state = state_dict.get(prefix + name)
             setattr(self, name, None if state is None else torch.empty_like(state))
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -25,7 +25,7 @@ class DBMTL(Aggregator):
     tensor([3., 3.])
     """
 
-    memory = ("average",)
+    state_names = ("average",)
     by_parameter = True
     calls: Tensor
 
@@ -38,7 +38,7 @@ class DBMTL(Aggregator):
         check_positive("DBMTL", losses)
         log_grads = rows.detach() / losses.detach().to(rows)[:, None]
         decay = self.beta / (int(self.calls) + 1) ** self.sigma
-        self.average = log_grads + decay * (self.recall("average", log_grads) - log_grads)
+        self.average = log_grads + decay * (self.get_state("average", log_grads) - log_grads)
         self.calls = self.calls + 1
         norms = self.average.norm(dim=1)
         return torch.where(norms > 0, norms.max() / norms, 0.0) @ self.average

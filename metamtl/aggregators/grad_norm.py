@@ -38,7 +38,7 @@ class GradNorm(LossWeighting):
 
     scale = "sum"
     reads = "gramian"
-    memory = ("task_weights", "first")
+    state_names = ("task_weights", "first")
 
     def __init__(self, alpha: float = 1.5, *, rate: float = 0.025) -> None:
         super().__init__()
@@ -48,8 +48,8 @@ class GradNorm(LossWeighting):
         check_positive("GradNorm", losses)
         assert gradients is not None
         losses, norms = losses.detach(), gradients.detach().norm(dim=1)
-        weights = self.recall("task_weights", torch.ones_like(losses))
-        first = self.recall("first", losses)
+        weights = self.get_state("task_weights", torch.ones_like(losses))
+        first = self.get_state("first", losses)
         ratios = losses / first
         weighted_norms = weights * norms
         target = weighted_norms.mean() * (ratios / ratios.mean()) ** self.alpha

@@ -28,7 +28,7 @@ class LossAscent(LossWeighting):
     """
 
     scale = "mean"
-    memory = ("log_weights",)
+    state_names = ("log_weights",)
 
     def __init__(self, rate: float = 0.01) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class LossAscent(LossWeighting):
     def weights(self, losses: Tensor, gradients: Tensor | None = None) -> Tensor:
         losses = losses.detach()
         start = torch.full_like(losses, -math.log(len(losses)))
-        log_weights = (self.recall("log_weights", start) + self.rate * losses).log_softmax(0)
+        log_weights = (self.get_state("log_weights", start) + self.rate * losses).log_softmax(0)
         self.log_weights = log_weights
         return log_weights.exp()
 
@@ -62,7 +62,7 @@ class RawLossAscent(LossWeighting):
     tensor([3.5000, 6.5000])
     """
 
-    memory = ("task_weights",)
+    state_names = ("task_weights",)
 
     def __init__(self, rate: float = 0.01) -> None:
         super().__init__()
@@ -71,5 +71,5 @@ class RawLossAscent(LossWeighting):
     def weights(self, losses: Tensor, gradients: Tensor | None = None) -> Tensor:
         losses = losses.detach()
         start = torch.full_like(losses, 1 / len(losses))
-        self.task_weights = self.recall("task_weights", start) + self.rate * losses
+        self.task_weights = self.get_state("task_weights", start) + self.rate * losses
         return self.task_weights

@@ -34,7 +34,7 @@ class DecomposeOps(TorchFunctionMode):
         return self.table.get(func, func)(*args, **(kwargs or {}))
 
 
-def normalise(
+def normalize(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
     """`(x - mean) / sqrt(var + eps) * weight + bias` in the dtype of x; all but x are `[C]`, as axis 1."""
@@ -74,8 +74,8 @@ def batch_norm(
             f" {list(input.shape)}; pass more examples, or call model.eval()."
         )
     if training or running_mean is None or running_var is None:
-        return normalise(input, *moments(input), weight, bias, eps)
-    return normalise(input, running_mean, running_var, weight, bias, eps)
+        return normalize(input, *moments(input), weight, bias, eps)
+    return normalize(input, running_mean, running_var, weight, bias, eps)
 
 
 def instance_norm(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..functional import INNER_STEP, SUPPORT_MEAN, SUPPORT_VAR
-from ..functional.decompositions import moments, normalise
+from ..functional.decompositions import moments, normalize
 
 Policy = Literal["transductive", "support", "frozen", "per_step"]
 
@@ -41,7 +41,7 @@ class BatchNorm(nn.Module):
         return f"{self.channels}, eps={self.eps}"
 
     def forward(self, x: Tensor) -> Tensor:
-        return normalise(x, *moments(x), self.weight, self.bias, self.eps)
+        return normalize(x, *moments(x), self.weight, self.bias, self.eps)
 
 
 class SupportBatchNorm(BatchNorm):
@@ -66,7 +66,7 @@ class SupportBatchNorm(BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         statistics = (self.support_mean, self.support_var)
         mean, var = statistics if len(self.support_mean) else moments(x)
-        return normalise(x, mean, var, self.weight, self.bias, self.eps)
+        return normalize(x, mean, var, self.weight, self.bias, self.eps)
 
 
 class FrozenBatchNorm(BatchNorm):
@@ -82,7 +82,7 @@ class FrozenBatchNorm(BatchNorm):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return normalise(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
+        return normalize(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
 
 
 class PerStepBatchNorm(BatchNorm):
@@ -113,7 +113,7 @@ class PerStepBatchNorm(BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         row = self.inner_step.clamp(max=len(self.weight) - 1).reshape(1)
         weight, bias = (rows.index_select(0, row).squeeze(0) for rows in (self.weight, self.bias))
-        return normalise(x, *moments(x), weight, bias, self.eps)
+        return normalize(x, *moments(x), weight, bias, self.eps)
 
 
 KINDS: dict[str, type[BatchNorm]] = {

@@ -41,11 +41,11 @@ class VQA(NamedTasks):
         self.add_heads(outputs, width)
 
     def answer(  # type: ignore[override]
-        self, wanted: tuple[str, ...], image: Tensor, tokens: Tensor, mask: Tensor
+        self, task_names: tuple[str, ...], image: Tensor, tokens: Tensor, mask: Tensor
     ) -> dict[str, Any]:
         features = self.image(image - 0.5)  # most pixels are background, of value 1
-        product = features * self.question(tokens, mask).tanh() if self.asks & set(wanted) else features
-        return {task: self.head(task, product if task in self.asks else features) for task in wanted}
+        product = features * self.question(tokens, mask).tanh() if self.asks & set(task_names) else features
+        return {task: self.head(task, product if task in self.asks else features) for task in task_names}
 
 
 def vqa(

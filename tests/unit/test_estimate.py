@@ -78,18 +78,18 @@ def test_delta_m() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "baseline", "message"),
+    ("values", "baseline", "message"),
     [
         ({"tone": 1.0}, {"tone": 0.0}, "the baseline of tone is zero"),
         ({"tone": 1.0}, {"tone": math.nan}, "the baseline of tone is zero or not finite"),
-        ({"tone": 1.0}, {"length": 1.0}, r"found \['tone'\], in the baseline \['length'\]"),
-        ({}, {}, r"found \[\], in the baseline \[\]"),
+        ({"tone": 1.0}, {"length": 1.0}, r"values has the tasks \['tone'\], and baseline has \['length'\]"),
+        ({}, {}, r"values has the tasks \[\], and baseline has \[\]"),
         ({"tone": math.nan}, {"tone": 1.0}, "the measure of tone is not finite"),
     ],
 )
-def test_delta_m_refuses(found: dict[str, float], baseline: dict[str, float], message: str) -> None:
+def test_delta_m_refuses(values: dict[str, float], baseline: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        delta_m(found, baseline, dict.fromkeys(baseline, True))
+        delta_m(values, baseline, dict.fromkeys(baseline, True))
 
 
 def test_delta_m_needs_a_direction_for_each_task() -> None:
@@ -103,7 +103,7 @@ def test_delta_m_needs_a_direction_for_each_task() -> None:
 def test_delta_m_of_estimates_asks_for_their_means() -> None:
     estimates = {"tone": Estimate.of(torch.ones(3))}
     with pytest.raises(
-        TypeError, match=r"found holds {'tone': 'Estimate'}; pass numbers, such as the mean"
+        TypeError, match=r"values holds {'tone': 'Estimate'}; pass numbers, such as the mean"
     ):
         delta_m(estimates, {"tone": 1.0}, {"tone": True})  # type: ignore[arg-type]
 

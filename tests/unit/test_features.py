@@ -155,9 +155,9 @@ class Neck(nets.NamedHeads):
         super().__init__(nn.Linear(4, 5), 5, OUTPUTS)
         self.neck = nn.Linear(5, 5)
 
-    def answer(self, wanted: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
+    def answer(self, task_names: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
         features = self.neck(self.body(*inputs))
-        return {name: self.heads[name](features) for name in wanted}
+        return {name: self.heads[name](features) for name in task_names}
 
 
 class Pair(nn.Module):
@@ -225,8 +225,8 @@ def test_parameters_that_all_tasks_use_behind_the_features() -> None:
 
 def test_features_that_are_not_one_tensor() -> None:
     class Model(nets.NamedHeads):
-        def answer(self, wanted: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
-            return {name: self.heads[name](self.body(*inputs)[0]) for name in wanted}
+        def answer(self, task_names: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
+            return {name: self.heads[name](self.body(*inputs)[0]) for name in task_names}
 
     refused(
         Model(Pair(), 5, OUTPUTS),

@@ -77,7 +77,7 @@ class Branching(NamedTasks):
         noise = torch.empty(self.noise.shape, dtype=self.noise.dtype, device=generator.device)
         self.noise = -noise.exponential_(generator=generator).log().to(self.noise.device)
 
-    def answer(self, wanted: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
+    def answer(self, task_names: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
         noise = self.noise.split([choice.numel() for choice in (*self.parents, *self.leaves.values())])
         features: Tensor | None = None
         for level, nodes in enumerate(self.layers):
@@ -97,7 +97,7 @@ class Branching(NamedTasks):
         leaf_noise = dict(zip(self.leaves, noise[len(self.parents) :]))
         return {
             name: self.head(name, self._read(self.leaves[name], leaf_noise[name], features))
-            for name in wanted
+            for name in task_names
         }
 
     def _read(self, logits: Tensor, noise: Tensor, below: Tensor, node: int | None = None) -> Tensor:

@@ -57,9 +57,9 @@ class Cascade(NamedTasks):
         read = {name: sum(width_of(kind, outputs, s) for s in self.after[name]) for name in outputs}
         self.add_heads(outputs, {name: features + width for name, width in read.items()})
 
-    def answer(self, wanted: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
+    def answer(self, task_names: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
         features = self.body(*inputs, **keywords)
-        tasks = set(wanted)
+        tasks = set(task_names)
         for name in reversed(self.order):
             tasks |= set(self.after[name]) if name in tasks else set()
         outputs: dict[str, Tensor] = {}
@@ -67,4 +67,4 @@ class Cascade(NamedTasks):
             if name in tasks:
                 read = [outputs[earlier] for earlier in self.after[name]]
                 outputs[name] = self.head(name, torch.cat([features, *read], -1) if read else features)
-        return {name: outputs[name] for name in wanted}
+        return {name: outputs[name] for name in task_names}

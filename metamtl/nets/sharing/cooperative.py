@@ -51,11 +51,11 @@ class Cooperative(NamedTasks):
         for listen in self.listen.parameters():
             nn.init.zeros_(listen)
 
-    def answer(self, wanted: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
+    def answer(self, task_names: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
         features = self.body(*inputs, **keywords)
         first = {name: self.head(name, features) for name in self.heads}
         return {
             name: first[name]
             + self.listen[name](torch.cat([first[other] for other in first if other != name], -1))
-            for name in wanted
+            for name in task_names
         }

@@ -56,7 +56,7 @@ class CrossStitch(NamedTasks):
         self.stitches = nn.Parameter(one.repeat(stages, 1, 1) if tasks > 1 else torch.ones(stages, 1, 1))
         self.add_heads(outputs, features)
 
-    def answer(self, wanted: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
+    def answer(self, task_names: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
         towers = [cast(nn.ModuleList, tower) for tower in self.towers.values()]
         states: list[Tensor] = []
         for stage, stitch in enumerate(self.stitches):
@@ -70,4 +70,6 @@ class CrossStitch(NamedTasks):
                     f" {[list(output.shape) for output in outputs]}; the shapes must be equal."
                 )
             states = list(torch.einsum("ts,s...->t...", stitch, torch.stack(outputs)))
-        return {name: self.head(name, state) for name, state in zip(self.towers, states) if name in wanted}
+        return {
+            name: self.head(name, state) for name, state in zip(self.towers, states) if name in task_names
+        }

@@ -67,8 +67,8 @@ class DSelectK(NamedTasks):
         self.register_buffer("codes", codes.bool(), persistent=False)
         self.add_heads(outputs, features)
 
-    def answer(self, wanted: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
-        return answers(self, wanted, *inputs, **keywords)
+    def answer(self, task_names: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
+        return answers(self, task_names, *inputs, **keywords)
 
     def weights(self, task: str, *inputs: Any, **keywords: Any) -> Tensor:
         """The weights of the experts for the task, `[..., E]`; they sum to 1."""

@@ -66,8 +66,8 @@ class Hierarchical(NamedTasks):
         self.group = {task: group for group, tasks in groups.items() for task in tasks}
         self.add_heads(outputs, features)
 
-    def answer(self, wanted: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
+    def answer(self, task_names: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
         bottom = self.bottom(*inputs, **keywords)
-        groups = dict.fromkeys(self.group[name] for name in wanted)
+        groups = dict.fromkeys(self.group[name] for name in task_names)
         features = {group: self.middles[group](bottom) for group in groups}
-        return {name: self.head(name, features[self.group[name]]) for name in wanted}
+        return {name: self.head(name, features[self.group[name]]) for name in task_names}

@@ -27,10 +27,12 @@ class Constant(nn.Module):
         return self.logits
 
 
-def answers(net: Any, wanted: Sequence[str], *inputs: Any, **keywords: Any) -> dict[str, Any]:
+def answers(net: Any, task_names: Sequence[str], *inputs: Any, **keywords: Any) -> dict[str, Any]:
     """For each task, mix the outputs of `net.experts` with `net.weights`, and apply the head."""
     outputs = [expert(*inputs, **keywords) for expert in net.experts]
-    return {name: net.head(name, mixed(outputs, net.weights(name, *inputs, **keywords))) for name in wanted}
+    return {
+        name: net.head(name, mixed(outputs, net.weights(name, *inputs, **keywords))) for name in task_names
+    }
 
 
 def mixed(outputs: Sequence[Tensor], weights: Tensor) -> Tensor:

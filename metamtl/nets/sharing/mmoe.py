@@ -46,8 +46,8 @@ class MMoE(NamedTasks):
         self.gates = nn.ModuleDict(dict(zip(outputs, gates)))
         self.add_heads(outputs, features)
 
-    def answer(self, wanted: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
-        return answers(self, wanted, *inputs, **keywords)
+    def answer(self, task_names: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
+        return answers(self, task_names, *inputs, **keywords)
 
     def weights(self, task: str, *inputs: Any, **keywords: Any) -> Tensor:
         """The weights of the experts for the task, `[..., E]`; they sum to 1."""

@@ -61,7 +61,7 @@ class MTAN(NamedTasks):
         )
         self.add_heads(outputs, widths[-1])
 
-    def answer(self, wanted: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
+    def answer(self, task_names: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
         shared: list[Tensor] = []
         for stage in self.stages:
             shared.append(stage(shared[-1]) if shared else stage(*inputs, **keywords))
@@ -71,7 +71,7 @@ class MTAN(NamedTasks):
                     f"MTAN: stage {len(shared) - 1} returned {list(shape)}, whose axis {self.axis} is not"
                     f" the {width} channels in widths=; change widths= or axis=."
                 )
-        return {name: self.head(name, self._seen(name, shared)) for name in wanted}
+        return {name: self.head(name, self._seen(name, shared)) for name in task_names}
 
     def _seen(self, name: str, shared: list[Tensor]) -> Tensor:
         """The features of the last stage after the attention of the task."""

@@ -66,8 +66,8 @@ class NamedTasks(nn.Module, ABC):
         return answers[task] if isinstance(task, str) else {name: answers[name] for name in names}
 
     @abstractmethod
-    def answer(self, wanted: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
-        """Compute the outputs of the tasks named in `wanted`."""
+    def answer(self, task_names: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
+        """Compute the outputs of the tasks named in `task_names`."""
 
     def known(self) -> tuple[str, ...]:
         """The names that `forward` accepts."""

@@ -35,9 +35,9 @@ class NamedHeads(NamedTasks):
         self.body = body
         self.add_heads(outputs, features)
 
-    def answer(self, wanted: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
+    def answer(self, task_names: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
         features = self.body(*inputs, **keywords)
-        return {name: self.head(name, features) for name in wanted}
+        return {name: self.head(name, features) for name in task_names}
 
 
 def named_heads(backbone: nn.Module, outputs: Outputs) -> NamedHeads:

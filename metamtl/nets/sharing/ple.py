@@ -63,13 +63,13 @@ class PLE(NamedTasks):
         )
         self.add_heads(outputs, features)
 
-    def answer(self, wanted: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
+    def answer(self, task_names: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
         states: dict[str | None, Inputs] = {name: (inputs, keywords) for name in (*self.heads, None)}
         for layer in self.layers[:-1]:
             outputs = layer(tuple(self.heads), states)
             states = {name: ((output,), {}) for name, output in outputs.items()}
-        features = self.layers[-1](wanted, states)
-        return {name: self.head(name, features[name]) for name in wanted}
+        features = self.layers[-1](task_names, states)
+        return {name: self.head(name, features[name]) for name in task_names}
 
 
 class _Layer(nn.Module):
@@ -89,16 +89,17 @@ class _Layer(nn.Module):
         self.gate = gate(len(experts)) if onward else None
 
     def forward(
-        self, wanted: tuple[str, ...], states: dict[str | None, Inputs]
+        self, task_names: tuple[str, ...], states: dict[str | None, Inputs]
     ) -> dict[str | None, Tensor]:
         common, all_tasks = _run(self.shared, states[None]), self.gate is not None
         own = {
             name: _run(experts, states[name])  # type: ignore[arg-type]
             for name, experts in self.own.items()
-            if all_tasks or name in wanted
+            if all_tasks or name in task_names
         }
         results: dict[str | None, Tensor] = {
-            name: mixed([*own[name], *common], _weights(self.gates[name], states[name])) for name in wanted
+            name: mixed([*own[name], *common], _weights(self.gates[name], states[name]))
+            for name in task_names
         }
         if self.gate is not None:
             task_outputs = [output for outputs in own.values() for output in outputs]

@@ -64,9 +64,9 @@ class SharedPrivate(NamedTasks):
     def known(self) -> tuple[str, ...]:
         return (*self.heads, DISCRIMINATOR, *(name + DIFFERENCE for name in self.heads))
 
-    def answer(self, wanted: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
+    def answer(self, task_names: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
         shared = self.shared(*inputs, **keywords)
-        tasks = dict.fromkeys(name.removesuffix(DIFFERENCE) for name in wanted if name != DISCRIMINATOR)
+        tasks = dict.fromkeys(name.removesuffix(DIFFERENCE) for name in task_names if name != DISCRIMINATOR)
         private = {name: self.private[name](*inputs, **keywords) for name in tasks}
 
         def one(name: str) -> Tensor:
@@ -76,7 +76,7 @@ class SharedPrivate(NamedTasks):
                 return shared.mT @ private[name.removesuffix(DIFFERENCE)] / len(shared)
             return self.head(name, torch.cat([shared, private[name]], -1))
 
-        return {name: one(name) for name in wanted}
+        return {name: one(name) for name in task_names}
 
     def constrained(
         self,

@@ -35,5 +35,5 @@ class SoftSharing(NamedTasks):
         self.towers = nn.ModuleDict(dict(zip(outputs, towers)))
         self.add_heads(outputs, features)
 
-    def answer(self, wanted: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
-        return {name: self.head(name, self.towers[name](*inputs, **keywords)) for name in wanted}
+    def answer(self, task_names: tuple[str, ...], *inputs: Any, **keywords: Any) -> dict[str, Any]:
+        return {name: self.head(name, self.towers[name](*inputs, **keywords)) for name in task_names}
