@@ -108,7 +108,8 @@ def delta_m(
     """
     if values.keys() != baseline.keys() or not values:
         raise ValueError(
-            f"values has the tasks {sorted(values)}, and baseline has {sorted(baseline)}; delta_m compares the same tasks."
+            f"values has the tasks {sorted(values)}, and baseline has {sorted(baseline)}; delta_m compares"
+            " the same tasks."
         )
     if absent := [name for name in values if name not in higher_is_better]:
         raise ValueError(
