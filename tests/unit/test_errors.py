@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -22,43 +20,14 @@ from metamtl import (
     engines,
     evaluate,
     meta_backward,
-    nets,
     recipes,
 )
 from metamtl.metrics import accuracy
 from metamtl.recipes import Recipe
 
-T = 4
+from .error_cases import CALLS, Refused, T, episode, model, named, refused
+
 ENGINES = [engines.Loop(), engines.Vmap(), engines.Vmap(chunk_size=3)]
-Refused = Callable[..., Any]
-
-
-def model(outputs: int = 3) -> nn.Module:
-    return nets.mlp(2, 5, outputs)
-
-
-def episode(labels: Tensor | None = None, **more: Any) -> Episode:
-    x = torch.randn(T, 6, 2, generator=torch.Generator().manual_seed(0))
-    y = torch.arange(3).repeat(2).expand(T, -1) if labels is None else labels
-    return Episode(Batch(x, y), Batch(x, y), **more)
-
-
-@contextmanager
-def refused(net: nn.Module, *words: str, error: type[Exception] = ValueError) -> Iterator[None]:
-    """The error has all the words, and neither `.grad` nor parameters nor buffers have changed."""
-    for param in net.parameters():
-        param.grad = torch.full_like(param, 7.0)
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    with pytest.raises(error) as caught:
-        yield
-    message = str(caught.value)
-    for word in words:
-        assert re.search(word, message), f"{word!r} is not in {message!r}"
-    assert all(torch.equal(param.grad, torch.full_like(param, 7.0)) for param in net.parameters())
-    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
-
-
-CALLS = [meta_backward, evaluate]
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -154,53 +123,6 @@ def test_labels_that_the_loss_ignores_are_no_error() -> None:
     meta_backward(net, recipes.maml(), episode(labels.where(labels >= 0, 9)), ignoring)
 
 
-@pytest.mark.parametrize("call", CALLS)
-def test_ids_that_the_table_does_not_hold(call: Refused) -> None:
-    net = model()
-    recipe = recipes.mtl([1, 4, 5, 9], features=5)
-    for ids in ([1, 2, 4], [1, 10, 4], [1, -1, 4]):
-        task = torch.tensor([[1, 4, 5], ids, [4, 5, 9], [9, 5, 1]])
-        with refused(
-            net, rf"unknown task ids \[{ids[1]}\]", "holds 4 ids up to 9", "Prototype or Gradient"
-        ):
-            call(net, recipe, episode(task=task), F.cross_entropy)
-    with refused(net, "HeadTable looks a task's head up by its ids", "task=None"):
-        call(net, recipe, episode(), F.cross_entropy)
-
-
-def test_a_table_without_ids() -> None:
-    for ids in ([], [3, -1]):
-        with pytest.raises(ValueError, match="at least one id, none of them negative"):
-            adapters.HeadTable(ids, 4)
-
-
-@pytest.mark.parametrize("ids", [[3, 7, 3, 9, 9], torch.tensor([3, 7, 3, 9, 9])])
-def test_a_table_with_an_id_twice(ids: Any) -> None:
-    with pytest.raises(ValueError, match=r"ids \[3, 9\] are listed more than once"):
-        adapters.HeadTable(ids, 4)
-
-
-@pytest.mark.parametrize(
-    "ids", [[1, 2.5], [1, 2.0], torch.tensor([1.0]), [True], ["a"], np.array([1.0, 2.0])]
-)
-def test_a_table_whose_ids_are_no_integers(ids: Any) -> None:
-    with pytest.raises(TypeError, match="HeadTable needs integers"):
-        adapters.HeadTable(ids, 4)
-
-
-def test_a_table_with_ids_of_any_integer_type() -> None:
-    for ids in ([3, 7], np.array([3, 7], np.uint8), torch.tensor([3, 7]), [torch.tensor(3), np.int64(7)]):
-        assert adapters.HeadTable(ids, 4).rows.tolist() == [-1, -1, -1, 0, -1, -1, -1, 1]
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_ids_of_an_episode_that_are_no_integers(call: Refused) -> None:
-    net = model()
-    task = torch.tensor([[1.0, 4.0, 5.0]]).expand(T, -1)
-    with refused(net, r"Episode.task holds torch.float32.*task.long\(\)"):
-        call(net, recipes.mtl([1, 4, 5, 9], features=5), episode(task=task), F.cross_entropy)
-
-
 @pytest.mark.parametrize("engine", [None, engines.Vmap(2), engines.Loop()], ids=repr)
 def test_running_statistics_stay_as_they_are(engine: engines.Engine | None) -> None:
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
@@ -272,108 +194,6 @@ class TestNotFinite:
             meta_backward(
                 net, recipes.protonet(), Episode(missing, data.query), F.cross_entropy, engine=engine
             )
-
-
-def named() -> tuple[nn.Module, dict[str, Episode], dict[str, Any]]:
-    net, x = nets.named_heads(model(), {"case": 3, "slant": 1}), torch.randn(6, 2)
-    data = {
-        "case": Episode(None, Batch(x, torch.arange(6) % 3)),
-        "slant": Episode(None, Batch(x, x[:, :1].clone())),
-    }
-    return net, data, {"case": F.cross_entropy, "slant": F.mse_loss}
-
-
-def test_named_tasks_that_are_not_finite() -> None:
-    net, data, losses = named()
-    data["slant"].query.y[0] = torch.nan
-    with refused(net, r"loss of tasks \['slant'\] of 2", error=FloatingPointError):
-        meta_backward(net, recipes.joint(), data, losses)
-
-
-def test_a_gradient_that_is_not_finite_in_a_tasks_own_head() -> None:
-    net, data, losses = named()
-
-    class Cut(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, value: Tensor) -> Tensor:
-            return value.clone()
-
-        @staticmethod
-        def backward(ctx: Any, gradient: Tensor) -> Tensor:
-            return gradient * torch.nan
-
-    def loss(output: Tensor, y: Tensor) -> Tensor:
-        return F.mse_loss(output, y)
-
-    bias = net.heads["slant"].forward
-    net.heads["slant"].forward = lambda f: bias(f) + 0 * Cut.apply(net.heads["slant"].bias)  # type: ignore
-    with refused(
-        net, r"heads\.slant\.bias \(task 1\) is not finite", r"Nothing was added", error=FloatingPointError
-    ):
-        meta_backward(net, recipes.joint(), data, {**losses, "slant": loss})
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_a_dict_without_a_loss(call: Refused) -> None:
-    net, data, losses = named()
-    with refused(net, r"no loss for tasks \['slant'\]", r"dict by task name, not \['case'\]"):
-        call(net, recipes.joint(), data, {"case": losses["case"]})
-    with refused(net, r"no loss for tasks \['case', 'slant'\]", "dict by task name", "one loss for all"):
-        call(net, recipes.joint(), data, F.mse_loss)
-    with refused(net, "a dict of losses needs a dict of episodes"):
-        call(net, recipes.joint(), episode(), losses)
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_an_empty_dict(call: Refused) -> None:
-    net, _, losses = named()
-    with refused(net, "dict of episodes is empty", "at least one named task"):
-        call(net, recipes.joint(), {}, losses)
-
-
-def test_tasks_that_share_no_parameter() -> None:
-    class Apart(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.heads = nn.ModuleDict({"case": nn.Linear(2, 3), "slant": nn.Linear(2, 1)})
-
-        def forward(self, x: Tensor, task: Any) -> Any:
-            return self.heads[task](x) if isinstance(task, str) else {t: self.heads[t](x) for t in task}
-
-    _, data, losses = named()
-    net = Apart()
-    with refused(net, "'case', 'slant' share no parameter", "common body, or train them separately"):
-        meta_backward(net, recipes.joint(), data, losses)
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_named_tasks_of_shapes_that_do_not_fit(call: Refused) -> None:
-    net, data, losses = named()
-    data["slant"] = Episode(None, Batch(torch.zeros(6, 2), torch.zeros(5, 1)))
-    with refused(net, "task 'slant': query", r"\[6, 2\], \[5, 1\]"):
-        call(net, recipes.joint(), data, losses)
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_labels_of_a_named_task(call: Refused) -> None:
-    net, data, losses = named()
-    data["case"].query.y[0] = 3
-    with refused(net, "labels reach up to 3", "3 classes"):
-        call(net, recipes.joint(), data, losses)
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_a_head_that_is_not_there(call: Refused) -> None:
-    net, data, _ = named()
-    with refused(net, "unknown task 'size'", "heads for case, slant"):
-        call(net, recipes.joint(), {"size": data["slant"]}, {"size": F.mse_loss})
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_named_tasks_of_a_model_without_heads_by_name(call: Refused) -> None:
-    net, (_, data, losses) = model(), named()
-    with refused(net, "MLP", r"task=", r"nets\.named_heads"):
-        call(net, recipes.joint(), data, losses)
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -13,6 +13,8 @@ import pytest
 from metamtl.datasets import adult, easy_vqa, snips, tox21
 from metamtl.datasets.files import split_file
 
+from .omniglot_archives import server, zips  # noqa: F401
+
 WORDS = [
     "play",
     "rate",

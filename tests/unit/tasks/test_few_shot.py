@@ -10,22 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy import stats
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from metamtl.tasks.few_shot import FewShot, _distinct
+from metamtl.tasks.few_shot import FewShot
 
-PER_CLASS = 12
-LABELS = np.repeat([3, 7, 40, 41, 90, 7_000], PER_CLASS)  # no contiguous labels
-# Every example is a number of its own, so that a picture tells which example it is.
-NUMBERS = torch.arange(len(LABELS), dtype=torch.float32)
-POINTS = NUMBERS[:, None].expand(-1, 2)
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from .few_shot_examples import LABELS, PER_CLASS, POINTS, rng, squares
 
 
 def family(**options: Any) -> FewShot:
@@ -89,83 +79,6 @@ def test_the_generator_alone_decides() -> None:
     state = torch.get_rng_state()
     source.sample(2, rng())
     assert torch.equal(state, torch.get_rng_state())
-
-
-def squares(dtype: type = np.uint8, channels: tuple[int, ...] = ()) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (len(LABELS), *channels, 4, 4)).astype(dtype)
-
-
-def test_bytes_become_parts_of_one() -> None:
-    images = squares()
-    x = FewShot(images, LABELS, ways=2, queries=5).sample(3, rng()).query.x
-    assert x.shape == (3, 10, 1, 4, 4) and x.dtype == torch.get_default_dtype()
-    pictures = torch.from_numpy(images).float().div(255)
-    assert bool((pictures[None] == x.flatten(0, 2)[:, None]).all((-2, -1)).any(1).all())
-
-
-@pytest.mark.parametrize("shape", [(4, 4), (3, 4, 4)])
-@pytest.mark.parametrize("kind", ["array", "list", "tensor", "big endian"])
-def test_16_bit_images_become_parts_of_one(kind: str, shape: tuple[int, ...]) -> None:
-    images = np.random.default_rng(0).integers(0, 2**16, (len(LABELS), *shape)).astype(np.uint16)
-    images[0] = 65535
-    given: Any = {
-        "array": images,
-        "list": list(images),
-        "tensor": torch.from_numpy(images),
-        "big endian": images.astype(">u2"),
-    }[kind]
-    x = FewShot(given, LABELS, ways=6, queries=11).sample(1, rng()).query.x
-    full = shape if len(shape) == 3 else (1, *shape)
-    assert x.shape == (1, 66, *full) and x.dtype == torch.float32 and 0.99 < float(x.max()) <= 1
-    known = torch.from_numpy(images.astype(np.float32)).reshape(len(LABELS), *full).div(65535)
-    assert bool((known[None] == x[0][:, None]).flatten(2).all(2).any(1).all())
-
-
-@pytest.mark.parametrize(
-    ("dtype", "stored"),
-    [
-        (np.int64, torch.int64),
-        (np.int32, torch.int32),
-        (np.int16, torch.int16),
-        (np.uint8, torch.uint8),
-        (np.uint16, torch.int64),
-        (np.uint32, torch.int64),
-    ],
-)
-def test_token_ids_and_counts_stay_integers(dtype: type, stored: torch.dtype) -> None:
-    tokens = np.random.default_rng(0).integers(0, 200, (len(LABELS), 5)).astype(dtype)
-    for given in (tokens, list(tokens), torch.from_numpy(tokens)):
-        x = FewShot(given, LABELS, ways=2, queries=5).sample(3, rng()).query.x
-        assert x.dtype == stored and x.shape == (3, 10, 5)
-        rows = {tuple(row) for row in tokens.tolist()}
-        assert all(tuple(row) in rows for row in x.flatten(0, 1).tolist())
-
-
-def test_integers_of_three_axes_are_no_images() -> None:
-    counts = squares(np.int64)
-    x = FewShot(counts, LABELS, ways=2, queries=5).sample(3, rng()).query.x
-    assert x.dtype == torch.int64 and x.shape == (3, 10, 4, 4) and int(x.max()) > 1
-
-
-def test_series_get_no_channel_axis() -> None:
-    series = torch.randn(len(LABELS), 9, 3)
-    episode = FewShot(series, LABELS, ways=2, queries=5).sample(3, rng())
-    assert episode.query.x.shape == (3, 10, 9, 3)
-    out, _ = torch.nn.LSTM(3, 4, batch_first=True)(episode.query.x[0])
-    assert out.shape == (10, 9, 4)
-
-
-def test_booleans_and_floats_keep_their_values() -> None:
-    ink = FewShot(squares() > 99, LABELS, ways=2, queries=5).sample(3, rng()).query.x
-    assert ink.unique().tolist() == [0.0, 1.0]
-    values = FewShot(squares(np.float64), LABELS, ways=2, queries=5).sample(3, rng()).query.x
-    assert values.dtype == torch.float64 and values.max() > 1
-
-
-def test_read_only_arrays_are_taken() -> None:
-    images = squares(channels=(3,))
-    images.flags.writeable = False
-    assert FewShot(images, LABELS, ways=2, queries=5).sample(3, rng()).query.x.shape == (3, 10, 3, 4, 4)
 
 
 def turned(picture: Tensor) -> list[Tensor]:
@@ -360,130 +273,3 @@ def test_too_few_examples_names_the_class_and_the_numbers() -> None:
 def test_refusals(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         family(**options)
-
-
-def test_a_label_for_each_image() -> None:
-    with pytest.raises(ValueError, match=r"images have shape \[72, 2\], labels \[71\]"):
-        FewShot(POINTS, LABELS[1:])
-
-
-NAMES = np.array(["eel", "cat", "ant", "dog"])
-
-
-@pytest.mark.parametrize("kind", ["array", "list", "numpy strings", "bytes", "object array"])
-def test_strings_as_labels(kind: str) -> None:
-    labels = np.repeat(NAMES, 5)
-    given: Any = {
-        "array": labels,
-        "list": labels.tolist(),
-        "numpy strings": list(labels),
-        "bytes": labels.astype(bytes),
-        "object array": labels.astype(object),
-    }[kind]
-    source = FewShot(POINTS[:20], given, ways=2, shots=1, queries=2)
-    assert source.class_names == ("ant", "cat", "dog", "eel") and source.ids == [0, 1, 2, 3]
-    episode = source.sample(50, rng())
-    assert episode.task is not None
-    drawn = episode.query.x[..., 0].long()
-    of_class = np.array(source.class_names)[episode.task.gather(1, episode.query.y).numpy()]
-    assert (labels[drawn.numpy()] == of_class).all()
-    chosen = FewShot(POINTS[:20], given, ways=2, shots=1, queries=2, classes=["eel", np.str_("cat")])
-    assert chosen.ids == [3, 1]
-    with pytest.raises(ValueError, match="class 'cow' in classes is not among the labels"):
-        FewShot(POINTS[:20], given, ways=2, shots=1, queries=2, classes=["eel", "cow"])
-    with pytest.raises(ValueError, match="class 'ant' has 5, class 'cat' has 5"):
-        FewShot(POINTS[:20], given, ways=2, shots=1, queries=5)
-
-
-def test_class_names_fix_the_ids_of_strings() -> None:
-    options: dict[str, Any] = {"ways": 2, "shots": 1, "queries": 2, "class_names": NAMES.tolist()}
-    train = FewShot(POINTS[:10], ["eel"] * 5 + ["dog"] * 5, **options)
-    test = FewShot(POINTS[:10], ["cat"] * 5 + ["ant"] * 5, **options)
-    assert train.ids == [0, 3] and test.ids == [1, 2]
-    with pytest.raises(ValueError, match=r"labels \['cow'\] are not in class_names"):
-        FewShot(POINTS[:10], ["eel"] * 5 + ["cow"] * 5, **options)
-
-
-@pytest.mark.parametrize(
-    "convert",
-    [
-        lambda y: y.astype(np.float64),
-        lambda y: torch.from_numpy(y).float(),
-        lambda y: torch.from_numpy(y).to(torch.bfloat16),
-        lambda y: list(y),
-        lambda y: [torch.tensor(v) for v in y],
-        lambda y: [float(v) for v in y],
-        lambda y: y.astype(np.uint8),
-        lambda y: iter(y.tolist()),
-    ],
-)
-def test_whole_numbers_as_labels(convert: Any) -> None:
-    labels = np.repeat([3, 7, 40], 5)
-    source = FewShot(POINTS[:15], convert(labels), ways=2, shots=1, queries=2, classes=[np.int64(40), 3.0])
-    assert source.ids == [40, 3]
-
-
-@pytest.mark.parametrize(
-    ("labels", "words"),
-    [
-        (np.array([0.0, 0.5, 1.0]), "label 1 is 0.5, which is not a class"),
-        (torch.tensor([0.0, 1.0, float("nan")]), "label 2 is nan, which is not a class"),
-        ([0.0, float("inf"), 1.0], "label 1 is inf"),
-        (["cat", 1, "dog"], "label 1 is 1, but others are strings"),
-        (np.array(["cat", None, "dog"], object), "label 1 is None, but others are strings"),
-        ([0, None, 1], "labels are NoneType, int"),
-        ([(0, 1), (1, 0), (0, 0)], r"labels \[3, 2\]"),
-    ],
-)
-def test_labels_that_are_no_classes(labels: Any, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        FewShot(POINTS[:3], labels, ways=2, shots=1, queries=1)
-
-
-@pytest.mark.parametrize(
-    ("images", "error", "words"),
-    [
-        ([np.zeros(3), np.zeros(4)], ValueError, "images has rows of different shapes"),
-        ([torch.zeros(3), torch.zeros(4)], ValueError, r"different shapes or types: \[3\].*\[4\]"),
-        (["a text", "another"], TypeError, "images holds .* not numbers; encode"),
-        ([Image.new("L", (4, 4))] * 2, TypeError, "from_dataset"),
-    ],
-)
-def test_examples_that_are_no_numbers_of_one_shape(images: Any, error: type[Exception], words: str) -> None:
-    with pytest.raises(error, match=words):
-        FewShot(images, [0, 1], ways=2, shots=1, queries=1)
-
-
-@pytest.mark.parametrize("sizes", [[5, 5, 9], [16, 17, 40]])
-def test_subsets_are_uniform_and_in_random_order(sizes: list[int]) -> None:
-    found = _distinct(torch.tensor(sizes).expand(20_000, 3), 5, rng())
-    assert found.shape == (20_000, 3, 5) and int(found.min()) == 0
-    for column, size in enumerate(sizes):
-        drawn = found[:, column]
-        assert all(len(set(row)) == 5 for row in drawn[:500].tolist())
-        for place in range(5):  # each number is equally likely in every place
-            counts = torch.bincount(drawn[:, place], minlength=size).double() / 20_000
-            assert len(counts) == size and float((counts * size - 1).abs().max()) < 0.2
-        first_pair = torch.bincount(drawn[:, 0] * size + drawn[:, 1], minlength=size * size)
-        pairs = first_pair.view(size, size)[~torch.eye(size, dtype=torch.bool)].double()
-        chi2 = float(((pairs - pairs.mean()) ** 2 / pairs.mean()).sum())
-        assert chi2 < stats.chi2.ppf(1 - 1e-6, len(pairs) - 1)
-
-
-def test_a_large_class_costs_neither_time_nor_memory() -> None:
-    """Work is counted, not timed: no tensor that a sample makes grows with the class."""
-    labels = torch.cat([torch.zeros(200_000).long(), torch.arange(1, 101).repeat_interleave(20)])
-    source = FewShot(torch.zeros(len(labels), 1), labels, ways=5, shots=1, queries=15)
-    with Largest() as largest:
-        source.sample(8, rng())
-    assert largest.size <= 8 * 5 * 16 * 16 and source._starts.numel() == 101
-
-
-class Largest(TorchDispatchMode):
-    size = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        if isinstance(found, Tensor):
-            self.size = max(self.size, found.numel())
-        return found
