@@ -17,17 +17,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from metamtl import engines, evaluate
 
 from .tables.report import environment, write_json
-from .train import CONF
+from .utils import options
+from .utils.command import command
 from .utils.contenders import (
     CONTENDERS,
     ENGINES,
@@ -234,6 +234,9 @@ def evaluation(rounds: int, num_tasks: int = 600, steps: int = 10) -> dict[str, 
     return {"tasks": num_tasks, "steps": steps, "contenders": results}
 
 
+SPECIAL = ("recompute", "first_call", "auto", "evaluate", "memory")  # beside the workloads
+
+
 def measured(name: str, cfg: DictConfig, result: dict[str, Any]) -> Any:
     """Run one entry of `cfg.work`, add it to the result, and return it."""
     special: dict[str, Callable[[], Any]] = {
@@ -253,9 +256,12 @@ def measured(name: str, cfg: DictConfig, result: dict[str, Any]) -> Any:
     return {"floor": result["floor"][name], **result["work"][name]}
 
 
-@hydra.main(version_base=None, config_path=CONF, config_name="bench")
+@command("bench")
 def main(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
+    options.check_names("work", cfg.work, [*WORK, *SPECIAL])
+    for name in ("first_call", "auto.work"):
+        options.check_names(name, OmegaConf.select(cfg, name), WORK)
     result: dict[str, Any] = dict(environment("cpu"))
     for name in cfg.work:
         print(name, json.dumps(measured(name, cfg, result), indent=2))

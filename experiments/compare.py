@@ -9,12 +9,11 @@ with the same folder to resume.
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
-from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -25,6 +24,8 @@ from . import train
 from .tables.figure import draw
 from .tables.report import environment, markdown, write_json, write_text
 from .utils import options, parts
+from .utils.command import command
+from .utils.configs import compose
 from .utils.measure import higher, trivial
 
 OWN = ("recipes=", "seeds=", "recipe=", "seed=")
@@ -40,11 +41,10 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
     if cfg.device == "auto":
         cfg.device = train.device()
     passed_on = [text for text in overrides if not text.lstrip("+").startswith(OWN)]
-    names = options.names(cfg, "recipes")
-    options.check_seeds(cfg)
-    options.check_training(cfg)
+    options.check(cfg, "compare")
+    names = list(cfg.recipes)
     if cfg.gradient_evaluations is None and cfg.steps is None:
-        raise ValueError(
+        raise options.OptionError(
             "steps=null, gradient_evaluations=null: recipes are compared at one budget, so one of the two"
             " must be set; max_minutes may be set in addition."
         )
@@ -57,8 +57,8 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
         return one
 
     sources = parts.Sources()
-    for recipe in names:  # what cannot be built ends the comparison before the first training
-        parts.build(training(recipe, cfg.seeds[0]), sources)
+    for recipe, seed in product(names, cfg.seeds):  # what cannot be built ends it before the first training
+        parts.build(training(recipe, seed), sources)
     runs: dict[str, list[dict[str, Any]]] = {}
     for recipe in names:
         for seed in cfg.seeds:
@@ -154,7 +154,7 @@ def _trivial_row(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-@hydra.main(version_base=None, config_path=train.CONF, config_name="compare")
+@command("compare")
 def main(cfg: DictConfig) -> None:
     config = HydraConfig.get()
     folder = Path(config.runtime.output_dir)

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -27,7 +26,7 @@ from torchjd.autojac import jac_to_grad, mtl_backward
 from metamtl import Batch, Episode, aggregators, meta_backward, nets, recipes
 
 from .tables.report import environment, write_json
-from .train import CONF
+from .utils.command import command
 
 Step = Callable[[], object]
 CLASSES = 10
@@ -163,7 +162,7 @@ def memory(tasks: int, batch: int) -> dict[str, float]:
     return peaks
 
 
-@hydra.main(version_base=None, config_path=CONF, config_name="cost")
+@command("cost")
 def main(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     work = Work(cfg.tasks, cfg.batch)

@@ -16,27 +16,26 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from . import train
 from .tables.grid import Key, markdown, summary
 from .tables.report import write_json, write_text
 from .utils import options, parts
+from .utils.command import command
 from .utils.measure import higher
-from .utils.runs import Run, grid_points, label, quality, run_cached
+from .utils.runs import Run, quality, run_cached
+from .utils.search import Point, Search, label
 
-OWN = ("adapts", "inner_steps", "aggregators", "against", "tune", "seeds", "measures", "gain")
+OWN = ("adapts", "inner_steps", "aggregators", "against", "tune", "search", "seeds", "measures", "gain")
 
 
 def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
     """Run all cells that are not finished; write and return the table."""
-    measures = _check(cfg)
-    if cfg.against not in cfg.aggregators:
-        raise ValueError(
-            f"against={cfg.against!r} is not one of the aggregators: {', '.join(cfg.aggregators)}."
-        )
+    options.check(cfg, "grid")
+    options.check_names("against", [cfg.against], cfg.aggregators)
+    measures, search = list(cfg.measures), Search(cfg)
     if cfg.device == "auto":
         cfg.device = train.device()
     sources = parts.Sources()
@@ -50,8 +49,10 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
         for name, adapts, steps in product(names, cfg.adapts, cfg.inner_steps)
     ]
     # Build all parts once, so that invalid options raise before the first training.
-    for key, values in product(keys, grid_points(cfg.tune)):
-        parts.build(training(cfg, key, first, values), sources)
+    examples = search.examples()
+    for key in keys:
+        for values, seed in [*((v, first) for v in examples), *((examples[0], seed) for seed in others)]:
+            parts.build(training(cfg, key, seed, values), sources)
 
     def cell(key: Key, seed: int, values: dict[str, Any]) -> Run:
         path = folder / f"{key[0]}_{key[1]}" / key[2] / label(values) / f"seed{seed}"
@@ -59,11 +60,13 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
 
     cells: dict[Key, dict[str, Any]] = {}
     for key in keys:
-        trials = [(cell(key, first, values), values) for values in grid_points(cfg.tune)]
-        best, values = max(trials, key=lambda trial: quality(trial[0], cfg.metric, higher_is_better=up))
-        cells[key] = {"rates": values, "runs": {first: best}}
-        for seed in others:
-            cells[key]["runs"][seed] = cell(key, seed, values)
+
+        def score(values: Point, key: Key = key) -> float:
+            return quality(cell(key, first, values), cfg.metric, higher_is_better=up)
+
+        values = search.best(score)
+        # The first seed has a result already, which is read.
+        cells[key] = {"rates": values, "runs": {seed: cell(key, seed, values) for seed in cfg.seeds}}
         table = summary(cfg, overrides, cells, directions)
         write_json(folder / "table.json", table)
         write_text(folder / "table.md", markdown(table))
@@ -84,18 +87,7 @@ def training(cfg: DictConfig, key: Key, seed: int, rates: dict[str, Any]) -> Dic
     return config
 
 
-def _check(cfg: DictConfig) -> list[str]:
-    """Check the options of the grid; return its measures."""
-    options.check_training(cfg)
-    options.check_seeds(cfg)
-    options.check_tune(cfg)
-    for name in ("adapts", "inner_steps"):
-        if not isinstance(cfg[name], ListConfig) or not cfg[name]:
-            raise ValueError(f"{name}={cfg[name]}: expected a list, e.g. {name}=[{cfg[name]}].")
-    return options.names(cfg, "measures")
-
-
-@hydra.main(version_base=None, config_path=train.CONF, config_name="grid")
+@command("grid")
 def main(cfg: DictConfig) -> None:
     config = HydraConfig.get()
     folder = Path(config.runtime.output_dir)

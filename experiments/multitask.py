@@ -13,9 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
-import hydra
 import torch
-from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,10 +23,14 @@ from . import train
 from .tables.multitask import markdown
 from .tables.report import environment, sign, write_json, write_text
 from .utils import options, parts
+from .utils.command import command
+from .utils.configs import compose, dotted, drop_leftovers, given
 from .utils.measure import higher
-from .utils.runs import Run, grid_points, label, quality, run_cached
+from .utils.nearest import hint
+from .utils.runs import Run, quality, run_cached
+from .utils.search import Search, label
 
-OWN = ("methods.", "run=", "seeds=", "tune=", "tune_seeds=", "seed=")
+OWN = ("methods.", "methods=", "run=", "seeds=", "tune=", "tune.", "tune_seeds=", "search.", "search=", "seed=")
 SINGLE = "single_tasks"  # as teachers: the single-task models of the same seed
 GROUPS = ("net", "recipe", "optimizer")  # config groups: a method may select one config of each
 Results = dict[int, Run]  # by seed
@@ -48,6 +50,7 @@ class Rows:
         higher(family, cfg.metric)  # raises if the tasks have no such metric
         self.measures = {task: f"{task}/{next(iter(family.metrics[task]))}" for task in family.loss}
         self.higher = {measure: higher(family, measure) for measure in self.measures.values()}
+        self.search = Search(cfg)
         self.passed_on = [text for text in overrides if not text.lstrip("+").startswith(OWN)]
         self.chosen: dict[str, dict[str, Any]] = {}  # for each row
 
@@ -58,15 +61,19 @@ class Rows:
             ValueError: a row cannot be built.
             ImportError: a row requires a package that is not installed.
         """
-        for (row, changes), values in product(rows.items(), grid_points(self.cfg.tune)):
+        points = self.search.examples()
+        seeds = dict.fromkeys([*self.cfg.seeds, *self.cfg.tune_seeds])
+        # Weights differ between seeds, not what can be built; so one point for every seed is enough.
+        pairs = [*((values, self.cfg.seeds[0]) for values in points), *((points[0], seed) for seed in seeds)]
+        for (row, changes), (values, seed) in product(rows.items(), pairs):
             try:
-                config = self._config(row, changes, values, self.cfg.seeds[0])
+                config = self._config(row, changes, values, seed)
                 if config.teachers == SINGLE:  # their models are trained later
                     parts.part("distillation", config.distillation)
                     config.teachers = None
                 parts.build(config, self.sources)
             except (ImportError, ValueError) as error:
-                error_type = ImportError if isinstance(error, ImportError) else ValueError
+                error_type = ImportError if isinstance(error, ImportError) else options.OptionError
                 raise error_type(f"{row}, {label(values)}: {error}") from error
 
     def __call__(self, row: str, changes: Any) -> tuple[Results, dict[str, Any]]:
@@ -84,7 +91,6 @@ class Rows:
 
     def _tuned(self, row: str, changes: Any) -> dict[str, Any]:
         """The best combination of `tune` on validation, over `tune_seeds`."""
-        points = grid_points(self.cfg.tune)
         metric = changes.get("metric", self.cfg.metric)
         up = metric == "delta_m" or self.higher[metric]
 
@@ -92,7 +98,7 @@ class Rows:
             runs = (self._run(row, changes, values, seed) for seed in self.cfg.tune_seeds)
             return sum(quality(run, metric, higher_is_better=up) for run in runs)
 
-        return points[0] if len(points) == 1 else max(points, key=score)
+        return self.search.best(score)
 
     def _run(self, row: str, changes: Any, values: dict[str, Any], seed: int) -> Run:
         config = self._config(row, changes, values, seed)
@@ -108,11 +114,17 @@ class Rows:
         groups = {group: changes[group] for group in GROUPS if isinstance(changes.get(group), str)}
         selection = [f"{group}={choice}" for group, choice in groups.items()]
         config = compose("train", [*self.passed_on, *selection, f"seed={seed}"])
-        options.check_known(config, f"methods.{row}", changes)
+        for key in changes:
+            if key not in config:
+                raise options.OptionError(
+                    f"methods.{row}.{key} is not an option of a training; {hint(str(key), map(str, config))}"
+                )
         OmegaConf.set_struct(config, False)  # methods may add options
         config.merge_with(
             {key: value for key, value in changes.items_ex(resolve=False) if key not in groups}
         )
+        in_method = OmegaConf.to_container(changes, resolve=False)
+        drop_leftovers(config, {*given(self.passed_on), *dotted(in_method)})
         for key, value in values.items():
             OmegaConf.update(config, key, value)
         config.device = self.cfg.device
@@ -131,13 +143,9 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
     """
     if cfg.device == "auto":
         cfg.device = train.device()
-    methods = options.names(cfg, "run")
-    if unknown := sorted(set(methods) - set(cfg.methods)):
-        raise ValueError(f"run names {unknown}; the methods are {', '.join(cfg.methods)}.")
-    options.check_training(cfg)
-    options.check_seeds(cfg)
-    options.check_seeds(cfg, "tune_seeds")
-    options.check_tune(cfg)
+    options.check(cfg, "multitask")
+    methods = list(cfg.run)
+    options.check_names("run", methods, cfg.methods)
     rows = Rows(cfg, overrides, folder)
     names, direction = rows.measures, rows.higher
     singles = {
@@ -166,7 +174,8 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
     table: dict[str, Any] = {
         "experiment": {
             "overrides": [text for text in overrides if not text.startswith(("run=", "seeds="))],
-            "tune": OmegaConf.to_container(cfg.tune),
+            "tune": OmegaConf.to_container(cfg.tune) if cfg.tune else {},
+            "search": OmegaConf.to_container(cfg.search),
             "tune_seeds": list(cfg.tune_seeds),
         },
         **environment(cfg.device),
@@ -241,7 +250,7 @@ def _seconds(found: Results) -> float:
     return sum(result["seconds"] for result in found.values()) / len(found)
 
 
-@hydra.main(version_base=None, config_path=train.CONF, config_name="multitask")
+@command("multitask")
 def main(cfg: DictConfig) -> None:
     config = HydraConfig.get()
     folder = Path(config.runtime.output_dir)

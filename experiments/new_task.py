@@ -12,7 +12,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -24,14 +23,14 @@ from . import train
 from .tables.multitask import folder_of
 from .tables.report import environment, signed, write_json, write_text
 from .utils import options, parts
+from .utils.command import command
 from .utils.measure import choose, measure
 
 
 def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """Adapt every encoder to the same tasks; write and return the table."""
-    options.check_counts(cfg, ("ways", "shots", "select.tasks", "test.tasks"))
-    options.check_seeds(cfg)
-    names = options.names(cfg, "rows")
+    options.check(cfg, "new_task")
+    names = list(cfg.rows)
     ways = {name: Recipe(parts.part(f"adapt.{name}", adapter)) for name, adapter in cfg.adapt.items()}
     runs = _runs(cfg, names)
     engine = engines.Auto(steps=len(runs) * len(cfg.seeds))  # each kind of evaluation runs once per encoder
@@ -132,7 +131,7 @@ def markdown(table: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-@hydra.main(version_base=None, config_path=train.CONF, config_name="new_task")
+@command("new_task")
 def main(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     run(cfg, folder)

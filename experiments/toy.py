@@ -11,7 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import hydra
 import matplotlib
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -22,8 +21,8 @@ from torchjd.linalg import QuadprogProjector
 from metamtl import aggregators
 
 from .tables.report import environment, write_json
-from .train import CONF
 from .utils import options
+from .utils.command import command
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -164,10 +163,10 @@ def draw(ways: dict[str, Tensor], path: Path) -> None:
     plt.close(figure)
 
 
-@hydra.main(version_base=None, config_path=CONF, config_name="toy")
+@command("toy")
 def main(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
-    options.check_counts(cfg, ("steps",))
+    options.check_names("aggregators", cfg.aggregators, aggregators.names())
     names = list(cfg.aggregators) or [name for name in aggregators.names() if name not in LEFT_OUT]
     settings = {"steps": cfg.steps, "lr": cfg.lr, "optimizer": "Adam", "tolerance": cfg.tolerance}
     results = descend(names, **{key: value for key, value in settings.items() if key != "optimizer"})

@@ -12,7 +12,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -27,13 +26,14 @@ from metamtl.nets import batchnorm_statistics
 
 from .tables.report import environment, write_json
 from .utils import options, parts
+from .utils.command import command
+from .utils.configs import CONF as CONF
 from .utils.checkpoints import Interruption, RunFolder, exit_after
 from .utils.measure import as_dicts, choose, higher, measure
 from .utils.processes import from_first, is_first, largest, process_group
 from .utils.progress import Clock, Progress
 from .utils.state import TrainingState
 
-CONF = str(Path(__file__).parent / "conf")
 TRAIN, VALIDATION, SELECT, SEEN, TEST = range(5)  # streams of random numbers
 
 
@@ -63,7 +63,7 @@ def run(cfg: DictConfig, folder: Path, sources: parts.Sources | None = None) -> 
     """
     if cfg.device == "auto":
         cfg.device = device()
-    options.check_training(cfg)
+    options.check(cfg, "train")
     config: Any = OmegaConf.to_container(cfg, resolve=False)
     run_folder = RunFolder(folder, config, resume=cfg.resume, keep=cfg.checkpoint.keep)
     result = run_folder.result()
@@ -225,7 +225,7 @@ def test(cfg: DictConfig, built: parts.Parts, state: TrainingState, folder: Path
     }
 
 
-@hydra.main(version_base=None, config_path=CONF, config_name="train")
+@command("train")
 def main(cfg: DictConfig) -> None:
     with process_group():
         folder = from_first(Path(HydraConfig.get().runtime.output_dir))

@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from metamtl import Estimate
 
-from ..utils.runs import Run, label
+from ..utils.runs import Run
+from ..utils.search import label
 from .report import environment, sign
 
 SPLITS = {"mean": "mean", "worst_tenth": "worst_decile"}

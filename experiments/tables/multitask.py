@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..utils.runs import label
+from ..utils.search import label
 from .report import sign, signed
 
 FEW = 5  # maximum number of measures shown as columns

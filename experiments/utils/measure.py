@@ -10,6 +10,9 @@ from torch import nn
 
 from metamtl import Batch, Episode, Estimate, Recipe, adaptation_curve, delta_m, engines, evaluate, recipes
 
+from .nearest import hint
+from .targets import OptionError
+
 Reference = Mapping[str, float]  # {"task/metric": value of a single-task model}
 
 
@@ -122,8 +125,9 @@ def higher(family: Any, metric: str) -> bool:
         else:
             directions[name] = value.higher_is_better
     if metric not in directions:
-        raise ValueError(
-            f"metric={metric}: {type(family).__name__} has no such metric; it has {', '.join(directions)}."
+        raise OptionError(
+            f"metric={metric}: {type(family).__name__} has no such metric; it has {', '.join(directions)};"
+            f" {hint(metric, directions)}"
         )
     return directions[metric]
 

@@ -1,133 +1,308 @@
-"""Checks of the options, before anything is built."""
+"""Checks of the options, before anything is built: one table of options for each command.
+
+A table has the dotted name of every option and the kind of its value. A test compares the tables with the
+files in `conf/`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-LIMITS = ("steps", "gradient_evaluations", "max_minutes")  # of a training; null: no limit
-COUNTS = (
-    *("checkpoint.keep", "meta_batch", "tasks_per_step"),
-    "validate.times",
-    "validate.tasks",
-    "select.tasks",
-    "test.tasks",
+from .nearest import hint
+from .targets import OptionError, check_targets
+
+
+class Kind(NamedTuple):
+    """What an option may be: `words` say it, `accepts` decides it."""
+
+    words: str
+    accepts: Callable[[Any], bool]
+
+
+def number(value: Any) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+def integer(value: Any) -> bool:
+    """Whether it is an integer; true and false are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _part(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("_target_"), str)
+
+
+def _mapping_of(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    def check(value: Any) -> bool:
+        return isinstance(value, dict) and all(map(accepts, value.values()))
+
+    return check
+
+
+def _device(value: Any) -> bool:
+    if value == "auto":
+        return True
+    try:
+        device = torch.device(value)
+    except (RuntimeError, TypeError):
+        return False
+    if device.type == "cpu":
+        return device.index in (None, 0)
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    count = torch.accelerator.device_count()
+    return accelerator is not None and device.type == accelerator.type and (device.index or 0) < count
+
+
+def _devices() -> str:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return f"auto or cpu (torch {torch.__version__} finds no accelerator)"
+    names = [f"{accelerator.type}:{index}" for index in range(torch.accelerator.device_count())]
+    return f"auto, cpu, {accelerator.type}, {', '.join(names)}"
+
+
+def or_null(kind: Kind, meaning: str = "") -> Kind:
+    """The kind, or null."""
+    words = f"{kind.words}, or null{f' for {meaning}' if meaning else ''}"
+    return Kind(words, lambda value: value is None or kind.accepts(value))
+
+
+COUNT = Kind("a positive integer", lambda value: integer(value) and value > 0)
+AMOUNT = Kind("a positive number", lambda value: number(value) and value > 0)
+NUMBER = Kind("a number", number)
+STEPS = Kind("a non-negative integer", lambda value: integer(value) and value >= 0)
+SEED = STEPS
+RATE = Kind(
+    "a number, such as 0.01, or a list of numbers",
+    lambda value: all(map(number, value)) if isinstance(value, list) else number(value),
 )
-NUMBERS = ("inner.lr", "optimizer.lr")
+DECAY = Kind("a decay of at least 0 and less than 1", lambda value: number(value) and 0 <= value < 1)
+SHARE = Kind("a number from 0 to 1", lambda value: number(value) and 0 <= value <= 1)
+FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+TEXT = Kind("a name", lambda value: isinstance(value, str) and bool(value))
+FOLDER = Kind("a folder", lambda value: isinstance(value, str) and bool(value))
+DEVICE = Kind("a device", _device)
+PART = Kind("a mapping with _target_, such as {_target_: module.Class}", _part)
+PARTS = Kind("a mapping from names to mappings with _target_", _mapping_of(_part))
+OPTIONS = Kind("a mapping, such as {ways: 20}", _mapping_of(lambda _: True))
+CHANGES = Kind(
+    "a mapping from names to changes of the config, such as {mine: {optimizer: {lr: 0.1}}}",
+    _mapping_of(lambda value: isinstance(value, dict)),
+)
+NUMBERS = Kind("a mapping from names to numbers", _mapping_of(number))
+FOLDERS = Kind("a mapping from tasks to folders of trainings", _mapping_of(TEXT.accepts))
+TUNE = Kind(
+    "a mapping from options to lists or intervals, such as {optimizer.lr:[1e-3,1e-2]}",
+    lambda value: isinstance(value, dict),
+)
 
 
-def check_training(cfg: DictConfig) -> None:
-    """Check the options of one training.
+def list_of(kind: Kind, words: str, example: str, *, empty: bool = False) -> Kind:
+    """A list without duplicates."""
+
+    def accepts(value: Any) -> bool:
+        if not isinstance(value, list):
+            return False
+        distinct = all(value.count(entry) == 1 for entry in value)
+        return (empty or bool(value)) and distinct and all(map(kind.accepts, value))
+
+    amount = "" if empty else ", with at least one entry"
+    return Kind(f"a list of different {words}{amount}, such as {example}", accepts)
+
+
+SEEDS = list_of(SEED, "seeds (non-negative integers)", "[0,1,2]")
+NAMES = list_of(TEXT, "names", "[maml,anil]")
+
+# Some limits may be null, but not all of them.
+LIMITS = {
+    "steps": or_null(COUNT, "no limit"),
+    "gradient_evaluations": or_null(COUNT, "no limit"),
+    "max_minutes": or_null(AMOUNT, "no limit"),
+}
+TRAINING: dict[str, Kind] = {
+    "task": PART,
+    "net": PART,
+    "recipe": PART,
+    "optimizer": PART,
+    "schedule": PART,
+    "adapt": PARTS,
+    "trivial.name": TEXT,
+    "trivial.net": PART,
+    "trivial.recipe": PART,
+    "seed": SEED,
+    **LIMITS,
+    "meta_batch": COUNT,
+    "tasks_per_step": COUNT,
+    "engine": or_null(PART, "Auto"),
+    "average": DECAY,
+    "inner.steps": STEPS,
+    "inner.lr": RATE,
+    "validate.times": COUNT,
+    "validate.tasks": COUNT,
+    "select.tasks": COUNT,
+    "test.tasks": COUNT,
+    "train_task": OPTIONS,
+    "metric": TEXT,
+    "reference": or_null(NUMBERS),
+    "teachers": or_null(FOLDERS),
+    "distillation.divergence": PART,
+    "distillation.weight": SHARE,
+    "distillation.mask": PART,
+    "checkpoint.every": or_null(COUNT),
+    "checkpoint.keep": COUNT,
+    "resume": FLAG,
+    "device": DEVICE,
+    "data_dir": or_null(FOLDER),
+}
+COMPARISON = {**TRAINING, "recipes": NAMES, "seeds": SEEDS}
+SEARCH = {
+    "tune": or_null(TUNE),
+    "search.method": Kind(
+        "grid, random or optuna", lambda value: value in ("grid", "random", "optuna")
+    ),
+    "search.trials": or_null(COUNT),
+    "search.seed": SEED,
+}
+MULTITASK = {
+    **TRAINING,
+    **SEARCH,
+    "teachers": or_null(Kind("single_tasks, or folders", lambda value: value == "single_tasks" or FOLDERS.accepts(value))),
+    "seeds": SEEDS,
+    "tune_seeds": SEEDS,
+    "run": NAMES,
+    "methods": CHANGES,
+}
+GRID = {
+    **TRAINING,
+    **SEARCH,
+    "adapts": list_of(or_null(TEXT), "prefixes of parameter names, or null", "[head,null]"),
+    "inner_steps": list_of(STEPS, "numbers of inner steps", "[1,3]"),
+    "aggregators": PARTS,
+    "against": TEXT,
+    "seeds": SEEDS,
+    "measures": list_of(TEXT, "metrics", "[accuracy]"),
+    "gain.worst_tenth": NUMBER,
+    "gain.mean": NUMBER,
+}
+RATE_SEARCH = {**TRAINING, **SEARCH, "seeds": SEEDS, "tune_seeds": SEEDS}
+NEW_TASK = {
+    "multitask": FOLDER,
+    "rows": NAMES,
+    "seeds": SEEDS,
+    "ways": COUNT,
+    "shots": COUNT,
+    "task": PART,
+    "adapt": PARTS,
+    "select.tasks": COUNT,
+    "test.tasks": COUNT,
+    "data_dir": or_null(FOLDER),
+}
+TOY = {
+    "aggregators": list_of(TEXT, "aggregators", "[Mean,MGDA]", empty=True),
+    "steps": COUNT,
+    "lr": AMOUNT,
+    "tolerance": AMOUNT,
+}
+COST = {"tasks": COUNT, "batch": COUNT, "rounds": COUNT}
+WORK = list_of(TEXT, "workloads", "[sinusoid_1]", empty=True)
+BENCH = {
+    "work": WORK,
+    "rounds": COUNT,
+    "first_call": WORK,
+    "auto.work": WORK,
+    "auto.steps": COUNT,
+    "memory_steps": list_of(COUNT, "numbers of steps", "[1,10]", empty=True),
+}
+TABLES = {
+    "train": TRAINING,
+    "compare": COMPARISON,
+    "multitask": MULTITASK,
+    "grid": GRID,
+    "search": RATE_SEARCH,
+    "new_task": NEW_TASK,
+    "toy": TOY,
+    "cost": COST,
+    "bench": BENCH,
+}
+
+
+def check(cfg: DictConfig, command: str) -> None:
+    """Check all options of a command.
 
     Raises:
-        ValueError: an invalid limit, count, learning rate or seed, or no limit at all.
+        OptionError: an unknown option, or a value of the wrong type or out of range; the message says what
+            is allowed.
+        ImportError: a `_target_` cannot be imported.
     """
-    for name in LIMITS:
-        value = OmegaConf.select(cfg, name)
-        integer = name != "max_minutes"
-        if value is not None and not (_is_number(value, integer=integer) and value > 0):
-            kind = "integer" if integer else "number"
-            raise ValueError(f"{name}={value}: expected a positive {kind}, or null for no limit.")
-    if all(OmegaConf.select(cfg, name) is None for name in LIMITS):
-        raise ValueError(
-            f"{', '.join(f'{name}=null' for name in LIMITS)}: training would never end; set one of them."
-        )
-    check_counts(cfg, COUNTS)
-    if cfg.checkpoint.every is not None:
-        check_counts(cfg, ["checkpoint.every"])
-    if not isinstance(cfg.resume, bool):
-        raise ValueError(f"resume={cfg.resume}: expected true or false.")
-    for name in NUMBERS:
-        value = OmegaConf.select(cfg, name)
-        per_step = list(value) if isinstance(value, ListConfig) else [value]
-        if not all(lr is None or _is_number(lr) for lr in per_step):
-            raise ValueError(f"{name}={value}: expected a number, e.g. {name}=0.01.")
-    if not (_is_number(cfg.average) and 0 <= cfg.average < 1):
-        raise ValueError(f"average={cfg.average}: expected a decay of at least 0 and less than 1.")
-    _check_seed("seed", cfg.seed)
+    table = TABLES[command]
+    config: Any = OmegaConf.to_container(cfg, resolve=False)
+    _check_known(config, table)
+    for name, kind in table.items():
+        if not _has(config, name):
+            raise OptionError(f"{name} is missing; remove the `~` override that deletes it.")
+        check_value(cfg, name, kind)
+    if LIMITS.keys() <= table.keys() and all(cfg[name] is None for name in LIMITS):
+        names = ", ".join(f"{name}=null" for name in LIMITS)
+        raise OptionError(f"{names}: training would never end; set one of them.")
+    check_targets(config)
 
 
-def check_counts(cfg: DictConfig, names: Iterable[str]) -> None:
-    """Raise a ValueError unless each of these options is a positive integer."""
-    for name in names:
-        value = OmegaConf.select(cfg, name)
-        if not (_is_number(value, integer=True) and value > 0):
-            raise ValueError(f"{name}={value}: expected a positive integer.")
+def check_value(cfg: DictConfig, name: str, kind: Kind) -> None:
+    """Raise an OptionError if the value of this option is not of this kind."""
+    try:
+        value = OmegaConf.select(cfg, name, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(f"{name} has no value ({reason}); expected {kind.words}.") from error
+    if OmegaConf.is_config(value):  # parts refer to ${train:ids}, which does not exist yet
+        value = OmegaConf.to_container(value, resolve=isinstance(value, ListConfig))
+    if not kind.accepts(value):
+        words = _devices() if kind is DEVICE else kind.words
+        raise OptionError(f"{name}={value}: expected {words}.{_advice(name, value, kind)}")
 
 
-def check_seeds(cfg: DictConfig, name: str = "seeds") -> None:
-    """Raise a ValueError unless the option is a list of different seeds."""
-    value = cfg[name]
-    if not isinstance(value, ListConfig):
-        raise ValueError(
-            f"{name}={value}: expected a list of seeds, e.g. {name}=[3] for a single seed, or"
-            f" {name}=[0,1,2] for three seeds."
-        )
-    _check_list(name, list(value))
-    for seed in value:
-        _check_seed(name, seed)
+def _advice(name: str, value: Any, kind: Kind) -> str:
+    """What to write instead, where that is likely."""
+    if not kind.words.startswith("a list"):
+        return ""
+    if not isinstance(value, list):
+        return "" if value is None else f" For a single one: {name}=[{value}]."
+    twice = sorted({str(entry) for entry in value if value.count(entry) > 1})
+    return f" {', '.join(twice)} is in the list twice." if twice else ""
 
 
-def names(cfg: DictConfig, name: str) -> list[Any]:
-    """List of names in an option; a single name is a list of one.
-
-    Raises:
-        ValueError: the list is empty or has duplicates.
-    """
-    value = cfg[name]
-    entries = list(value) if isinstance(value, ListConfig) else [value]
-    _check_list(name, entries)
-    return entries
-
-
-def check_tune(cfg: DictConfig) -> None:
-    """Check `tune`, `{option: values}`.
-
-    Raises:
-        ValueError: it is not a mapping, an option has no list of values, or an option is unknown.
-    """
-    if cfg.tune is None:
-        return
-    if not isinstance(cfg.tune, DictConfig):
-        raise ValueError(
-            f"tune={cfg.tune}: expected a mapping from options to lists, e.g. tune={{optimizer.lr:[1e-3]}}."
-        )
-    for name, values in cfg.tune.items():
-        if not isinstance(values, ListConfig) or not values:
-            raise ValueError(
-                f"tune: {name}={values}: expected a list of values to try, e.g. tune={{{name}:[{values}]}}."
-            )
-    check_known(cfg, "tune", cfg.tune)
+def _check_known(config: Mapping[str, Any], table: Mapping[str, Kind], section: str = "") -> None:
+    known = {name.removeprefix(section).partition(".")[0] for name in table if name.startswith(section)}
+    for key, value in config.items():
+        name = f"{section}{key}"
+        if key not in known:
+            others = [command for command, table in TABLES.items() if name in table]
+            advice = f"{', '.join(others)} has it." if others else hint(key, sorted(known))
+            raise OptionError(f"{name} is not an option; {advice}")
+        if name not in table:  # a section
+            if not isinstance(value, dict):
+                inner = ", ".join(entry for entry in table if entry.startswith(f"{name}."))
+                raise OptionError(f"{name}={value}: expected a mapping; its options are {inner}.")
+            _check_known(value, table, f"{name}.")
 
 
-def check_known(cfg: DictConfig, where: str, changes: Iterable[Any]) -> None:
-    """Raise a ValueError if one of the changed options is not an option of a training."""
-    unknown = sorted({str(name).partition(".")[0] for name in changes} - set(map(str, cfg)))
-    if unknown:
-        raise ValueError(
-            f"{where} changes {unknown}, which are not options of a training; it has"
-            f" {', '.join(map(str, cfg))}."
-        )
+def _has(config: Mapping[str, Any], name: str) -> bool:
+    first, _, rest = name.partition(".")
+    if first not in config:
+        return False
+    return not rest or (isinstance(config[first], dict) and _has(config[first], rest))
 
 
-def _check_list(name: str, entries: list[Any]) -> None:
-    if not entries:
-        raise ValueError(f"{name}=[]: expected at least one entry.")
-    duplicates = sorted({str(entry) for entry in entries if entries.count(entry) > 1})
-    if duplicates:
-        raise ValueError(
-            f"{name} has {', '.join(duplicates)} twice; remove the duplicates, because each is run once."
-        )
-
-
-def _check_seed(name: str, seed: Any) -> None:
-    if not (_is_number(seed, integer=True) and seed >= 0):
-        raise ValueError(f"{name}: {seed!r} is not a valid seed; expected a non-negative integer.")
-
-
-def _is_number(value: Any, *, integer: bool = False) -> bool:
-    kinds = int if integer else (int, float)
-    return isinstance(value, kinds) and not isinstance(value, bool) and isfinite(value)
+def check_names(name: str, chosen: Iterable[str], known: Iterable[str]) -> None:
+    """Raise an OptionError if one of the names in an option is not known."""
+    known = list(map(str, known))
+    for entry in chosen:
+        if entry not in known:
+            raise OptionError(f"{name} has {entry!r}, which is not one of them; {hint(entry, known)}")

@@ -62,14 +62,14 @@ def build(cfg: DictConfig, sources: Sources | None = None) -> Parts:
         ValueError: an invalid option; the message contains its name.
         ImportError: a part requires a package that is not installed.
     """
-    options.check_training(cfg)
+    options.check(cfg, "train")
     sources = sources or Sources()
     source = sources(cfg)
     validation, test = source.split("validation"), source.split("test")
     for metric in (cfg.metric, *(cfg.reference or {})):
         higher(validation, metric)
     if cfg.metric == "delta_m" and not cfg.reference:
-        raise ValueError("metric=delta_m compares with single tasks; set reference={task/metric: value}.")
+        raise options.OptionError("metric=delta_m compares with single tasks; set reference={task/metric: value}.")
     train = (sources(cfg, cfg.train_task) if cfg.train_task else source).split("train")
     if cfg.teachers:
         train = taught(train, cfg)
@@ -91,7 +91,7 @@ def build(cfg: DictConfig, sources: Sources | None = None) -> Parts:
     if cfg.engine is not None:
         engine = evaluator = part("engine", cfg.engine)
         if isinstance(train.loss, Mapping) and not isinstance(engine, engines.Auto | engines.Loop):
-            raise ValueError(
+            raise options.OptionError(
                 f"engine={engine!r}: named tasks differ in shape and run sequentially; use engine=null, or"
                 " engine={_target_: metamtl.engines.Loop}."
             )
@@ -104,7 +104,7 @@ def build(cfg: DictConfig, sources: Sources | None = None) -> Parts:
         )
     if is_distributed():
         if isinstance(train.loss, Mapping):
-            raise ValueError("named tasks run in one process; start this experiment without torchrun.")
+            raise options.OptionError("named tasks run in one process; start this experiment without torchrun.")
         engine, evaluator = engines.Sharded(engine), engines.Sharded(evaluator)
     return Parts(
         source, train, validation, test, model, recipe, strategies, optimizer, schedule, engine, evaluator
@@ -123,7 +123,7 @@ def part(name: str, config: Any, call: Callable[[Any], Any] | None = None) -> An
         return call(result) if call else result
     except Exception as error:
         cause = error.__cause__ or error
-        error_type = ImportError if isinstance(cause, ImportError) else ValueError
+        error_type = ImportError if isinstance(cause, ImportError) else options.OptionError
         raise error_type(
             f"{name}={config} cannot be built: {type(cause).__name__}: {cause} Correct its config or"
             f" an option: {name}.<option>=<value>."
@@ -156,7 +156,7 @@ def check_cost(adapter: Adapter) -> None:
         classes = type(module).__mro__
         definitions = [cls for cls in classes if "gradient_evaluations" in vars(cls) and cls is not Adapter]
         if not definitions:
-            raise ValueError(
+            raise options.OptionError(
                 f"{type(module).__name__} does not define gradient_evaluations, so its inner loop would not"
                 " count towards the budget and it would train for more steps than other adapters. Define"
                 " it as a property: the number of backward passes over a support set per task, including"

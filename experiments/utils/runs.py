@@ -1,9 +1,7 @@
-"""The trainings of a table: cached runs, grids of options, and the selection score."""
+"""The trainings of a table: cached runs, and the selection score."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import product
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -25,17 +23,6 @@ def run_cached(cfg: DictConfig, folder: Path, sources: Sources | None = None) ->
         diverged = {"config": OmegaConf.to_container(cfg, resolve=False), "diverged": str(error)}
         write_json(folder / "result.json", diverged)
         return diverged
-
-
-def grid_points(tune: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Convert `{"optimizer.lr": [1e-3, 3e-3]}` to `[{"optimizer.lr": 1e-3}, {"optimizer.lr": 3e-3}]`."""
-    tune = tune or {}
-    return [dict(zip(tune, values)) for values in product(*tune.values())]
-
-
-def label(values: Mapping[str, Any]) -> str:
-    """Folder name of a grid point."""
-    return ",".join(f"{name}={value}" for name, value in values.items()) or "as given"
 
 
 def quality(run: Run, metric: str, *, higher_is_better: bool) -> float:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from omegaconf import DictConfig
 
 from experiments import train
+from experiments.utils.configs import compose
 
 FEW = ("device=cpu", "validate.tasks=4", "select.tasks=4", "test.tasks=4")
 # Sources whose files have to be there: the name of their set.

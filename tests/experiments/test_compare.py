@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose
 from torch.utils._pytree import tree_leaves
 
 from experiments import compare, train
 from experiments.tables import __main__ as tables
 from experiments.tables.report import markdown
+from experiments.utils.configs import compose
 from metamtl import Estimate
 
 Overrides = Callable[..., list[str]]

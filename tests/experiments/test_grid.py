@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose
 
 from experiments import grid, train
 from experiments.tables import __main__ as tables
@@ -17,6 +16,7 @@ from experiments.tables import report
 from experiments.utils import runs
 from experiments.utils.checkpoints import RunFolder
 
+from experiments.utils.configs import compose
 Overrides = Callable[..., list[str]]
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose
 
 from experiments import multitask, train
 from experiments.tables import __main__ as tables
 from experiments.tables import multitask as multitask_table
 from experiments.tables import report
+from experiments.utils.configs import compose
 from metamtl import Estimate
 
 Overrides = Callable[..., list[str]]
