@@ -8,7 +8,6 @@ with the same folder to resume.
 
 from __future__ import annotations
 
-import json
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from metamtl import Estimate
 
 from . import train
 from .tables.figure import draw
-from .tables.report import environment, markdown, write_json, write_text
+from .tables.report import environment, markdown, read_json, write_json, write_text
 from .utils import options, parts
 from .utils.command import command
 from .utils.configs import compose
@@ -115,7 +114,7 @@ def _difference(folder: Path, recipe: str, best: str, cfg: DictConfig) -> dict[s
     pairs = []
     for seed in cfg.seeds:
         paths = [folder / name / f"seed{seed}" / "tasks.json" for name in (recipe, best)]
-        values = [json.loads(path.read_text(encoding="utf-8"))["test"][cfg.metric] for path in paths]
+        values = [read_json(path, "test")["test"][cfg.metric] for path in paths]
         ours, others = (Estimate.of(torch.tensor(value, dtype=torch.float64)) for value in values)
         pairs.append(ours.difference(others))
     if len(pairs) == 1:

@@ -26,7 +26,6 @@ from .utils import options, parts
 from .utils.command import command
 from .utils.configs import compose, dotted, drop_leftovers, given
 from .utils.measure import higher
-from .utils.nearest import hint
 from .utils.runs import Run, quality, run_cached
 from .utils.search import Search, label
 
@@ -114,11 +113,6 @@ class Rows:
         groups = {group: changes[group] for group in GROUPS if isinstance(changes.get(group), str)}
         selection = [f"{group}={choice}" for group, choice in groups.items()]
         config = compose("train", [*self.passed_on, *selection, f"seed={seed}"])
-        for key in changes:
-            if key not in config:
-                raise options.OptionError(
-                    f"methods.{row}.{key} is not an option of a training; {hint(str(key), map(str, config))}"
-                )
         OmegaConf.set_struct(config, False)  # methods may add options
         config.merge_with(
             {key: value for key, value in changes.items_ex(resolve=False) if key not in groups}
@@ -146,6 +140,9 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
     options.check(cfg, "multitask")
     methods = list(cfg.run)
     options.check_names("run", methods, cfg.methods)
+    for method, changes in cfg.methods.items():
+        known = {name.partition(".")[0] for name in options.TRAINING}
+        options.check_names(f"methods.{method}", changes, sorted(known))
     rows = Rows(cfg, overrides, folder)
     names, direction = rows.measures, rows.higher
     singles = {

@@ -8,7 +8,6 @@ domains; the test domains are used once. Writes `new_task.json` and `new_task.md
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from metamtl import Estimate, Recipe, engines, load, nets
 
 from . import train
 from .tables.multitask import folder_of
-from .tables.report import environment, signed, write_json, write_text
+from .tables.report import environment, read_json, signed, write_json, write_text
 from .utils import options, parts
 from .utils.command import command
 from .utils.measure import choose, measure
@@ -75,7 +74,7 @@ def _runs(cfg: DictConfig, names: list[str]) -> dict[str, list[Path]]:
         raise FileNotFoundError(
             f"multitask={base} has no multitask.json; pass the folder of a finished experiments.multitask."
         )
-    content = json.loads(table.read_text(encoding="utf-8"))
+    content = read_json(table, "rows", "seeds")
     runs = {row: [base / folder_of(content, row) / f"seed{seed}" for seed in cfg.seeds] for row in names}
     missing = [
         str(run) for folders in runs.values() for run in folders if not (run / "result.json").is_file()

@@ -14,6 +14,8 @@ COMMANDS = {
     "compare": "train several recipes with the same budget and compare them",
     "multitask": "multi-task methods against single-task models",
     "grid": "aggregators on meta-gradients",
+    "search": "search for learning rates: grid, random, or Optuna",
+    "collect": "one table of the trainings of a sweep",
     "new_task": "add a task to trained text encoders",
     "toy": "all aggregators on two losses of two parameters",
     "cost": "time and memory of a multi-task step",
@@ -31,6 +33,9 @@ examples:
   metamtl train experiment=sinusoid recipe=maml seed=1
   metamtl compare experiment=glyphs_5way_1shot 'recipes=[mtl,anil,maml,protonet]' 'seeds=[0,1,2]'
   metamtl train experiment=omniglot_5way_1shot checkpoint.every=100 hydra.run.dir=outputs/first
+  metamtl search experiment=sinusoid search.trials=20 'tune={inner.lr:{low:1e-3,high:1,log:true}}'
+  metamtl train -m recipe=maml,anil seed=0,1,2 hydra.sweep.dir=outputs/sweep
+  metamtl collect outputs/sweep
   metamtl init my_experiment
 
 `metamtl COMMAND --help` explains a command; `metamtl COMMAND --cfg job` prints its options.
@@ -72,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _module(command: str) -> ModuleType:
     if command == "prepare":
         return importlib.import_module("metamtl.datasets.prepare")
-    names = {"list": "utils.listing", "init": "utils.initialize"}
+    names = {"list": "utils.listing", "init": "utils.initialize", "collect": "utils.collect"}
     name = names.get(command, command)
     try:
         return importlib.import_module(f"metamtl.experiments.{name}")

@@ -8,7 +8,6 @@ With `--check`, only compare. The block between two markers has one table per `t
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ from . import cost as cost_table
 from . import grid as grid_table
 from . import multitask as multitask_table
 from . import toy as toy_table
-from .report import markdown, write_text
+from .report import markdown, read_json, write_text
 
 HERE = Path(__file__).resolve().parents[1]
 PAGE, RESULTS = HERE.parent / "docs" / "results.md", HERE / "results"
@@ -31,24 +30,24 @@ LOCAL = ("data_dir=", "device=")  # options of the machine, not of the experimen
 def block(results: Path = RESULTS) -> str:
     """The text between the markers."""
     paths = sorted(results.glob("*/table.json"))
-    parts = [_section(path, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    parts = [_section(path, read_json(path)) for path in paths]
     runs = sorted(results.glob("*/result.json"))
     if runs:
         parts.append(
-            _runs({path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in runs})
+            _runs({path.parent.name: read_json(path) for path in runs})
         )
     for path in sorted(results.glob("*/multitask.json")):
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = read_json(path)
         parts.append(multitask_table.section(path.parent.name, _kept(table), table))
     for path in sorted(results.glob("*/new_task.json")):
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = read_json(path)
         parts.append(f"### {path.parent.name}\n{new_task.markdown(table).strip()}")
     for path in sorted(results.glob("*/bench.json")):
-        parts.append(bench_table.section(path.parent.name, json.loads(path.read_text(encoding="utf-8"))))
+        parts.append(bench_table.section(path.parent.name, read_json(path)))
     for name, section in (("cost", cost_table.section), ("toy", toy_table.section)):
         path = results / name / f"{name}.json"
         if path.is_file():
-            parts.append(section(json.loads(path.read_text(encoding="utf-8"))))
+            parts.append(section(read_json(path)))
     return "\n\n".join(parts) or "None yet."
 
 

@@ -15,6 +15,9 @@ import torch
 
 from metamtl.functional.atomic_write import atomic_write
 
+from ..utils.targets import OptionError
+
+_AGAIN = "Delete it and run the command that wrote it again."
 PACKAGES = ("metamtl", "torch", "numpy", "torchjd", "hydra-core")
 
 
@@ -46,6 +49,25 @@ def _processor() -> str:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file atomically; NaN and infinity become null, because JSON has neither."""
     write_text(path, json.dumps(_finite(content), indent=2) + "\n")
+
+
+def read_json(path: Path, *needed: str) -> dict[str, Any]:
+    """Read an object that `write_json` wrote.
+
+    Raises:
+        OptionError: the file is not there, is damaged, or lacks one of the `needed` entries.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise OptionError(f"{path} does not exist.") from error
+    except (ValueError, RecursionError, OSError) as error:
+        raise OptionError(f"{path} is truncated or altered ({error}). {_AGAIN}") from error
+    if not isinstance(content, dict):
+        raise OptionError(f"{path} has a {type(content).__name__} instead of an object. {_AGAIN}")
+    if missing := [name for name in needed if name not in content]:
+        raise OptionError(f"{path} has no {', '.join(missing)}. {_AGAIN}")
+    return content
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from metamtl import checkpoint
 
+from ..tables.report import read_json
 from .processes import is_first
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class RunFolder:
         """
         if not self.result_path.is_file():
             return None
-        result: dict[str, Any] = json.loads(self.result_path.read_text(encoding="utf-8"))
+        result = read_json(self.result_path, "config")
         self._check(result["config"], self.result_path)
         if "diverged" in result:
             raise FloatingPointError(result["diverged"])

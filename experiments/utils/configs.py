@@ -64,6 +64,9 @@ def explain(error: Exception) -> OptionError:
     cause = error.__cause__
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
+        if group in ("hydra/launcher", "hydra/sweeper"):
+            install = "The launchers need packages: pip install 'metamtl[sweeps]'."
+            return OptionError(f"{group}={choice}: there is no such config. {install}")
         return OptionError(f"{group}={choice}: there is no such config; {hint(choice, error.options)}")
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(
         cause.parent_node, DictConfig
