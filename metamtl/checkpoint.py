@@ -66,7 +66,10 @@ def load(path: str | os.PathLike[str]) -> Any:
     content = metadata.get("state", "")
     if metadata.get("sha256") != _checksum(content, tensors):
         raise ValueError(f"{path} was changed: its checksum differs.")
-    return _decode(json.loads(content), tensors)
+    try:
+        return _decode(json.loads(content), tensors)
+    except (AttributeError, LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a checkpoint of metamtl: {error!r}.") from error
 
 
 def random_state() -> dict[str, Any]:
@@ -140,7 +143,9 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "float":
         return float.fromhex(content)
     if kind == "dtype":
-        return getattr(torch, content)
+        if not isinstance(dtype := getattr(torch, content), torch.dtype):
+            raise TypeError(f"torch.{content} is not a dtype")
+        return dtype
     if kind == "device":
         return torch.device(content)
     if kind == "tuple":

@@ -38,7 +38,7 @@ def load(folder: str | os.PathLike[str], *, trained: bool = True) -> Run:
 
     Raises:
         FileNotFoundError: the folder has no finished training.
-        ValueError: `result.json` is not the result of a training.
+        ValueError: `result.json` is not the result of a training, or a file is damaged.
         ImportError: hydra-core or safetensors is missing, or a class that the config names.
     """
     try:
@@ -55,9 +55,14 @@ def load(folder: str | os.PathLike[str], *, trained: bool = True) -> Run:
         raise FileNotFoundError(
             f"{folder} has no result.json; pass the output folder of a finished training."
         )
-    result = json.loads(path.read_text(encoding="utf-8"))
-    if "config" not in result:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is truncated or altered ({error}).") from error
+    if not isinstance(result, dict) or not isinstance(result.get("config"), dict):
         raise ValueError(f"{path} has no config, so it is not the result of a training.")
+    if missing := [name for name in ("task", "net", "recipe", "seed") if name not in result["config"]]:
+        raise ValueError(f"{path} has no {', '.join(missing)} in its config, so it is not that of a training.")
     cfg = OmegaConf.create(result["config"])
     source = instantiate(cfg.task)
     train = instantiate(OmegaConf.merge(cfg.task, cfg.train_task)) if cfg.get("train_task") else source
@@ -67,11 +72,17 @@ def load(folder: str | os.PathLike[str], *, trained: bool = True) -> Run:
     resolve("net", model)
     recipe = instantiate(cfg.recipe)
     if trained:
-        saved = load_file(folder / "model.safetensors")
-        prefix = "adapter."
-        model.load_state_dict({k: v for k, v in saved.items() if not k.startswith(prefix)})
+        weights, prefix = folder / "model.safetensors", "adapter."
+        try:
+            saved = load_file(weights)
+        except Exception as error:  # safetensors raises its own errors and OSError
+            raise ValueError(f"{weights} is missing, truncated or altered ({error}).") from error
         of_adapter = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
-        recipe.adapter.load_state_dict(of_adapter)
+        try:
+            model.load_state_dict({k: v for k, v in saved.items() if not k.startswith(prefix)})
+            recipe.adapter.load_state_dict(of_adapter)
+        except RuntimeError as error:
+            raise ValueError(f"{weights} does not have the weights of {path}: {error}") from error
     return Run(model, recipe, source, result)
 
 

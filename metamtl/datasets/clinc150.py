@@ -23,7 +23,12 @@ def load_domains(data_dir: Dir = None) -> dict[str, list[str]]:
     """Load the 15 intents of each domain."""
     read_lines("clinc150", "train.jsonl", (), data_dir)  # raises if the data is missing
     path = data_folder("clinc150", data_dir) / "domains.json"
-    domains: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        domains: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(intents, list) for intents in domains.values()):
+            raise ValueError("expected lists of intents by domain")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is truncated or altered ({error}); prepare the set again.") from error
     return domains
 
 

@@ -71,7 +71,14 @@ def split_file(name: str) -> dict[str, list[str]]:
     >>> {split: len(names) for split, names in split_file("omniglot_maml").items()}
     {'train': 1100, 'validation': 100, 'test': 423}
     """
-    return json.loads(project_file(f"splits/{name}.json").read_text(encoding="utf-8"))
+    path = project_file(f"splits/{name}.json")
+    try:
+        split = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(split[part], list) for part in SPLITS):
+            raise ValueError("expected lists of class names")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is truncated or altered ({error!r}); install metamtl again.") from error
+    return split
 
 
 def sources() -> dict[str, dict[str, Any]]:
@@ -79,6 +86,7 @@ def sources() -> dict[str, dict[str, Any]]:
 
     Raises:
         ImportError: `pyyaml` is missing.
+        ValueError: the file is damaged.
 
     >>> sources()["omniglot"]["licence"]
     'MIT'
@@ -89,4 +97,27 @@ def sources() -> dict[str, dict[str, Any]]:
         raise ImportError(
             "reading data/sources.yaml requires pyyaml: pip install 'metamtl[omniglot]'."
         ) from error
-    return yaml.safe_load(project_file("sources.yaml").read_text(encoding="utf-8"))
+    path = project_file("sources.yaml")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not all({"licence", "citation"} <= set(facts) for facts in content.values()):
+            raise ValueError("a data set has no licence or citation")
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is truncated or altered ({error}); install metamtl again.") from error
+    return content
+
+
+def source(name: str) -> dict[str, Any]:
+    """The entry of a data set in `data/sources.yaml`.
+
+    Raises:
+        ImportError, ValueError: as in `sources`; the file has no such set, or nothing on its archives.
+    """
+    facts = sources().get(name, {})
+    archives = facts.get("archives")
+    if not isinstance(archives, dict) or not all(isinstance(entry, dict) for entry in archives.values()):
+        raise ValueError(
+            f"{project_file('sources.yaml')} is truncated or altered: it has no archives of {name}; install"
+            " metamtl again."
+        )
+    return facts

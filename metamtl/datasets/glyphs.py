@@ -4,28 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from ..functional.atomic_write import atomic_write
+from .archives import load_npz
 from .files import data_folder
 from .glyph_drawing import EXAMPLES, SIZE, VERSION, draw
-
-# Errors raised by reading a file that is truncated, partly overwritten or of another type.
-_DAMAGE = (
-    OSError,
-    EOFError,
-    AttributeError,
-    KeyError,
-    TypeError,
-    ValueError,
-    NotImplementedError,  # raised by zipfile for an unknown compression method
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 _log = logging.getLogger(__name__)
 
@@ -64,13 +50,11 @@ def _folders(data_dir: str | os.PathLike[str] | None) -> list[Path]:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
-        # Opened here, because numpy does not close a file that is not an npz file.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = load_npz(path)
         version = int(arrays.pop("version"))
         shape = (len(arrays["labels"]), SIZE, SIZE)
         complete = arrays["images"].shape == shape
-    except _DAMAGE as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise RuntimeError(
             f"{path} is not a complete file of drawn letters ({type(error).__name__}: {error});"
             " delete it, and the letters are drawn again."

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
 import numpy as np
 
+from .archives import gunzip
 from .prepared import Arrays, Dir, official, read_arrays, write_arrays
 
 FILE = "mnist.npz"
@@ -33,9 +33,9 @@ def prepare(source: Path, folder: Path) -> Path:
 
 def _idx(path: Path) -> np.ndarray:
     """Read an idx array of bytes: 0, 0, 8 (the dtype), number of axes, their lengths, the values."""
-    data = gzip.decompress(path.read_bytes())
-    axes = data[3]
-    if data[:3] != b"\0\0\x08" or not 1 <= axes <= 3:
+    data = gunzip(path)
+    axes = data[3] if len(data) > 3 else 0
+    if data[:3] != b"\0\0\x08" or not 1 <= axes <= 3 or len(data) < 4 + 4 * axes:
         raise ValueError(f"{path} is not an idx file of bytes; download it again.")
     shape = np.frombuffer(data, ">u4", axes, 4).astype(int)
     values = np.frombuffer(data, np.uint8, offset=4 + 4 * axes)

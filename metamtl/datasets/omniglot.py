@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..functional.atomic_write import atomic_write
-from .files import VARIABLE, sources
+from .archives import load_npz
+from .files import VARIABLE, source
 
 Arrays = dict[str, np.ndarray]
 
@@ -43,7 +44,7 @@ def load(folder: Path, *, download: bool = False) -> Arrays:
     Raises:
         FileNotFoundError, ValueError, ConnectionError: as in `Omniglot`.
     """
-    facts = sources()["omniglot"]
+    facts = source("omniglot")
     prepared = folder / facts["prepared"]["file"]
     if prepared.is_file():
         return _check(_read(prepared), facts, prepared)
@@ -108,11 +109,9 @@ def checksum(arrays: Mapping[str, np.ndarray]) -> str:
 
 def _read(path: Path) -> Arrays:
     try:
-        # Opened here, because np.load does not close a file that is not a zip archive.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except Exception as error:  # a wrong byte may cause almost any error in zipfile, zlib or numpy
-        raise ValueError(f"{path} is truncated or altered ({error!r}); {_ANEW}") from error
+        return load_npz(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is truncated or altered ({error}); {_ANEW}") from error
 
 
 def _check(arrays: Arrays, facts: Mapping[str, Any], where: str | Path) -> Arrays:

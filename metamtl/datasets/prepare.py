@@ -6,12 +6,12 @@ import argparse
 import hashlib
 import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import adult, clinc150, easy_vqa, mnist, parkinsons, sentiment, snips, tox21, wnut17
-from .files import sources
+from .archives import unzip
+from .files import source as facts_of
 
 SETS: dict[str, Callable[[Path, Path], Path]] = {
     "adult": adult.prepare,
@@ -33,24 +33,35 @@ def prepare(name: str, source: Path, data_dir: Path) -> Path:
 
     Raises:
         FileNotFoundError: an official file is missing.
-        ValueError: the checksum of a file differs from `data/sources.yaml`.
+        ValueError: the checksum of a file differs from `data/sources.yaml`, or a file is damaged.
     """
     archives = []
-    for file, facts in sources()[name]["archives"].items():
+    for file, facts in facts_of(name)["archives"].items():
         for path in source.rglob(file):
             _check(path, facts)
             if path.suffix in (".zip", ".whl"):
                 archives.append(path)
     try:
-        return SETS[name](source, data_dir / name)
+        return _converted(name, source, data_dir)
     except FileNotFoundError:
         if not archives:
             raise
     with tempfile.TemporaryDirectory() as scratch:
         for path in archives:
-            with zipfile.ZipFile(path) as archive:
-                archive.extractall(scratch)
-        return SETS[name](Path(scratch), data_dir / name)
+            unzip(path, Path(scratch))
+        return _converted(name, Path(scratch), data_dir)
+
+
+def _converted(name: str, source: Path, data_dir: Path) -> Path:
+    try:
+        return SETS[name](source, data_dir / name)
+    except (FileNotFoundError, ImportError):
+        raise
+    except Exception as error:  # a damaged file may cause almost any error in the readers of its format
+        raise ValueError(
+            f"{name}: the official files in {source} are truncated or altered ({type(error).__name__}:"
+            f" {error}); download them again."
+        ) from error
 
 
 def _check(path: Path, facts: dict[str, str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..functional.atomic_write import atomic_write
+from .archives import load_npz
 from .files import VARIABLE, data_folder
 
 Arrays = dict[str, np.ndarray]
@@ -26,11 +27,9 @@ def read_arrays(name: str, file: str, needed: Iterable[str], data_dir: Dir = Non
     """
     path = _found(name, file, data_dir)
     try:
-        # Opened here, because np.load does not close a file that is not a zip archive.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except Exception as error:  # a wrong byte may cause almost any error in zipfile, zlib or numpy
-        raise ValueError(f"{path} is truncated or altered ({error!r}); {_anew(name)}") from error
+        arrays = load_npz(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is truncated or altered ({error}); {_anew(name)}") from error
     if missing := [key for key in needed if key not in arrays]:
         raise ValueError(f"{path} has no {', '.join(missing)}; {_anew(name)}")
     return arrays

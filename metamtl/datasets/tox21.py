@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from .archives import gunzip
 from .prepared import Arrays, Dir, official, read_arrays, write_arrays
 
 FILE = "tox21.npz"
@@ -62,7 +62,7 @@ def prepare(source: Path, folder: Path, describe: Describe = rdkit_features) -> 
     """
     (path,) = official(source, "tox21.csv.gz")
     rows, bits, numbers = [], [], []
-    for row in csv.DictReader(io.StringIO(gzip.decompress(path.read_bytes()).decode())):
+    for row in csv.DictReader(io.StringIO(gunzip(path).decode())):
         if (features := describe(row["smiles"])) is not None:
             rows.append(row)
             bits.append(features[0])

@@ -119,7 +119,7 @@ def server(
             "sha256": omniglot_files.checksum(arrays),
         },
     }
-    monkeypatch.setattr(omniglot_files, "sources", lambda: {"omniglot": facts})
+    monkeypatch.setattr(omniglot_files, "source", lambda name: facts)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     pooch.get_logger().setLevel("WARNING")
     yield found
