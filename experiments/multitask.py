@@ -29,7 +29,18 @@ from .utils.measure import higher
 from .utils.runs import Run, quality, run_cached
 from .utils.search import Search, label
 
-OWN = ("methods.", "methods=", "run=", "seeds=", "tune=", "tune.", "tune_seeds=", "search.", "search=", "seed=")
+OWN = (
+    "methods.",
+    "methods=",
+    "run=",
+    "seeds=",
+    "tune=",
+    "tune.",
+    "tune_seeds=",
+    "search.",
+    "search=",
+    "seed=",
+)
 SINGLE = "single_tasks"  # as teachers: the single-task models of the same seed
 GROUPS = ("net", "recipe", "optimizer")  # config groups: a method may select one config of each
 Results = dict[int, Run]  # by seed
@@ -63,7 +74,10 @@ class Rows:
         points = self.search.examples()
         seeds = dict.fromkeys([*self.cfg.seeds, *self.cfg.tune_seeds])
         # Weights differ between seeds, not what can be built; so one point for every seed is enough.
-        pairs = [*((values, self.cfg.seeds[0]) for values in points), *((points[0], seed) for seed in seeds)]
+        pairs = [
+            *((values, self.cfg.seeds[0]) for values in points),
+            *((points[0], seed) for seed in seeds),
+        ]
         for (row, changes), (values, seed) in product(rows.items(), pairs):
             try:
                 config = self._config(row, changes, values, seed)

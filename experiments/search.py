@@ -124,11 +124,19 @@ def markdown(table: dict[str, Any]) -> str:
     lines = [f"| {' | '.join(names)} | validation {metric} |", "|---" * (len(names) + 1) + "|"]
     for trial in table["trials"]:
         value = "diverged" if trial["validation"] is None else f"{trial['validation']:.4f}"
-        cells = [f"{trial['values'][name]:.4g}" if isinstance(trial["values"][name], float)
-                 else str(trial["values"][name]) for name in names]
+        cells = [
+            f"{trial['values'][name]:.4g}"
+            if isinstance(trial["values"][name], float)
+            else str(trial["values"][name])
+            for name in names
+        ]
         cells = [*cells, value]
-        lines.append(f"| {' | '.join(f'**{c}**' if trial['values'] == table['best'] else c for c in cells)} |")
-    figures = ", ".join(f"{split} {signed(table[split], digits=4, plus=False)}" for split in ("validation", "test"))
+        lines.append(
+            f"| {' | '.join(f'**{c}**' if trial['values'] == table['best'] else c for c in cells)} |"
+        )
+    figures = ", ".join(
+        f"{split} {signed(table[split], digits=4, plus=False)}" for split in ("validation", "test")
+    )
     lines += [
         "",
         f"Best: {label(table['best'])}; with seeds {table['seeds']}: {metric} {figures}. Selected on"

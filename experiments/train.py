@@ -26,9 +26,9 @@ from metamtl.nets import batchnorm_statistics
 
 from .tables.report import environment, write_json
 from .utils import options, parts
+from .utils.checkpoints import Interruption, RunFolder, exit_after
 from .utils.command import command
 from .utils.configs import CONF as CONF
-from .utils.checkpoints import Interruption, RunFolder, exit_after
 from .utils.measure import as_dicts, choose, higher, measure
 from .utils.processes import from_first, is_first, largest, process_group
 from .utils.progress import Clock, Progress

@@ -62,7 +62,9 @@ def load(folder: str | os.PathLike[str], *, trained: bool = True) -> Run:
     if not isinstance(result, dict) or not isinstance(result.get("config"), dict):
         raise ValueError(f"{path} has no config, so it is not the result of a training.")
     if missing := [name for name in ("task", "net", "recipe", "seed") if name not in result["config"]]:
-        raise ValueError(f"{path} has no {', '.join(missing)} in its config, so it is not that of a training.")
+        raise ValueError(
+            f"{path} has no {', '.join(missing)} in its config, so it is not that of a training."
+        )
     cfg = OmegaConf.create(result["config"])
     source = instantiate(cfg.task)
     train = instantiate(OmegaConf.merge(cfg.task, cfg.train_task)) if cfg.get("train_task") else source

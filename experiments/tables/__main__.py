@@ -33,9 +33,7 @@ def block(results: Path = RESULTS) -> str:
     parts = [_section(path, read_json(path)) for path in paths]
     runs = sorted(results.glob("*/result.json"))
     if runs:
-        parts.append(
-            _runs({path.parent.name: read_json(path) for path in runs})
-        )
+        parts.append(_runs({path.parent.name: read_json(path) for path in runs}))
     for path in sorted(results.glob("*/multitask.json")):
         table = read_json(path)
         parts.append(multitask_table.section(path.parent.name, _kept(table), table))

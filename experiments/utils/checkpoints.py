@@ -96,6 +96,8 @@ class RunFolder:
         return None
 
     def _check(self, config: Mapping[str, Any], path: Path) -> None:
+        if not isinstance(config, Mapping):
+            raise ValueError(f"{path} has no config; it is truncated or altered. Delete it.")
         before, now = _flat(_plain(config)), _flat(_plain(self.config))
         different = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
         if different:

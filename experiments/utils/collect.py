@@ -96,7 +96,9 @@ def _overrides(path: Path) -> dict[str, str]:
 def _common(jobs: list[Job], name: str) -> str:
     values = sorted({str(result["config"].get(name)) for _, result in jobs})
     if len(values) > 1:
-        raise OptionError(f"the trainings have different metrics, {', '.join(values)}; choose one: --metric=...")
+        raise OptionError(
+            f"the trainings have different metrics, {', '.join(values)}; choose one: --metric=..."
+        )
     return values[0]
 
 

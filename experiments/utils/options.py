@@ -164,16 +164,16 @@ TRAINING: dict[str, Kind] = {
 COMPARISON = {**TRAINING, "recipes": NAMES, "seeds": SEEDS}
 SEARCH = {
     "tune": or_null(TUNE),
-    "search.method": Kind(
-        "grid, random or optuna", lambda value: value in ("grid", "random", "optuna")
-    ),
+    "search.method": Kind("grid, random or optuna", lambda value: value in ("grid", "random", "optuna")),
     "search.trials": or_null(COUNT),
     "search.seed": SEED,
 }
 MULTITASK = {
     **TRAINING,
     **SEARCH,
-    "teachers": or_null(Kind("single_tasks, or folders", lambda value: value == "single_tasks" or FOLDERS.accepts(value))),
+    "teachers": or_null(
+        Kind("single_tasks, or folders", lambda value: value == "single_tasks" or FOLDERS.accepts(value))
+    ),
     "seeds": SEEDS,
     "tune_seeds": SEEDS,
     "run": NAMES,

@@ -69,7 +69,9 @@ def build(cfg: DictConfig, sources: Sources | None = None) -> Parts:
     for metric in (cfg.metric, *(cfg.reference or {})):
         higher(validation, metric)
     if cfg.metric == "delta_m" and not cfg.reference:
-        raise options.OptionError("metric=delta_m compares with single tasks; set reference={task/metric: value}.")
+        raise options.OptionError(
+            "metric=delta_m compares with single tasks; set reference={task/metric: value}."
+        )
     train = (sources(cfg, cfg.train_task) if cfg.train_task else source).split("train")
     if cfg.teachers:
         train = taught(train, cfg)
@@ -104,7 +106,9 @@ def build(cfg: DictConfig, sources: Sources | None = None) -> Parts:
         )
     if is_distributed():
         if isinstance(train.loss, Mapping):
-            raise options.OptionError("named tasks run in one process; start this experiment without torchrun.")
+            raise options.OptionError(
+                "named tasks run in one process; start this experiment without torchrun."
+            )
         engine, evaluator = engines.Sharded(engine), engines.Sharded(evaluator)
     return Parts(
         source, train, validation, test, model, recipe, strategies, optimizer, schedule, engine, evaluator

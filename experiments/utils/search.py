@@ -48,7 +48,9 @@ def space_of(cfg: DictConfig) -> Space:
         if str(name).partition(".")[0] not in cfg:
             known = [str(key) for key in cfg]
             raise OptionError(f"tune: {name} is not an option; {hint(str(name).partition('.')[0], known)}")
-        space[str(name)] = _interval(name, values) if isinstance(values, DictConfig) else _list(name, values)
+        space[str(name)] = (
+            _interval(name, values) if isinstance(values, DictConfig) else _list(name, values)
+        )
     method, trials = cfg.search.method, cfg.search.trials
     if method == "grid":
         if trials is not None:

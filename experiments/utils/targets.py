@@ -128,9 +128,7 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter] | 
         return None
 
 
-def _check_types(
-    place: str, node: Mapping[str, Any], target: str, function: Callable[..., Any]
-) -> None:
+def _check_types(place: str, node: Mapping[str, Any], target: str, function: Callable[..., Any]) -> None:
     try:
         hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
     except Exception:  # annotations may name what only a type checker imports

@@ -10,8 +10,8 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from struct import error as struct_error
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from struct import error as struct_error
 from typing import IO, Any
 
 import numpy as np
@@ -51,6 +51,8 @@ def gunzip(path: Path) -> bytes:
             content = stream.read(LIMIT + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is truncated or altered ({error}); download it again.") from error
+    if path.stat().st_size == 0:  # gzip reads this as empty content
+        raise ValueError(f"{path} is truncated or altered (it is empty); download it again.")
     if len(content) > LIMIT:
         raise ValueError(f"{path} unpacks to more than {LIMIT:,} bytes; it is not the official file.")
     return content
@@ -119,6 +121,8 @@ def _check_name(path: Path, entry: zipfile.ZipInfo) -> None:
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
     absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or name.startswith("\\")
     if absolute or ".." in parts or "\0" in name or not name:
-        raise ValueError(f"{path} has the entry {name!r}, which is outside the folder; nothing was unpacked.")
+        raise ValueError(
+            f"{path} has the entry {name!r}, which is outside the folder; nothing was unpacked."
+        )
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise ValueError(f"{path} has the entry {name!r}, which is a link; nothing was unpacked.")

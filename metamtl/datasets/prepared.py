@@ -43,11 +43,11 @@ def read_lines(name: str, file: str, needed: Iterable[str], data_dir: Dir = None
     """
     path = _found(name, file, data_dir)
     needed, entries = set(needed), []
-    with path.open(encoding="utf-8") as stream:
+    with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             try:
-                entry = json.loads(line)
-            except ValueError as error:
+                entry = json.loads(line.decode("utf-8"))
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number}, is not JSON ({error}); {_anew(name)}") from error
             if not isinstance(entry, dict) or needed - set(entry):
                 raise ValueError(f"{path}, line {number}, lacks one of {sorted(needed)}; {_anew(name)}")

@@ -15,8 +15,8 @@ from experiments.tables import grid as grid_table
 from experiments.tables import report
 from experiments.utils import runs
 from experiments.utils.checkpoints import RunFolder
-
 from experiments.utils.configs import compose
+
 Overrides = Callable[..., list[str]]
 
 
