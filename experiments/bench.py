@@ -3,6 +3,9 @@
 Every contender computes the meta-gradient of the same episode in this process. Agreement is checked in
 float32 and float64 before the contenders are timed, interleaved. First calls, complete trainings and peak
 memory are measured in separate processes, because earlier runs would affect them. Writes `bench.json`.
+
+Examples:
+  metamtl bench 'work=[sinusoid_1]'
 """
 
 from __future__ import annotations

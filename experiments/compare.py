@@ -4,6 +4,9 @@ All recipes have the same net, the same episodes and the same number of gradient
 tested with the adaptation strategy that validation selects among those of `adapt=`, and as it was trained.
 Writes `table.md`, `table.json` and `figure.png`, and a folder for every run: `<recipe>/seed<seed>/`. Rerun
 with the same folder to resume.
+
+Examples:
+  metamtl compare experiment=glyphs_5way_1shot 'recipes=[mtl,anil,maml,protonet]' 'seeds=[0,1,2]'
 """
 
 from __future__ import annotations

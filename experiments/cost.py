@@ -3,6 +3,9 @@
 All methods are timed in one process, interleaved. Medians are reported relative to equal weights in plain
 torch (one forward and one backward pass). Peak memory is measured in a separate process per method. Writes
 `cost.json`.
+
+Examples:
+  metamtl cost tasks=4 batch=64
 """
 
 from __future__ import annotations

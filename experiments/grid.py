@@ -7,6 +7,9 @@ were best on validation. Runs are compared with the aggregator `against`, paired
 
 Writes `table.json` and `table.md` after every cell. Rerun with the same output folder, `hydra.run.dir=...`,
 to resume: runs that have a `result.json` are not repeated.
+
+Examples:
+  metamtl grid experiment=grid_omniglot hydra.run.dir=outputs/grid
 """
 
 from __future__ import annotations

@@ -4,6 +4,11 @@ Trains one model per task, then one model for all tasks with each method, with t
 steps. The learning rates of every row, including single tasks, are selected on validation with separate
 seeds. The weights of every run are also selected on validation; those of a method by `delta_m` relative to
 the single tasks. Writes `multitask.json`, `multitask.md`, and a folder for every run.
+
+Examples:
+  metamtl multitask experiment=multimnist 'run=[equal,uncertainty,upgrad]' 'seeds=[0,1,2,3,4]'
+  metamtl multitask experiment=adult search.method=random search.trials=8
+    ~tune '+tune={optimizer.lr:{low:1e-4,high:1e-2,log:true}}'
 """
 
 from __future__ import annotations
@@ -29,18 +34,7 @@ from .utils.measure import higher
 from .utils.runs import Run, quality, run_cached
 from .utils.search import Search, label
 
-OWN = (
-    "methods.",
-    "methods=",
-    "run=",
-    "seeds=",
-    "tune=",
-    "tune.",
-    "tune_seeds=",
-    "search.",
-    "search=",
-    "seed=",
-)
+OWN = {"methods", "run", "seeds", "tune", "tune_seeds", "search", "seed"}
 SINGLE = "single_tasks"  # as teachers: the single-task models of the same seed
 GROUPS = ("net", "recipe", "optimizer")  # config groups: a method may select one config of each
 Results = dict[int, Run]  # by seed
@@ -61,7 +55,7 @@ class Rows:
         self.measures = {task: f"{task}/{next(iter(family.metrics[task]))}" for task in family.loss}
         self.higher = {measure: higher(family, measure) for measure in self.measures.values()}
         self.search = Search(cfg)
-        self.passed_on = [text for text in overrides if not text.lstrip("+").startswith(OWN)]
+        self.passed_on = [text for text in overrides if _name(text).partition(".")[0] not in OWN]
         self.chosen: dict[str, dict[str, Any]] = {}  # for each row
 
     def check(self, rows: Mapping[str, DictConfig]) -> None:
@@ -246,6 +240,10 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
         write_json(folder / "multitask.json", table)
         write_text(folder / "multitask.md", markdown(table))
     return table
+
+
+def _name(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
 
 
 def _estimate(values: list[float]) -> dict[str, float]:

@@ -4,6 +4,9 @@
 experiment=text_trio`. Each of its encoders, and an untrained one, learns the 15 intents of a CLINC150
 domain from 5 sentences per intent. The adapter and the number of steps are selected on the validation
 domains; the test domains are used once. Writes `new_task.json` and `new_task.md`.
+
+Examples:
+  metamtl new_task multitask=outputs/multitask/text
 """
 
 from __future__ import annotations

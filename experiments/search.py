@@ -3,8 +3,8 @@
 Every point of `tune` is trained with the seeds `tune_seeds` and scored on validation tasks. The best one is
 trained with the seeds `seeds`, and tested once. `tune` maps options to lists of values, or to intervals;
 `search.method` is `grid` (every combination of the lists), `random`, or `optuna`, which proposes points by
-the scores of earlier ones. Writes `search.json`, `search.md`, and a folder for every training. Rerun with the
-same folder to resume.
+the scores of earlier ones. Writes `search.json`, `search.md`, and a folder for every training. Rerun with
+the same folder to resume.
 
 Examples:
   metamtl search experiment=sinusoid recipe=maml search.method=optuna search.trials=20

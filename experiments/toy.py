@@ -3,6 +3,9 @@
 The problem of CAGrad (Liu et al. 2021, https://arxiv.org/abs/2110.14048) with the five initial points of
 Nash-MTL (Navon et al. 2022). For `y > 0` each loss has a steep valley, and the valleys cross; the Pareto
 set is at `y < 0`. All aggregators use Adam with the same settings. Writes `toy.json` and `toy.png`.
+
+Examples:
+  metamtl toy 'aggregators=[Mean,MGDA,UPGrad]'
 """
 
 from __future__ import annotations

@@ -2,6 +2,12 @@
 
 The output folder receives `result.json`, `model.safetensors`, a TensorBoard log and, with
 `checkpoint.every=N`, checkpoints. Rerun with the same folder to resume.
+
+Examples:
+  metamtl train experiment=sinusoid recipe=maml seed=1
+  metamtl train experiment=omniglot_5way_1shot checkpoint.every=100 hydra.run.dir=outputs/first
+  metamtl train optimizer._target_=torch.optim.SGD optimizer.momentum=0.9 optimizer.lr=0.01
+  metamtl train -m hydra/launcher=processes recipe=maml,anil seed=0,1,2 hydra.sweep.dir=outputs/sweep
 """
 
 from __future__ import annotations

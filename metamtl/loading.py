@@ -65,7 +65,7 @@ def load(folder: str | os.PathLike[str], *, trained: bool = True) -> Run:
         raise ValueError(
             f"{path} has no {', '.join(missing)} in its config, so it is not that of a training."
         )
-    cfg = OmegaConf.create(result["config"])
+    cfg: Any = OmegaConf.create(result["config"])
     source = instantiate(cfg.task)
     train = instantiate(OmegaConf.merge(cfg.task, cfg.train_task)) if cfg.get("train_task") else source
     resolve("train", train.split("train"))

@@ -32,7 +32,7 @@ def collect(folder: Path, metric: str | None = None) -> dict[str, Any]:
         metric: if None, the one by which the trainings selected their weights.
 
     Raises:
-        OptionError: there is no finished training, a file is damaged, or the trainings have no common metric.
+        OptionError: no training is finished, a file is damaged, or the trainings have no common metric.
     """
     if not folder.is_dir():
         raise OptionError(f"{folder} is not a folder; pass the output folder of a multirun.")

@@ -55,8 +55,8 @@ def space_of(cfg: DictConfig) -> Space:
     if method == "grid":
         if trials is not None:
             raise OptionError(
-                f"search.trials={trials} has no effect on search.method=grid, which tries every combination;"
-                " use search.method=random or optuna."
+                f"search.trials={trials} has no effect on search.method=grid, which tries every"
+                " combination; use search.method=random or optuna."
             )
         if intervals := [name for name, values in space.items() if isinstance(values, Interval)]:
             raise OptionError(
@@ -73,8 +73,8 @@ def space_of(cfg: DictConfig) -> Space:
 def _list(name: Any, values: Any) -> list[Any]:
     if not isinstance(values, ListConfig) or not values:
         raise OptionError(
-            f"tune: {name}={values}: expected a list of values to try, e.g. tune={{{name}:[{values}]}}, or an"
-            f" interval, e.g. tune={{{name}:{{low:1e-4,high:1e-1,log:true}}}}."
+            f"tune: {name}={values}: expected a list of values to try, e.g. tune={{{name}:[{values}]}}, or"
+            f" an interval, e.g. tune={{{name}:{{low:1e-4,high:1e-1,log:true}}}}."
         )
     return [OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for v in values]
 
@@ -87,8 +87,8 @@ def _interval(name: Any, values: DictConfig) -> Interval:
     right = right and not (entries.get("log") and entries["low"] <= 0)
     if not right:
         raise OptionError(
-            f"tune: {name}={entries}: expected an interval {{low, high, log}} of numbers with low < high; with"
-            " log: true, low is positive."
+            f"tune: {name}={entries}: expected an interval {{low, high, log}} of numbers with low < high;"
+            " with log: true, low is positive."
         )
     return Interval(**entries)
 

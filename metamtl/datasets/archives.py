@@ -1,4 +1,4 @@
-"""Unpack archives that may be damaged or hostile: nothing is written outside the folder, sizes are limited."""
+"""Unpack archives that may be damaged or hostile."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
             total = sum(entry.file_size for entry in archive.infolist())
             if total > LIMIT or len(archive.infolist()) > ENTRIES:
                 raise ValueError(
-                    f"{path} has {len(archive.infolist()):,} entries that unpack to {total:,} bytes; more than"
-                    f" {LIMIT:,} bytes or {ENTRIES:,} entries are not unpacked."
+                    f"{path} has {len(archive.infolist()):,} entries that unpack to {total:,} bytes; more"
+                    f" than {LIMIT:,} bytes or {ENTRIES:,} entries are not unpacked."
                 )
             yield archive
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:

@@ -352,6 +352,6 @@ def test_official_files_of_another_content_are_named(
     for file, content in OFFICIAL[name].items():
         data = content if isinstance(content, bytes) else content.encode()
         (folder / file).write_bytes(data)
-    with pytest.raises(ValueError, match=f"{name}: the official files in .* are truncated or altered"):
+    with pytest.raises(ValueError, match=rf"{name}: the official files in .* are truncated or altered"):
         prepare.prepare(name, folder, folder / "data")
     assert not (folder / "data").exists()

@@ -254,7 +254,9 @@ def test_leftovers_of_a_replaced_target_are_dropped(
     assert set(cfg.task) == {"_target_", "root", "shots", "device"} and cfg.task.shots == 3
     with pytest.raises(options.OptionError, match=r"task: mydata.Folder requires root; set task.root="):
         checked("train", "task._target_=mydata.Folder")
-    with pytest.raises(options.OptionError, match="mydata.Folder has no option 'rot'; did you mean 'root'"):
+    with pytest.raises(
+        options.OptionError, match=r"mydata.Folder has no option 'rot'; did you mean 'root'"
+    ):
         checked("train", "task._target_=mydata.Folder", "task.root=a", "task.rot=b")
     del sys.modules["mydata"]
 
