@@ -33,7 +33,7 @@ examples:
   metamtl train experiment=sinusoid recipe=maml seed=1
   metamtl compare experiment=glyphs_5way_1shot 'recipes=[mtl,anil,maml,protonet]' 'seeds=[0,1,2]'
   metamtl train experiment=omniglot_5way_1shot checkpoint.every=100 hydra.run.dir=outputs/first
-  metamtl search experiment=sinusoid search.trials=20 'tune={inner.lr:{low:1e-3,high:1,log:true}}'
+  metamtl search experiment=sinusoid search.trials=20 'tune={{inner.lr:{{low:1e-3,high:1,log:true}}}}'
   metamtl train -m recipe=maml,anil seed=0,1,2 hydra.sweep.dir=outputs/sweep
   metamtl collect outputs/sweep
   metamtl init my_experiment

@@ -71,6 +71,8 @@ def test_the_readme_is_short() -> None:
 )
 def test_commands_compose(command: str) -> None:
     module, *overrides = shlex.split(command)[2:]
+    if overrides[:1] == ["-m"]:  # the first training of a sweep
+        overrides = [text.partition(",")[0] for text in overrides[1:]]
     name = module.rpartition(".")[2]
     assert module.removeprefix("metamtl.") == f"experiments.{name}"
     assert (ROOT / "experiments" / f"{name}.py").is_file()

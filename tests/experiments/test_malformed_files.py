@@ -299,7 +299,7 @@ def test_a_result_without_a_training(content: Any, folder: Path) -> None:
 )
 def test_a_result_without_its_figures(change: dict[str, Any], folder: Path) -> None:
     write_json(result(folder), {**RESULT, **change})
-    with pytest.raises(ValueError, match="has no (test|validation) figure of mse"):
+    with pytest.raises(ValueError, match=r"has no (test|validation) figure of mse"):
         collect(folder)
 
 
