@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from .kinds import number
 from .nearest import hint
-from .options import number
 from .targets import OptionError
 
 Point = dict[str, Any]

@@ -164,7 +164,7 @@ def test_damaged_prepared_file_is_refused(server: Server, tmp_path: Path) -> Non
 def test_archives_with_other_drawings_are_refused(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(omniglot_files.sources()["omniglot"]["prepared"], "sha256", "0" * 64)
+    monkeypatch.setitem(omniglot_files.source("omniglot")["prepared"], "sha256", "0" * 64)
     with pytest.raises(ValueError, match=r"prepared from the archives in .*sha256"):
         omniglot_files.load(tmp_path, download=True)
     assert not (tmp_path / PREPARED).exists()
