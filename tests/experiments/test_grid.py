@@ -13,9 +13,9 @@ from experiments import grid, train
 from experiments.tables import __main__ as tables
 from experiments.tables import grid as grid_table
 from experiments.tables import report
-from experiments.utils import runs
 from experiments.utils.checkpoints import RunFolder
 from experiments.utils.configs import compose
+from experiments.utils.search import label
 
 Overrides = Callable[..., list[str]]
 
@@ -60,7 +60,7 @@ def test_a_tiny_grid(overrides: Overrides, tmp_path: Path, counted: list[Path]) 
     assert (tmp_path / "table.md").read_text(encoding="utf-8") == grid_table.markdown(table)
 
     def result(place: str, name: str, rates: dict[str, Any], seed: int) -> Any:
-        path = tmp_path / place / name / runs.label(rates) / f"seed{seed}" / "result.json"
+        path = tmp_path / place / name / label(rates) / f"seed{seed}" / "result.json"
         return json.loads(path.read_text(encoding="utf-8"))
 
     for row in table["rows"]:
@@ -117,7 +117,7 @@ def test_a_diverged_rate_is_not_chosen(overrides: Overrides, tmp_path: Path, cou
 
 
 def test_the_reference_is_an_aggregator_of_the_grid(overrides: Overrides, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="against='Median' is not one of the aggregators: Mean"):
+    with pytest.raises(ValueError, match="against has 'Median', .*did you mean 'Mean'"):
         ran(overrides("experiment=grid_sinusoid"), tmp_path, against="Median")
 
 
