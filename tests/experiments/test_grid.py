@@ -117,7 +117,7 @@ def test_a_diverged_rate_is_not_chosen(overrides: Overrides, tmp_path: Path, cou
 
 
 def test_the_reference_is_an_aggregator_of_the_grid(overrides: Overrides, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="against has 'Median', .*did you mean 'Mean'"):
+    with pytest.raises(ValueError, match=r"against has 'Median', .*did you mean 'Mean'"):
         ran(overrides("experiment=grid_sinusoid"), tmp_path, against="Median")
 
 
