@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hydra import compose
 
 from experiments import multitask, new_task
 from experiments.tables.multitask import folder_of
+from experiments.utils.configs import compose
 
 Overrides = Callable[..., list[str]]
 
