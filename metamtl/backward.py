@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from .engines import Auto, Engine, TaskGradients, TaskProblem, combine, named_gradients
+from .aggregators import Aggregator, Combined
+from .engines import (
+    Auto,
+    Engine,
+    TaskGradients,
+    TaskProblem,
+    combine,
+    example_exchange,
+    named_gradients,
+)
 from .episode import Episode
 from .functional import Params, trainable
 from .losses import Loss
@@ -69,7 +78,7 @@ def meta_backward(
         loss: `loss(output, y) -> scalar`; for named tasks a dict of such functions.
         engine: how a meta-batch is run; if None, `Auto()`, which measures the engines in the first steps
             and uses the fastest. Named tasks differ in shape and run one by one, so they take only
-            `Loop()` or `Auto()`.
+            `Loop()`, `Auto()` and `Sharded()`.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -88,31 +97,32 @@ def meta_backward(
         raise RuntimeError(
             "meta_backward needs gradients, but torch.inference_mode() records none; call it outside."
         )
-    episodes = check_call(model, recipe, episodes, loss, engine)
-    check_features(recipe, episodes)
-    losses: Any = loss
-    shared, own = trainable(model), trainable(recipe.adapter)
-    if not shared and not own:
-        raise ValueError(f"{type(model).__name__} has no trainable parameter; call requires_grad_(True).")
-    if isinstance(episodes, Mapping):
-        problems = {
-            name: TaskProblem.of(
-                model, recipe.adapter, recipe.objective, checked_loss(losses[name], episode), episode, name
+    exchange, losses = example_exchange(engine, model, episodes), cast(Any, loss)
+
+    def problem(episode: Episode, name: str | None = None) -> TaskProblem:
+        checked = checked_loss(losses if name is None else losses[name], episode)
+        return TaskProblem.of(model, recipe.adapter, recipe.objective, checked, episode, name)
+
+    with exchange.together():
+        checked = check_call(model, recipe, episodes, loss, engine)
+        check_features(recipe, checked)
+        shared, own = trainable(model), trainable(recipe.adapter)
+        if not shared and not own:
+            raise ValueError(
+                f"{type(model).__name__} has no trainable parameter; call requires_grad_(True)."
             )
-            for name, episode in episodes.items()
-        }
-        grads = named_gradients(problems, episodes, shared, own, recipe.layer)
+        named = isinstance(checked, Mapping)
+        problems = {name: problem(checked[name], name) for name in checked} if named else {}
+    if named:
+        grads = named_gradients(problems, checked, shared, own, recipe.layer, exchange)
     else:
         engine = DEFAULT if engine is None else engine
         engine.check(model)
-        problem = TaskProblem.of(
-            model, recipe.adapter, recipe.objective, checked_loss(losses, episodes), episodes
-        )
-        data = (episodes.support, episodes.query, episodes.task)
-        grads = engine.gradients(problem, shared, own, data)
-    check_finite(model, recipe.adapter, episodes, loss, grads)
-    names = tuple(episodes) if isinstance(episodes, Mapping) else None
-    _accumulate(shared, own, recipe, episodes, grads, names)
+        data = (checked.support, checked.query, checked.task)
+        grads = engine.gradients(problem(checked), shared, own, data)
+    check_finite(model, recipe.adapter, checked, loss, grads)
+    names = tuple(checked) if named else None
+    _accumulate(shared, own, recipe, checked, grads, names)
     return Outcome(grads.losses, names, grads.evaluations)
 
 
@@ -120,19 +130,26 @@ def _accumulate(
     shared: Params, own: Params, recipe: Recipe, episodes: Any, grads: TaskGradients, names: Any
 ) -> None:
     """Aggregate and add the result to `.grad`; if an error is raised, nothing has changed."""
-    with recipe.aggregator.restored_on_error():
-        directions, weights = _aggregate(recipe, episodes, grads, names)
+    aggregator, exchange = recipe.aggregator, grads.exchange
+    with aggregator.restored_on_error():
+        matrix, combined, partial = _aggregate(aggregator, grads, names)
+        directions: Params = {}
+        if combined.direction is not None:
+            sizes = [rows.shape[1:].numel() for rows in grads.shared.values()]
+            directions = grads.to_parameters(dict(zip(grads.shared, combined.direction.split(sizes))))
+        # Every process has a part of these gradients; their sum over the processes is taken at once.
+        bottom = [name for name in shared if name not in grads.task_specific]
+        summed = (bottom if exchange.by_columns else list(directions)) if partial else []
+        parts = [(shared[name], directions.get(name)) for name in summed]
+        parts += _unaggregated(shared, own, grads, combined.weights)
+        sums = exchange.sum_each([gradient for _, gradient in parts], [param for param, _ in parts])
+        if partial:
+            directions = {name: total for name, total in zip(summed, sums) if total is not None}
+        if combined.direction is not None:
+            check_direction(aggregator, episodes, exchange, matrix, combined.direction, directions)
+    others = zip(parts[len(summed) :], sums[len(summed) :])
     pairs = [(shared[name], gradient) for name, gradient in directions.items()]
-    for name, by_task in grads.task_specific.items():
-        parts = [g if weights is None else weights[task].to(g) * g for task, g in by_task.items()]
-        pairs.append((shared[name], parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)))
-    for name, rows in grads.adapter_params.items():
-        if weights is None:
-            gradient = grads.exchange.mean(rows)
-        else:
-            own_weights = grads.exchange.select(weights).to(rows)
-            gradient = grads.exchange.sum(torch.tensordot(own_weights, rows, 1))
-        pairs.append((own[name], gradient))
+    pairs += [(param, total) for (param, _), total in others if total is not None]
     if not pairs:
         return
     # Use backward(), so that every hook of a parameter is called once.
@@ -141,22 +158,30 @@ def _accumulate(
 
 
 def _aggregate(
-    recipe: Recipe, episodes: Any, grads: TaskGradients, names: tuple[str, ...] | None
-) -> tuple[Params, Tensor | None]:
-    """The gradients of the shared parameters, and the weights of the losses or None."""
-    aggregator = recipe.aggregator
+    aggregator: Aggregator, grads: TaskGradients, names: tuple[str, ...] | None
+) -> tuple[Tensor, Combined, bool]:
+    """The matrix of gradients, the result of the aggregator, and whether it is a part of a sum."""
     if not grads.shared:  # only the adapter is trained, or no features are shared
         only_losses = aggregator.reads == "losses"
-        return {}, aggregator.combine(grads.losses, None, names).weights if only_losses else None
+        combined = aggregator.combine(grads.losses, None, names) if only_losses else Combined(None, None)
+        return grads.losses[:, None], combined, False
     columns = [rows.reshape(len(rows), rows.shape[1:].numel()) for rows in grads.shared.values()]
     matrix = columns[0] if len(columns) == 1 else torch.cat(columns, 1)
-    combined = combine(aggregator, grads.losses, matrix, names, grads.exchange)
-    assert combined.direction is not None
-    sizes = [rows.shape[1:].numel() for rows in grads.shared.values()]
-    directions = grads.to_parameters(dict(zip(grads.shared, combined.direction.split(sizes))))
+    combined, partial = combine(aggregator, grads.losses, matrix, names, grads.exchange)
+    return matrix, combined, partial
 
-    def zero_rows() -> Tensor:
-        return grads.exchange.gather(~matrix.any(1))
 
-    check_direction(aggregator, episodes, zero_rows, combined.direction, directions)
-    return directions, combined.weights
+def _unaggregated(
+    shared: Params, own: Params, grads: TaskGradients, weights: Tensor | None
+) -> list[tuple[Tensor, Tensor | None]]:
+    """The gradients of the parameters of single tasks and of the adapter, on the data of this process."""
+    pairs: list[tuple[Tensor, Tensor | None]] = []
+    for name, by_task in grads.task_specific.items():
+        parts = [g if weights is None else weights[task].to(g) * g for task, g in by_task.items()]
+        pairs.append((shared[name], parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)))
+    for name, rows in grads.adapter_params.items():
+        if weights is None:
+            pairs.append((own[name], rows.sum(0) / len(grads.losses)))
+        else:
+            pairs.append((own[name], torch.tensordot(grads.exchange.select(weights).to(rows), rows, 1)))
+    return pairs

@@ -8,10 +8,11 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from .engines import Auto, Engine, TaskProblem
+from .engines import Auto, Engine, TaskProblem, example_exchange
 from .episode import Episode
 from .estimate import Estimate
 from .functional import trainable
+from .functional.labels import num_examples
 from .losses import Loss
 from .metrics import Metric
 from .metrics.scoring import check_metrics, score_named, score_tasks
@@ -69,7 +70,9 @@ def evaluate(
         metrics: `{name: Metric}`, for named tasks a dict of such dicts by task; if None, the loss is
             measured.
         engine: as in `meta_backward`; if None, `Auto()`, which runs tasks in chunks that fit the caches
-            and compiles once evaluations of the same kind have taken as long as compiling takes.
+            and compiles once evaluations of the same kind have taken as long as compiling takes. With
+            `Sharded()` and named tasks, every process passes its own examples, and the metrics are computed
+            from the outputs for the examples of all processes.
 
     Returns:
         The `Estimate` of the loss, or with `metrics` a dict of Estimates; for named tasks a dict of either
@@ -80,21 +83,25 @@ def evaluate(
         TypeError, ValueError: arguments are invalid, outputs are not finite, or a task has no labeled query
             example.
     """
-    episodes = check_call(model, recipe, episodes, loss, engine)
-    if not isinstance(episodes, Mapping):
-        (estimates,) = _stages(model, recipe, episodes, loss, metrics, engine, every=False)
+    exchange = example_exchange(engine, model, episodes)
+    with exchange.together() as agreement:
+        checked = check_call(model, recipe, episodes, loss, engine)
+        if isinstance(checked, Mapping):
+            agreement["tasks"] = list(checked)
+            _check_measured(checked, metrics)
+            losses = {name: checked_loss(loss[name], episode) for name, episode in checked.items()}
+            outputs = {name: _output(model, recipe, checked[name], losses[name], name) for name in checked}
+    if not isinstance(checked, Mapping):
+        (estimates,) = _stages(model, recipe, checked, loss, metrics, engine, every=False)
         return estimates["loss"] if metrics is None else estimates
-    unmeasured = [] if metrics is None else sorted(set(episodes) - set(metrics))
-    if unmeasured:
-        raise ValueError(
-            f"no metrics for tasks {unmeasured}; there are some for {', '.join(sorted(metrics))}."
+    found = {}
+    for name, (output, y) in exchange.join(outputs).items():
+        measures = (
+            {"loss": Metric(losses[name], higher_is_better=False)} if metrics is None else metrics[name]
         )
-    for name in episodes if metrics is not None else ():
-        check_metrics(metrics[name], name)
-    return {
-        name: _named(model, recipe, episode, loss[name], metrics and metrics[name], name)
-        for name, episode in episodes.items()
-    }
+        estimates = score_named(measures, output, y, name)
+        found[name] = estimates["loss"] if metrics is None else estimates
+    return found
 
 
 def adaptation_curve(
@@ -134,20 +141,28 @@ def _stages(
     return [score_tasks(measures, outputs, episodes.query[1]) for outputs in stages]
 
 
-def _named(
-    model: nn.Module, recipe: Recipe, episode: Episode, loss: Loss, metrics: Metrics | None, name: str
-) -> Any:
-    """The Estimates of one named task over its query examples."""
+def _check_measured(episodes: Mapping[str, Episode], metrics: Any) -> None:
+    """Check that every named task has metrics, unless the losses are measured."""
+    if metrics is None:
+        return
+    unmeasured = sorted(set(episodes) - set(metrics))
+    if unmeasured:
+        raise ValueError(
+            f"no metrics for tasks {unmeasured}; there are some for {', '.join(sorted(metrics))}."
+        )
+    for name in episodes:
+        check_metrics(metrics[name], name)
+
+
+def _output(model: nn.Module, recipe: Recipe, episode: Episode, loss: Loss, name: str) -> Any:
+    """The output and the labels of the query set of one named task; None without an example."""
+    if num_examples(*episode.query) == 0:
+        return None
     with torch.inference_mode(False), torch.no_grad():
         episode = episode.map(_recordable)
-        problem = TaskProblem.of(
-            model, recipe.adapter, query_loss, checked_loss(loss, episode), episode, name
-        )
+        problem = TaskProblem.of(model, recipe.adapter, query_loss, loss, episode, name)
         adapted = problem.adapt(trainable(model), {}, episode.support, episode.task)
-        output = problem.output(adapted, episode.query[0])
-    measures = {"loss": Metric(problem.loss, higher_is_better=False)} if metrics is None else metrics
-    estimates = score_named(measures, output, episode.query[1], name)
-    return estimates["loss"] if metrics is None else estimates
+        return problem.output(adapted, episode.query[0]), episode.query[1]
 
 
 def _recordable(tensor: Tensor) -> Tensor:

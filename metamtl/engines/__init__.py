@@ -3,10 +3,11 @@
 from .auto import Auto, Choice
 from .base import Engine, TaskGradients
 from .compiled import Compiled
+from .examples import own_examples
 from .loop import Loop
 from .named import named_gradients
 from .problem import TaskProblem
-from .sharded import Sharded, combine
+from .sharded import Sharded, combine, example_exchange
 from .vmap import Vmap
 
 __all__ = [
@@ -20,5 +21,7 @@ __all__ = [
     "TaskProblem",
     "Vmap",
     "combine",
+    "example_exchange",
     "named_gradients",
+    "own_examples",
 ]

@@ -1,121 +1,232 @@
-"""How the processes that share the tasks of a meta-batch exchange results."""
+"""How the processes of a group exchange results."""
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.utils._pytree import tree_map
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+Agreement = dict[str, Any]  # what must be the same in all processes, by its description
+
 
 class Exchange:
-    """A single process, which has all tasks."""
+    """A single process, which has the whole matrix of gradients `[T, n]`."""
 
-    def gather(self, rows: Tensor) -> Tensor:
-        """From one row for each task of this process to those of all tasks, `[T, ...]`, in their order."""
+    by_columns = False  # whether a process has a part of the columns
+
+    @contextmanager
+    def together(self) -> Iterator[Agreement]:
+        """Context manager: an error in one process is raised in all. Its value is filled by the caller."""
+        yield {}
+
+    def full(self, rows: Tensor) -> Tensor:
+        """The matrix `[T, n]`, from the part that this process has."""
         return rows
 
+    def gramian(self, rows: Tensor) -> Tensor:
+        """`J J^T` `[T, T]` in double precision, where J is `full(rows)`."""
+        return rows.double() @ rows.double().T
+
     def select(self, values: Tensor) -> Tensor:
-        """From one value for each of all tasks to those of this process."""
+        """From one value for each of all tasks to those of the rows that this process has."""
         return values
+
+    def part(self, direction: Tensor) -> Tensor:
+        """From a direction `[n]` to the columns that this process has."""
+        return direction
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over processes."""
         return tensor
 
-    def mean(self, rows: Tensor) -> Tensor:
-        """The mean of the rows of all tasks."""
-        return rows.mean(0)
+    def sum_each(self, tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor | None]:
+        """The sums over processes, in one operation; None if no process has the tensor.
 
-    def all(self, condition: bool) -> bool:
-        """Whether the condition holds in every process."""
-        return condition
+        `like` has tensors of the same shapes and dtypes.
+        """
+        return list(tensors)
+
+    def all(self, *conditions: bool) -> list[bool]:
+        """Whether each of the conditions holds in every process."""
+        return list(conditions)
+
+    def own_losses(self, losses: Tensor) -> Tensor:
+        """The losses of the rows that this process has."""
+        return losses
+
+    def blame(self, mask: Tensor) -> tuple[Tensor, list[int]]:
+        """From a mask of own rows to one of all tasks `[T]`, and the processes that have such a row."""
+        return mask, []
+
+    def join(self, trees: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Concatenate the trees of all processes along the first axis, by task; None is an empty tree."""
+        return trees
 
 
 LOCAL = Exchange()
 
 
 class GroupExchange(Exchange):
-    """The processes of a group. Process r has the tasks `bounds[r] .. bounds[r + 1] - 1`.
+    """The processes of a group.
 
     Args:
         group: the process group; if None, all processes.
-        num_tasks: T.
         device: of the tensors that are exchanged.
     """
 
-    def __init__(self, group: ProcessGroup | None, num_tasks: int, device: torch.device) -> None:
+    def __init__(self, group: ProcessGroup | None, device: torch.device) -> None:
         self.group, self.device = group, device
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        self.bounds = [num_tasks * r // self.size for r in range(self.size + 1)]
-
-    @property
-    def counts(self) -> list[int]:
-        """The number of tasks of each process."""
-        return [after - before for before, after in zip(self.bounds, self.bounds[1:])]
-
-    @property
-    def tasks(self) -> slice:
-        """The positions of this process's tasks."""
-        return slice(self.bounds[self.rank], self.bounds[self.rank + 1])
-
-    def gather(self, rows: Tensor) -> Tensor:
-        padded = rows.new_zeros(max(self.counts), *rows.shape[1:])
-        padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in self.counts]
-        dist.all_gather(parts, padded, group=self.group)
-        return torch.cat([part[:count] for part, count in zip(parts, self.counts)])
-
-    def select(self, values: Tensor) -> Tensor:
-        return values[self.tasks]
 
     def sum(self, tensor: Tensor) -> Tensor:
         total = tensor.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=self.group)
+        self._run(dist.all_reduce, total)
         return total
 
-    def mean(self, rows: Tensor) -> Tensor:
-        return self.sum(rows.sum(0)) / self.bounds[-1]
+    def sum_each(self, tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor | None]:
+        if not like:
+            return []
+        zeros = [torch.zeros_like(other) if g is None else g for g, other in zip(tensors, like)]
+        present = zeros[0].new_tensor([float(tensor is not None) for tensor in tensors])
+        flat = torch.cat([*(tensor.flatten() for tensor in zeros), present])
+        self._run(dist.all_reduce, flat)
+        *sums, present = flat.split([*(tensor.numel() for tensor in zeros), len(zeros)])
+        return [
+            total.view(zero.shape) if some else None
+            for total, zero, some in zip(sums, zeros, present.tolist())
+        ]
 
-    def all(self, condition: bool) -> bool:
-        flag = torch.tensor([int(condition)], device=self.device)
-        dist.all_reduce(flag, dist.ReduceOp.MIN, group=self.group)
-        return bool(flag)
+    def all(self, *conditions: bool) -> list[bool]:
+        flags = self._least(torch.tensor([*map(int, conditions)], device=self.device))
+        return [bool(flag) for flag in flags.tolist()]
 
-    def gramian(self, rows: Tensor) -> Tensor:
-        """The Gramian `[T, T]` of the rows `[T, n]` of all tasks, of which this process has its own.
+    def blame(self, mask: Tensor) -> tuple[Tensor, list[int]]:
+        masks = self.gather_objects(self.spread(mask).tolist())
+        ranks = [rank for rank, of_process in enumerate(masks) if any(of_process)]
+        return torch.tensor(masks, device=mask.device).any(0), ranks
 
-        Each process receives a part of the columns of all rows, `T n / W` numbers, and the partial
-        Gramians are summed.
-        """
-        counts, width = self.counts, -(-rows.shape[1] // self.size)
-        padded = rows.new_zeros(max(counts), width * self.size)
-        padded[: len(rows), : rows.shape[1]] = rows
-        send = [part.contiguous() for part in padded.split(width, 1)]
-        receive = [torch.empty_like(send[0]) for _ in counts]
-        dist.all_to_all(receive, send, group=self.group)
-        columns = torch.cat([part[:count] for part, count in zip(receive, counts)]).double()
-        gramian = columns @ columns.T
-        dist.all_reduce(gramian, group=self.group)
-        return gramian
+    def spread(self, mask: Tensor) -> Tensor:
+        """From a mask of the rows that this process has to one of all tasks `[T]`, False for the others."""
+        return mask
 
-    def raise_together(self, error: Exception | None) -> None:
-        """Raise an error in every process if one of them has one.
+    @contextmanager
+    def together(self) -> Iterator[Agreement]:
+        """Context manager: an error in one process is raised in all.
 
         Raises:
-            Exception: `error`, in the process that has it.
-            RuntimeError: in the others; the message has that of the first process with an error.
+            Exception: the error of this process.
+            RuntimeError: another process has an error; the message has that of the first one.
+            ValueError: the value of the context manager, which the caller fills, differs between processes.
         """
-        if self.all(error is None):
-            return
-        messages: list[Any] = [None] * self.size
-        words = None if error is None else f"{type(error).__name__}: {error}"
-        dist.all_gather_object(messages, words, group=self.group)
-        if error is not None:
-            raise error
-        rank = next(rank for rank, message in enumerate(messages) if message is not None)
-        raise RuntimeError(f"process {rank} failed: {messages[rank]}")
+        agreement: Agreement = {}
+        error = None
+        try:
+            yield agreement
+        except Exception as exception:  # raised below, in all processes
+            error = exception
+        digest = zlib.crc32(repr(agreement).encode()) if error is None else 0
+        flags = torch.tensor([int(error is None), digest, -digest], device=self.device)
+        ok, lowest, highest = self._least(flags).tolist()
+        if not ok:
+            words = self.gather_objects(None if error is None else f"{type(error).__name__}: {error}")
+            if error is not None:
+                raise error
+            rank = next(rank for rank, message in enumerate(words) if message is not None)
+            raise RuntimeError(f"process {rank} failed: {words[rank]}")
+        if lowest != -highest:
+            raise ValueError(_difference(self.gather_objects(agreement)))
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """The objects of all processes."""
+        values: list[Any] = [None] * self.size
+        self._run(dist.all_gather_object, values, value)
+        return values
+
+    def gather(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        """Concatenate the rows of all processes; process r has `counts[r]`."""
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        self._run(dist.all_gather, parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts)])
+
+    def columns(self, rows: Tensor, height: int) -> list[Tensor]:
+        """This process's part of the columns of the rows of every process, `[height, n / W]` each."""
+        width = -(-rows.shape[1] // self.size)
+        padded = rows.new_zeros(height, width * self.size)
+        padded[: len(rows), : rows.shape[1]] = rows
+        send = [part.contiguous() for part in padded.split(width, 1)]
+        receive = [torch.empty_like(part) for part in send]
+        self._run(dist.all_to_all, receive, send)
+        return receive
+
+    def join(self, trees: Mapping[str, Any]) -> Mapping[str, Any]:
+        def to(device: torch.device | str) -> Callable[[Any], Any]:
+            return lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf
+
+        every = self.gather_objects(tree_map(to("cpu"), dict(trees)))
+        joined = {}
+        for task in trees:
+            parts = [part[task] for part in every if part[task] is not None]
+            if not parts:
+                raise ValueError(f"no process has an example of task {task!r}; exclude the task.")
+            joined[task] = tree_map(lambda *leaves: _concatenated(task, leaves), *parts)  # noqa: B023
+        return tree_map(to(self.device), joined)  # type: ignore[no-any-return]
+
+    def _least(self, flags: Tensor) -> Tensor:
+        self._run(dist.all_reduce, flags, dist.ReduceOp.MIN)
+        return flags
+
+    def _run(self, collective: Callable[..., Any], *args: Any) -> None:
+        try:
+            collective(*args, group=self.group)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{collective.__name__} of {self.size} processes failed in process {self.rank}, because"
+                f" another process has ended or does not answer ({str(error).splitlines()[0]}). Look for"
+                " its error; torchrun --max-restarts=1 starts all processes again."
+            ) from error
+
+
+def _concatenated(task: str, leaves: Sequence[Any]) -> Any:
+    if not isinstance(leaves[0], Tensor):
+        return leaves[0]
+    if len({leaf.shape[1:] for leaf in leaves}) > 1:
+        raise ValueError(
+            f"the outputs or labels of task {task!r} have shapes {[list(leaf.shape) for leaf in leaves]} in"
+            " the processes; only the first axis, that of examples, may differ: pad them to one length."
+        )
+    return torch.cat([*leaves])
+
+
+def _difference(agreements: Sequence[Agreement]) -> str:
+    """Describe the first entry that differs between processes."""
+    first = agreements[0]
+    key, rank = next(
+        (key, rank)
+        for key in first
+        for rank, other in enumerate(agreements)
+        if other.get(key) != first[key]
+    )
+    values: list[Any] = [agreement.get(key) for agreement in agreements]
+    remedy = "All processes need the same."
+    if key == "tasks":
+        every = sorted(set().union(*values))
+        missing = {rank: [task for task in every if task not in value] for rank, value in enumerate(values)}
+        words = [f"process {rank} has no {', '.join(names)}" for rank, names in missing.items() if names]
+        if words:
+            return (
+                f"the processes have different tasks: {'; '.join(words)}. Every process needs every task;"
+                " one without examples of a task passes an episode whose tensors have length 0."
+            )
+        remedy = "All processes need the same order."
+    return f"the {key} differ: process 0 has {first[key]}, process {rank} has {values[rank]}. {remedy}"

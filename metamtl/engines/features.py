@@ -77,11 +77,13 @@ def only_pair(pairs: list[tuple[Tensor, Tensor]], features: str) -> tuple[Tensor
     return pairs[0]
 
 
-def check_bypass(grads: Sequence[Sequence[Tensor | None]], names: list[str], features: str) -> None:
-    """Raise an error if all tasks use a parameter after the features: it would not be aggregated."""
-    columns = list(zip(*grads))
-    bypass = [n for n, column in zip(names, columns) if all(g is not None for g in column)]
-    if bypass and len(grads) > 1:
+def check_bypass(used: Sequence[Sequence[bool]], names: list[str], features: str) -> None:
+    """Raise an error if all tasks use a parameter after the features: it would not be aggregated.
+
+    `used` says whether a task uses a parameter.
+    """
+    bypass = [name for name, column in zip(names, zip(*used)) if all(column)]
+    if bypass and len(used) > 1:
         raise ValueError(
             f"all tasks use {', '.join(bypass[:5])} outside of layer={features!r}, so the gradients of"
             " these parameters would not be aggregated; use the last module that all tasks share, or"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,11 +11,24 @@ from torch import Tensor
 from ..episode import Episode
 from ..functional import Params, forward
 from .base import TaskGradients
+from .examples import label_count, setting
+from .exchange import LOCAL, Exchange
 from .features import check_bypass, check_features, cut_at, only_pair
 from .loop import leaves
 from .problem import TaskProblem
+from .shards import ExampleShards
 
 Grads = list[tuple[Tensor | None, ...]]  # indexed by task, then by input
+
+
+class _Local(NamedTuple):
+    """What this process computes, by task; `rows` are the gradients at the features, if there are any."""
+
+    losses: dict[str, Tensor]
+    grads: dict[str, tuple[Tensor | None, ...]]
+    rows: dict[str, Tensor]
+    evaluations: dict[str, int]
+    output: Tensor | None
 
 
 def named_gradients(
@@ -24,6 +37,7 @@ def named_gradients(
     shared: Params,
     own: Params,
     features: str | None = None,
+    exchange: Exchange = LOCAL,
 ) -> TaskGradients:
     """Compute the gradient of every named task with respect to the parameters or features that all share.
 
@@ -36,75 +50,128 @@ def named_gradients(
             pass of each task ends there, and `to_parameters` propagates the aggregated direction from there
             to the parameters in one pass. For aggregators that are linear in the gradients (Mean, Sum,
             fixed weights), the result is the same.
+        exchange: among the processes, if they have different examples of the tasks.
 
     Raises:
         ValueError: the tasks share no parameter; the objective of a task depends on no parameter; the tasks
-            do not share one input; `features` is not the name of the last module that all tasks share.
+            do not share one input; `features` is not the name of the last module that all tasks share; no
+            process has a label of a task.
     """
     shared, own = leaves(shared), leaves(own)
-    inputs = [*shared.values(), *own.values()]
+    inputs, tasks = [*shared.values(), *own.values()], list(problems)
+    shares: Tensor | None = None
+    with exchange.together() as agreement:
+        labeled = tasks
+        if isinstance(exchange, ExampleShards):
+            agreement |= setting(problems, episodes, {**shared, **own}, features)
+            counts = [label_count(problem.loss, episodes[task].query) for task, problem in problems.items()]
+            labeled = [task for task, count in zip(tasks, counts) if count]
+        local = _local(problems, episodes, labeled, shared, own, features)
+    zero = inputs[0].new_zeros(())
+    losses = torch.stack([local.losses.get(task, zero) for task in tasks])
+    grads: Grads = [local.grads.get(task, (None,) * len(inputs)) for task in tasks]
+    used = [[gradient is not None for gradient in row] for row in grads]
+    passes = [local.evaluations.get(task, 0) for task in tasks]
+    evaluations = sum(passes)
+    if isinstance(exchange, ExampleShards):
+        losses, shares, used, evaluations = exchange.weigh(tasks, losses, counts, used, passes)
+        grads = [tuple(None if g is None else s.to(g) * g for g in row) for s, row in zip(shares, grads)]
+    if features is None:
+        _check_used(tasks, used, len(shared))
+    result = _collect(losses, grads, used, shared, own, evaluations, aggregated=features is None)
+    if features is None:
+        return result._replace(exchange=exchange)
+    check_bypass([row[: len(shared)] for row in used], list(shared), features)
+    output = local.output
+
+    def to_parameters(directions: Params) -> Params:
+        if output is None:  # this process has no labels
+            return {}
+        cotangent = directions[features].view_as(output).to(output)
+        grads = torch.autograd.grad(output, list(shared.values()), cotangent, allow_unused=True)
+        return {name: gradient for name, gradient in zip(shared, grads) if gradient is not None}
+
+    absent = zero.new_zeros(0) if output is None else torch.zeros_like(output)
+    rows = torch.stack([local.rows.get(task, absent) for task in tasks])
+    if isinstance(exchange, ExampleShards) and shares is not None:
+        rows = rows.to(zero) * shares.to(zero).view(-1, *[1] * (rows.dim() - 1))
+        exchange = exchange.of_features()
+    return result._replace(shared={features: rows}, to_parameters=to_parameters, exchange=exchange)
+
+
+def _local(
+    problems: Mapping[str, TaskProblem],
+    episodes: Mapping[str, Episode],
+    labeled: list[str],
+    shared: Params,
+    own: Params,
+    features: str | None,
+) -> _Local:
+    """The losses and gradients of the tasks that have labels in this process."""
     groups = _groups(problems, episodes)
     if features is not None:
         check_features(problems, groups, episodes, features)
-    model = next(iter(problems.values())).model
-    losses: dict[str, Tensor] = {}
-    grads: dict[str, tuple[Tensor | None, ...]] = {}
-    evaluations = 0
+    model, inputs = next(iter(problems.values())).model, [*shared.values(), *own.values()]
+    local, output = _Local({}, {}, {}, {}, None), None
     with torch.enable_grad(), cut_at(model, features) as pairs:
         for group in groups:
+            group = [task for task in group if task in labeled]
             outputs = _outputs([problems[task] for task in group], group, episodes, shared, features)
-            bottom = [] if features is None else [only_pair(pairs, features)[1]]
             for task in group:
                 problem, episode = problems[task], episodes[task]
                 support, query = episode.support, episode.query
                 end = problem.adapt(shared, own, support, episode.task)
                 objective, loss, passes = problem.result(shared, end, support, query, outputs.get(task))
                 # The tasks of the group share one pass through the model, so its graph is retained.
-                retain = len(outputs) > 0 and task != group[-1]
-                grads[task] = _gradients(objective, [*bottom, *inputs], retain or features is not None)
-                losses[task] = loss.detach()
-                evaluations += passes
-    ordered = [grads[task] for task in problems]
-    stacked = torch.stack([losses[task] for task in problems])
-    if features is None:
-        _check_used(problems, ordered, len(shared))
-        return _collect(stacked, ordered, shared, own, evaluations)
-    rows = [row[0] for row in ordered]
-    unused = [task for task, row in zip(problems, rows) if row is None]
-    if unused:
+                retain = features is not None or (len(outputs) > 0 and task != group[-1])
+                if features is None:
+                    local.grads[task] = _gradients(objective, inputs, retain)
+                else:
+                    output, leaf = only_pair(pairs, features)
+                    row = _gradients(objective, [leaf, *inputs], retain)
+                    local.grads[task] = row[1:]
+                    if row[0] is not None:
+                        local.rows[task] = row[0]
+                local.losses[task] = loss.detach()
+                local.evaluations[task] = passes
+    unused = [task for task in labeled if task not in local.rows]
+    if features is not None and unused:
         raise ValueError(f"the objectives of tasks {unused} do not depend on the output of {features!r}.")
-    param_grads = [row[1:] for row in ordered]
-    check_bypass(param_grads, list(shared), features)
-    output, _ = only_pair(pairs, features)
-    result = _collect(stacked, param_grads, shared, own, evaluations, aggregated=False)
-
-    def to_parameters(directions: Params) -> Params:
-        cotangent = directions[features].view_as(output).to(output)
-        grads = torch.autograd.grad(output, list(shared.values()), cotangent, allow_unused=True)
-        return {name: gradient for name, gradient in zip(shared, grads) if gradient is not None}
-
-    feature_grads = torch.stack([row for row in rows if row is not None])
-    return result._replace(shared={features: feature_grads}, to_parameters=to_parameters)
+    return local._replace(output=output)
 
 
 def _collect(
-    losses: Tensor, grads: Grads, shared: Params, own: Params, evaluations: int, aggregated: bool = True
+    losses: Tensor,
+    grads: Grads,
+    used: list[list[bool]],
+    shared: Params,
+    own: Params,
+    evaluations: int,
+    aggregated: bool,
 ) -> TaskGradients:
-    """Separate the gradients of parameters that all tasks use (if `aggregated`) from the others."""
-    columns = list(zip(*grads))
+    """Separate the gradients of parameters that all tasks use (if `aggregated`) from the others.
+
+    `used` says whether a task uses a parameter, in any process.
+    """
     rows: Params = {}
     specific: dict[str, dict[int, Tensor]] = {}
-    for name, column in zip(shared, columns):
-        by_task = {task: gradient for task, gradient in enumerate(column) if gradient is not None}
-        if aggregated and len(by_task) == len(column):
+    for position, (name, param) in enumerate(shared.items()):
+        by_task = {
+            task: _or_zero(row[position], param) for task, row in enumerate(grads) if used[task][position]
+        }
+        if aggregated and len(by_task) == len(grads):
             rows[name] = torch.stack(list(by_task.values()))
         elif by_task:
             specific[name] = by_task
     adapter_params = {
-        name: torch.stack([torch.zeros_like(param) if g is None else g for g in column])
-        for (name, param), column in zip(own.items(), columns[len(shared) :])
+        name: torch.stack([_or_zero(row[position], param) for row in grads])
+        for position, (name, param) in enumerate(own.items(), len(shared))
     }
     return TaskGradients(losses, rows, adapter_params, specific, evaluations)
+
+
+def _or_zero(gradient: Tensor | None, param: Tensor) -> Tensor:
+    return torch.zeros_like(param) if gradient is None else gradient
 
 
 def _groups(problems: Mapping[str, TaskProblem], episodes: Mapping[str, Episode]) -> list[list[str]]:
@@ -123,7 +190,7 @@ def _outputs(
     features: str | None,
 ) -> dict[str, Any]:
     """The model's outputs for a group of tasks, from one pass. Empty for a single task without features."""
-    if len(group) == 1 and features is None:
+    if not group or (len(group) == 1 and features is None):
         return {}
     first = problems[0]
     params = {**first.frozen, **shared}
@@ -147,16 +214,15 @@ def _gradients(objective: Tensor, inputs: list[Tensor], keep: bool) -> tuple[Ten
         ) from error
 
 
-def _check_used(problems: Mapping[str, TaskProblem], grads: Grads, num_shared: int) -> None:
-    unused = [task for task, row in zip(problems, grads) if all(gradient is None for gradient in row)]
+def _check_used(tasks: Sequence[str], used: list[list[bool]], num_shared: int) -> None:
+    unused = [task for task, row in zip(tasks, used) if not any(row)]
     if unused:
         raise ValueError(
             f"the objectives of tasks {unused} depend on no trainable parameter; remove these tasks from"
             " the step, or look for a detach() in the computation of their losses."
         )
-    columns = list(zip(*grads))[:num_shared]
-    if not any(all(gradient is not None for gradient in column) for column in columns):
+    if not any(all(column) for column in list(zip(*used))[:num_shared]):
         raise ValueError(
-            f"the tasks {', '.join(map(repr, problems))} share no parameter, so there is nothing to"
+            f"the tasks {', '.join(map(repr, tasks))} share no parameter, so there is nothing to"
             " aggregate; use a model with a common body, or train them separately."
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,8 +14,9 @@ from ..aggregators import Aggregator, Combined
 from ..functional import Params
 from .auto import Auto
 from .base import Engine, TaskGradients, index_task, num_tasks
-from .exchange import Exchange, GroupExchange
+from .exchange import LOCAL, Exchange
 from .problem import TaskProblem
+from .shards import ExampleShards, TaskShards
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -24,20 +25,20 @@ CONDITION = 1e-10  # of the Gramian; below it the gradients themselves are excha
 
 
 class Sharded(Engine):
-    """The tasks of a meta-batch, divided among the processes of a process group.
+    """A meta-batch or named tasks, divided among the processes of a process group.
 
-    Every process calls `meta_backward` with the same model, the same recipe and the same episodes, and
-    computes its share of the tasks. All of them receive the same `.grad`, that of a single process. What is
-    exchanged depends on what the aggregator reads, for T tasks, n parameters and W processes:
+    Every process calls `meta_backward` with the same model and the same recipe. All of them receive the
+    same `.grad`, that of a single process, with every aggregator.
 
-    | `aggregator.reads` | each process sends about |
-    |---|---|
-    | "losses" | n numbers: the weighted sum of its gradients |
-    | "gramian" | T n / W^2 (W - 1) numbers for the Gramian `[T, T]`, then n |
-    | "columns", "rows" | T n / W (W - 1) numbers: its gradients |
+    - A meta-batch: every process passes the same episodes and computes its share of the tasks.
+    - Named tasks: every process passes its own examples of every task, as in data-parallel training
+      (`own_examples` selects them from a batch that all processes have). The loss of a task is the mean
+      over the labels of all processes, so the loss function must be a mean over the labels that are not
+      missing. A process without examples of a task passes tensors of length 0.
 
-    The model is not wrapped: no DistributedDataParallel, no FSDP. A process without a task takes part. An
-    error in one process, or a gradient that is not finite, is raised in all of them.
+    What is exchanged depends on what the aggregator reads; docs/distributed.md has the formulas. The model
+    is not wrapped: no DistributedDataParallel, no FSDP. An error in one process, or a gradient that is not
+    finite, is raised in all of them.
 
     Args:
         inner: the engine of each process; if None, `Auto()`.
@@ -45,6 +46,7 @@ class Sharded(Engine):
 
     Raises:
         RuntimeError: no process group is initialized; an error in another process.
+        ValueError: the processes have different named tasks, parameters or support sets.
     """
 
     def __init__(self, inner: Engine | None = None, group: ProcessGroup | None = None) -> None:
@@ -83,7 +85,7 @@ class Sharded(Engine):
         passes = grads.evaluations // len(grads.losses) * count
         evaluations = exchange.sum(torch.tensor(passes, device=exchange.device))
         return TaskGradients(
-            losses=exchange.gather(of_this_process(grads.losses)),
+            losses=exchange.full(of_this_process(grads.losses)),
             shared={name: of_this_process(rows) for name, rows in grads.shared.items()},
             adapter_params={name: of_this_process(rows) for name, rows in grads.adapter_params.items()},
             task_specific={},
@@ -97,26 +99,33 @@ class Sharded(Engine):
         stages = self._compute(exchange, data, lambda part: self.inner.outputs(problem, part, every=every))
 
         def gathered(leaf: Any) -> Any:
-            return exchange.gather(leaf[:count]) if isinstance(leaf, Tensor) else leaf
+            return exchange.full(leaf[:count]) if isinstance(leaf, Tensor) else leaf
 
         return [tree_map(gathered, stage) for stage in stages]
 
-    def _exchange(self, problem: TaskProblem, data: Any) -> GroupExchange:
-        params = [*problem.model.parameters(), *problem.adapter.parameters()]
-        device = params[0].device if params else torch.device("cpu")
-        return GroupExchange(self.group, num_tasks(data), device)
+    def _exchange(self, problem: TaskProblem, data: Any) -> TaskShards:
+        return TaskShards(self.group, _device(problem.model, problem.adapter), num_tasks(data))
 
-    def _compute(self, exchange: GroupExchange, data: Any, function: Callable[[Any], Any]) -> Any:
+    def _compute(self, exchange: TaskShards, data: Any, function: Callable[[Any], Any]) -> Any:
         """`function` of this process's tasks; of the first task, if it has none."""
         tasks = exchange.tasks
         part = index_task(data, tasks if tasks.stop > tasks.start else slice(0, 1))
-        result, error = None, None
-        try:
+        with exchange.together():
             result = function(part)
-        except Exception as exception:  # raised below, in all processes
-            error = exception
-        exchange.raise_together(error)
         return result
+
+
+def _device(*modules: nn.Module) -> torch.device:
+    params = (param for module in modules for param in module.parameters())
+    return next((param.device for param in params), torch.device("cpu"))
+
+
+def example_exchange(engine: Any, model: Any, episodes: Any) -> Exchange:
+    """How processes exchange results of these episodes; `LOCAL` for a meta-batch, whose engine does."""
+    if isinstance(engine, Sharded) and isinstance(model, nn.Module) and isinstance(episodes, Mapping):
+        engine.check(model)
+        return ExampleShards(engine.group, _device(model))
+    return LOCAL
 
 
 def combine(
@@ -125,31 +134,38 @@ def combine(
     rows: Tensor,
     names: Sequence[str] | None,
     exchange: Exchange,
-) -> Combined:
-    """`aggregator.combine`, given the gradients of this process's tasks.
+) -> tuple[Combined, bool]:
+    """`aggregator.combine`, given the part of the gradients that this process has.
 
     Args:
         losses: of all tasks, `[T]`.
-        rows: the gradients of this process's tasks, `[t, n]`.
+        rows: the part of the gradients `[T, n]`.
         names: of named tasks.
         exchange: among the processes.
+
+    Returns:
+        The result, and whether the gradients of the parameters are the sums of those that follow from the
+        direction in each process.
     """
-    if not isinstance(exchange, GroupExchange):
-        return aggregator.combine(losses, rows, names)
+    if exchange is LOCAL:
+        return aggregator.combine(losses, rows, names), False
+    weights = None
     if aggregator.reads == "losses":
         combined = aggregator.combine(losses, None, names)
-        assert combined.weights is not None
-        own = exchange.select(combined.weights).to(rows)
-        return combined._replace(direction=exchange.sum(own @ rows))
-    if aggregator.reads == "gramian" and rows.shape[1] > len(losses):
+        weights = combined.weights
+    elif aggregator.reads == "gramian":
         values, vectors = torch.linalg.eigh(exchange.gramian(rows))
         if float(values[0]) > CONDITION * float(values[-1]):
             # Any matrix R with R R^T = J J^T has the same weights w as J. From the direction w^T R, w.
             root = ((vectors * values.sqrt()) @ vectors.T).to(rows)
             combined = aggregator.combine(losses, root, names)
-            assert combined.direction is not None
             weights = combined.weights
             if weights is None:
+                assert combined.direction is not None
                 weights = torch.linalg.solve(root.double().T, combined.direction.double())
-            return combined._replace(direction=exchange.sum(exchange.select(weights).to(rows) @ rows))
-    return aggregator.combine(losses, exchange.gather(rows), names)
+    if weights is not None:
+        direction = exchange.select(weights).to(rows) @ rows
+        return combined._replace(direction=direction), True
+    combined = aggregator.combine(losses, exchange.full(rows), names)
+    assert combined.direction is not None
+    return combined._replace(direction=exchange.part(combined.direction)), exchange.by_columns

@@ -43,6 +43,19 @@ def has_label(y: Tensor) -> Tensor:
     return mask.flatten(1).any(1) if mask.dim() > 1 else mask
 
 
+def num_labels(batch: tuple[Any, Any]) -> Tensor:
+    """Number of labels of `(x, y)` that are not missing, or of examples if `y` has no tensor, as a scalar.
+
+    If `y` contains several tensors, the first one contains the labels.
+    """
+    x, y = batch
+    labels = [leaf for leaf in tree_leaves(y) if isinstance(leaf, Tensor)]
+    if labels:
+        return is_labeled(labels[0]).sum()
+    tensors = [leaf for leaf in tree_leaves(x) if isinstance(leaf, Tensor)]
+    return torch.full((), len(tensors[0]), device=tensors[0].device)
+
+
 def labeled_examples(output: Any, y: Any) -> tuple[Any, Any]:
     """Output and labels of the examples that have a label; of all examples if `y` is not a single tensor.
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from ..episode import Batch
 from ..functional import Params
-from ..functional.labels import is_labeled
+from ..functional.labels import num_labels
 
 
 @dataclass
@@ -78,7 +78,7 @@ def episode_loss(task: Adaptation) -> Tensor:
     if task.support is None:
         return task.query_loss
     support, query = Batch(*task.support), Batch(*task.query)
-    counts = [_num_labels(batch) for batch in (support, query)]
+    counts = [num_labels(batch) for batch in (support, query)]
     # Without labels the mean is 0 / 0, and its gradient is NaN even at weight 0, so labels are set to 0.
     empty = counts[0] == 0
     y = tree_map(lambda leaf: _zeros_if(empty, leaf), support.y)
@@ -86,15 +86,6 @@ def episode_loss(task: Adaptation) -> Tensor:
     dtype = torch.promote_types(losses[1].dtype, torch.float32)
     first, second = (count.to(dtype) for count in counts)
     return ((first * losses[0] + second * losses[1]) / (first + second)).to(losses[1].dtype)
-
-
-def _num_labels(batch: Batch) -> Tensor:
-    """Number of labels that are not missing, or of examples if `y` has no tensor, as a scalar."""
-    tensors = [leaf for leaf in tree_leaves((batch.y, batch.x)) if isinstance(leaf, Tensor)]
-    labels = [leaf for leaf in tree_leaves(batch.y) if isinstance(leaf, Tensor)]
-    if labels:
-        return is_labeled(labels[0]).sum()
-    return torch.full((), len(tensors[0]), device=tensors[0].device)
 
 
 def _zeros_if(condition: Tensor, y: Any) -> Any:

@@ -11,18 +11,22 @@ from typing import Any
 from torch import nn
 
 from ..adapters import Adapter, Shared
-from ..engines import Auto, Engine, Loop
+from ..engines import Auto, Engine, Loop, Sharded
 from ..episode import as_episode
 from ..recipes import Recipe
+
+REPLICAS, PARTS = "synchronizes replicas in backward()", "gathers parameters in forward() and backward()"
+WRAPPERS = {
+    "DistributedDataParallel": REPLICAS,
+    "DataParallel": REPLICAS,
+    "FullyShardedDataParallel": PARTS,
+    "FSDPModule": PARTS,
+}
 
 
 def check_call(model: Any, recipe: Any, episodes: Any, loss: Any, engine: Any) -> Any:
     """Reject arguments that cannot work together; return the episodes as `Episode` objects."""
-    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        raise TypeError(
-            f"the model is wrapped in {type(model).__name__}, which synchronizes replicas in backward() but"
-            " not in meta_backward, so that the replicas would diverge; pass model.module."
-        )
+    _check_unwrapped(model)
     if not isinstance(model, nn.Module):
         remedy = f"an instance, {model.__name__}(...)" if isinstance(model, type) else "an nn.Module"
         raise TypeError(f"model is {model!r}; pass {remedy}.")
@@ -37,16 +41,29 @@ def check_call(model: Any, recipe: Any, episodes: Any, loss: Any, engine: Any) -
         raise TypeError(f"engine={engine!r}; pass an engine object, such as engines.Vmap(), or None.")
     if isinstance(episodes, Mapping):
         episodes = {name: as_episode(episode, name) for name, episode in episodes.items()}
-        if engine is not None and not isinstance(engine, Auto | Loop):
+        inner = engine.inner if isinstance(engine, Sharded) else engine
+        if inner is not None and not isinstance(inner, Auto | Loop):
             raise ValueError(
                 f"engine={engine!r}: named tasks differ in shape and run one by one with plain autograd;"
-                " pass engine=Loop(), or None."
+                " pass engine=Loop(), Sharded(), or None."
             )
     else:
         episodes = as_episode(episodes)
     _check_losses(loss, episodes)
     _check_episodes(model, recipe.adapter, episodes, loss)
     return episodes
+
+
+def _check_unwrapped(model: Any) -> None:
+    """Reject a model that is wrapped, or has a part that is wrapped, for training in several processes."""
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    classes = {base.__name__ for cls in {type(module) for module in modules} for base in cls.__mro__}
+    if wrappers := sorted(classes & WRAPPERS.keys()):
+        raise TypeError(
+            f"the model is wrapped in {wrappers[0]}, which {WRAPPERS[wrappers[0]]} but not in"
+            " meta_backward, so that the processes would diverge; pass the module itself, model.module, and"
+            " engine=engines.Sharded()."
+        )
 
 
 def check_features(recipe: Recipe, episodes: Any) -> None:

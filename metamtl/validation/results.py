@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from ..adapters import Adapter
 from ..aggregators import Aggregator
 from ..engines import TaskGradients
 from ..engines.base import index_task
+from ..engines.exchange import LOCAL, Exchange
 from ..episode import Batch, Episode
 from ..functional import Params, forward
 from ..functional.labels import has_label
@@ -29,7 +30,8 @@ def check_finite(
 
     Also reject a loss of zero for a task without labels, which would look like a solved task.
     """
-    unlabeled = _unlabeled(episodes, grads.losses == 0)
+    exchange = grads.exchange
+    unlabeled = _unlabeled(episodes, grads.losses == 0) if exchange is LOCAL else []
     if unlabeled:
         raise ValueError(
             f"the loss of tasks {unlabeled} is zero, because none of their examples is labeled. Nothing was"
@@ -39,23 +41,25 @@ def check_finite(
     other = dict(grads.adapter_params)
     for name, by_task in grads.task_specific.items():
         other |= {f"{name} (task {task})": gradient for task, gradient in by_task.items()}
-    if grads.exchange.all(_finite_sum(grads.losses, *grads.shared.values(), *other.values())):
+    if exchange.all(_finite_sum(grads.losses, *grads.shared.values(), *other.values()))[0]:
         return
-    bad_loss = ~torch.isfinite(grads.losses)
-    bad_row = grads.exchange.select(torch.zeros_like(bad_loss))
+    bad_loss, loss_ranks = exchange.blame(~torch.isfinite(exchange.own_losses(grads.losses)))
+    bad_row = torch.zeros_like(exchange.own_losses(grads.losses), dtype=torch.bool)
     for rows in grads.shared.values():
         bad_row = bad_row | ~torch.isfinite(rows.reshape(len(rows), rows.shape[1:].numel())).all(1)
-    bad_row = grads.exchange.gather(bad_row)
+    bad_row, row_ranks = exchange.blame(bad_row)
     if not bool((bad_loss | bad_row).any()):
-        finite = {name: bool(torch.isfinite(gradient).all()) for name, gradient in other.items()}
-        bad_names = [name for name, is_finite in finite.items() if not grads.exchange.all(is_finite)]
+        finite = exchange.all(*(bool(torch.isfinite(gradient).all()) for gradient in other.values()))
+        bad_names = [name for name, is_finite in zip(other, finite) if not is_finite]
         if not bad_names:
             return  # finite values whose sum overflowed
         raise FloatingPointError(
             f"the gradient of {', '.join(bad_names[:10])} is not finite, but the loss of every task is."
             " Nothing was added to .grad."
         )
-    kind, mask = ("loss", bad_loss) if bool(bad_loss.any()) else ("gradient", bad_row)
+    kind, mask, ranks = "gradient", bad_row, row_ranks
+    if bool(bad_loss.any()):
+        kind, mask, ranks = "loss", bad_loss, loss_ranks
     positions = mask.nonzero().flatten().tolist()
     names = list(episodes) if isinstance(episodes, Mapping) else list(range(len(mask)))
     bad = [names[position] for position in positions]
@@ -63,11 +67,12 @@ def check_finite(
     detail = ""
     if isinstance(episodes, Episode) and not isinstance(loss, Mapping) and episodes.support is not None:
         detail = _inner_step(model, adapter, episodes, loss, first)
-    elif unlabeled := _unlabeled(episodes, bad_loss):
+    elif exchange is LOCAL and (unlabeled := _unlabeled(episodes, bad_loss)):
         detail = f" None of the examples of {unlabeled} is labeled: exclude these tasks from the step."
     values = f" (losses {grads.losses[positions[:5]].tolist()})" if kind == "loss" else ""
+    where = f" in process {', '.join(map(str, ranks))}" if ranks else ""
     raise FloatingPointError(
-        f"the {kind} of tasks {bad[:10]} of {len(names)} is not finite{values}.{detail}"
+        f"the {kind} of tasks {bad[:10]} of {len(names)} is not finite{where}{values}.{detail}"
         " Nothing was added to .grad. Check the data of these tasks, or lower the learning rates."
     )
 
@@ -98,28 +103,31 @@ def _has_label(batch: Batch | None) -> bool:
 def check_direction(
     aggregator: Aggregator,
     episodes: Episode | Mapping[str, Episode],
-    zero_rows: Callable[[], Tensor],
+    exchange: Exchange,
+    matrix: Tensor,
     direction: Tensor,
     gradients: Params,
 ) -> None:
     """Reject a direction that is not finite, or that is zero because the gradient of one task is zero.
 
-    `zero_rows()` `[T]`: whether the gradient of each task is zero.
+    `matrix` is the part of the gradients `[T, n]` that this process has.
     """
     name = getattr(aggregator, "name", type(aggregator).__name__)  # any module can be an aggregator
-    if not _finite_sum(direction, *gradients.values()):
+    finite, zero = exchange.all(_finite_sum(direction, *gradients.values()), not direction.any())
+    if not finite:
         parts = ("direction", [direction]), ("gradient of a parameter", [*gradients.values()])
-        for kind, tensors in parts:
-            if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        are_finite = exchange.all(*(all(bool(t.isfinite().all()) for t in tensors) for _, tensors in parts))
+        for (kind, _), is_finite in zip(parts, are_finite):
+            if not is_finite:
                 raise FloatingPointError(
                     f"every task's gradient is finite, but the {kind} that {name} computes is not."
                     " Nothing was added to .grad. Lower the learning rates, or rescale the losses."
                 )
-    if not bool(direction.any()):
-        zero = zero_rows()
-        if bool(zero.any()) and not bool(zero.all()):
-            names = list(episodes) if isinstance(episodes, Mapping) else list(range(len(zero)))
-            tasks = [names[position] for position in zero.nonzero().flatten().tolist()]
+    if zero:
+        zero_rows = ~exchange.full(matrix).any(1)
+        if bool(zero_rows.any()) and not bool(zero_rows.all()):
+            names = list(episodes) if isinstance(episodes, Mapping) else list(range(len(zero_rows)))
+            tasks = [names[position] for position in zero_rows.nonzero().flatten().tolist()]
             raise ValueError(
                 f"{name} makes a zero direction, because the gradient of tasks {tasks[:10]} is zero; no"
                 " task would learn anything. Nothing was added to .grad. Exclude these tasks from the step,"

@@ -1,11 +1,7 @@
-"""Several processes compute what one process computes: every aggregator, uneven shares, errors."""
+"""Several processes compute what one process computes, for a meta-batch: uneven shares, errors, traffic."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,12 +9,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metamtl import Batch, Episode, aggregators, engines, meta_backward, nets, recipes
+from experiments.tables.traffic import Step, sent
+from metamtl import Batch, Episode, engines, evaluate, meta_backward, nets, recipes
 
-pytestmark = pytest.mark.slow  # starts processes
+from .process import NAMES, start
+
 PAIRS = Batch(torch.ones(2, 3, 1), torch.ones(2, 3, 1))
 EPISODE = Episode(PAIRS, PAIRS)
-NAMES = sorted(set(aggregators.names()) - {"AutoLambda"})
+NUM_TASKS = 5  # of tasks_process
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3, 7])
@@ -26,58 +24,62 @@ def results(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:
     """What each process of a group of this size has found."""
-    size, folder = request.param, tmp_path_factory.mktemp("group")
-    names = NAMES if size < 7 else ["Mean", "MGDA", "GradDrop"]
-    command = [sys.executable, str(Path(__file__).with_name("run_process.py"))]
-    shares = [[*command, str(rank), str(size), str(folder), ",".join(names)] for rank in range(size)]
-    processes = [subprocess.Popen(share, stderr=subprocess.PIPE, text=True) for share in shares]
-    words = [process.communicate(timeout=200)[1] for process in processes]
-    assert not any(process.returncode for process in processes), words[0]
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
+    names = NAMES if request.param < 7 else ["Mean", "MGDA", "GradDrop"]
+    return start("tasks_process.py", request.param, tmp_path_factory.mktemp("group"), ",".join(names))
 
 
+@pytest.mark.slow
 def test_every_aggregator_is_that_of_one_process(results: list[dict[str, Any]]) -> None:
     for result in results:
         assert {name: value for name, value in result["aggregators"].items() if not value < 1e-10} == {}
 
 
+@pytest.mark.slow
 def test_learned_rates_and_evaluation(results: list[dict[str, Any]]) -> None:
     for result in results:
         assert max(*result["adapters"].values(), *result["evaluation"].values()) < 1e-10
 
 
+@pytest.mark.slow
 def test_errors_are_raised_in_every_process(results: list[dict[str, Any]]) -> None:
+    last = len(results) - 1
     for rank, result in enumerate(results):
-        assert result["errors"]["nan"].startswith("FloatingPointError: the loss of tasks [4] of 5 is not")
-        own = rank == len(results) - 1
+        start, process = "FloatingPointError: the loss of tasks [4] of 5 is not finite in process", last
+        assert result["errors"]["nan"].startswith(f"{start} {process} (losses")
         expected = (
-            "KeyError: 'only here'" if own else f"RuntimeError: process {len(results) - 1} failed: KeyError"
+            "KeyError: 'only here'" if rank == last else f"RuntimeError: process {last} failed: KeyError"
         )
         assert result["errors"]["raised"].startswith(expected)
 
 
-def test_what_is_exchanged(results: list[dict[str, Any]]) -> None:
-    """Of n = 21 parameters and T = 5 tasks on W processes, by the table of `engines.Sharded`."""
-    size, n, num_tasks = len(results), 21, 5
-    share, width = -(-num_tasks // size), -(-n // size)
-    few = 6  # flags, and the number of gradient evaluations
+@pytest.mark.slow
+def test_the_bytes_that_are_sent(results: list[dict[str, Any]]) -> None:
     for result in results:
-        all_reduce, all_gather, all_to_all = result["traffic"]["Mean"]
-        assert n <= all_reduce <= n + few and all_gather <= 2 * share and all_to_all == 0
-        all_reduce, all_gather, all_to_all = result["traffic"]["MGDA"]
-        assert n + num_tasks**2 <= all_reduce <= n + num_tasks**2 + few
-        assert all_gather <= 2 * share and all_to_all == share * width * size
-        all_reduce, all_gather, all_to_all = result["traffic"]["GradDrop"]
-        assert all_reduce <= few and share * n <= all_gather <= share * (n + 2) and all_to_all == 0
+        step = Step(NUM_TASKS, result["traffic"].pop("parameters"), processes=len(results))
+        for reads, count in result["traffic"].items():
+            assert count == pytest.approx(
+                sent(step, "tasks", reads), rel=0.01, abs=0 if step.processes == 1 else 8000
+            )
 
 
 def test_without_a_group_the_remedy_is_named() -> None:
-    with pytest.raises(RuntimeError, match=r"torchrun and call torch\.distributed\.init_process_group\(\)"):
+    start = r"torchrun and call torch\.distributed\.init_process_group\(\)"
+    with pytest.raises(RuntimeError, match=start):
         meta_backward(nn.Linear(1, 1), recipes.maml(), EPISODE, F.mse_loss, engine=engines.Sharded())
+    named = {"a": Episode(None, Batch(torch.ones(3, 1), torch.ones(3, 1)))}
+    net = nets.named_heads(nets.mlp(1, 4, 1), {"a": 1})
+    for call in (meta_backward, evaluate):
+        with pytest.raises(RuntimeError, match=start):
+            call(net, recipes.joint(), named, {"a": F.mse_loss}, engine=engines.Sharded())
     for inner in ("Vmap", engines.Sharded()):
         with pytest.raises(TypeError, match=r"pass engines\.Vmap\(\)"):
             engines.Sharded(inner)  # type: ignore[arg-type]
-    named = {"a": Episode(None, Batch(torch.ones(3, 1), torch.ones(3, 1)))}
-    net = nets.named_heads(nets.mlp(1, 4, 1), {"a": 1})
-    with pytest.raises(ValueError, match="named tasks"):
-        meta_backward(net, recipes.joint(), named, {"a": F.mse_loss}, engine=engines.Sharded())
+
+
+def test_wrapped_models_and_parts_are_rejected() -> None:
+    body = nn.DataParallel(nn.Linear(1, 1))
+    for model in (body, nn.Sequential(body)):
+        with pytest.raises(
+            TypeError, match=r"wrapped in DataParallel.*model\.module, and engine=engines\.Sharded"
+        ):
+            meta_backward(model, recipes.maml(), EPISODE, F.mse_loss)
