@@ -31,6 +31,7 @@ from .utils import options, parts
 from .utils.command import command
 from .utils.configs import compose, dotted, drop_leftovers, given
 from .utils.measure import higher
+from .utils.processes import from_first, is_first, process_group
 from .utils.runs import Run, quality, run_cached
 from .utils.search import Search, label
 
@@ -237,8 +238,9 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
                 "seconds": _seconds(runs),
             }
         )
-        write_json(folder / "multitask.json", table)
-        write_text(folder / "multitask.md", markdown(table))
+        if is_first():
+            write_json(folder / "multitask.json", table)
+            write_text(folder / "multitask.md", markdown(table))
     return table
 
 
@@ -261,11 +263,12 @@ def _seconds(found: Results) -> float:
 
 @command("multitask")
 def main(cfg: DictConfig) -> None:
-    config = HydraConfig.get()
-    folder = Path(config.runtime.output_dir)
-    run(cfg, list(config.overrides.task), folder)
-    print((folder / "multitask.md").read_text(encoding="utf-8"))
-    print(f"table: {folder / 'multitask.json'}")
+    with process_group():
+        folder = from_first(Path(HydraConfig.get().runtime.output_dir))
+        run(cfg, list(HydraConfig.get().overrides.task), folder)
+        if is_first():
+            print((folder / "multitask.md").read_text(encoding="utf-8"))
+            print(f"table: {folder / 'multitask.json'}")
 
 
 if __name__ == "__main__":

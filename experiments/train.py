@@ -36,7 +36,7 @@ from .utils.checkpoints import Interruption, RunFolder, exit_after
 from .utils.command import command
 from .utils.configs import CONF as CONF
 from .utils.measure import as_dicts, choose, higher, measure
-from .utils.processes import from_first, is_first, largest, process_group
+from .utils.processes import by_first, from_first, is_first, largest, num_processes, own_part, process_group
 from .utils.progress import Clock, Progress
 from .utils.state import TrainingState
 
@@ -71,15 +71,15 @@ def run(cfg: DictConfig, folder: Path, sources: parts.Sources | None = None) -> 
         cfg.device = device()
     options.check(cfg, "train")
     config: Any = OmegaConf.to_container(cfg, resolve=False)
-    run_folder = RunFolder(folder, config, resume=cfg.resume, keep=cfg.checkpoint.keep)
-    result = run_folder.result()
+    run_folder = by_first(lambda: RunFolder(folder, config, resume=cfg.resume, keep=cfg.checkpoint.keep))
+    result = by_first(run_folder.result)
     if result is not None:
         return result
     built = parts.build(cfg, sources)
     with run_folder.locked() if is_first() else nullcontext():
         from_first(None)  # the others begin once the first process has the folder
         state = TrainingState(built, cfg.average)
-        saved = run_folder.newest()
+        saved = by_first(run_folder.newest)
         if saved is not None:
             state.load_state_dict(saved)
         train(cfg, built, state, run_folder)
@@ -91,14 +91,14 @@ def run(cfg: DictConfig, folder: Path, sources: parts.Sources | None = None) -> 
             with atomic_write(folder / "model.safetensors") as partial:
                 save_file(contiguous, partial)
             write_json(folder / "result.json", result)
-    return result
+    return from_first(result)  # seconds differ between processes
 
 
 def train(cfg: DictConfig, built: parts.Parts, state: TrainingState, run_folder: RunFolder) -> None:
     """The steps that remain, with validations and checkpoints."""
     model, recipe, optimizer = built.model, built.recipe, built.optimizer
     clock = Clock(built.engine, built.evaluator, before=state.compile_seconds)
-    validation_tasks = built.validation.sample(cfg.validate.tasks, stream(cfg.seed, VALIDATION))
+    validation_tasks = own_part(built.validation.sample(cfg.validate.tasks, stream(cfg.seed, VALIDATION)))
     larger_is_better = higher(built.validation, cfg.metric)
     with (
         Progress(cfg, clock, state) as progress,
@@ -155,7 +155,8 @@ def train(cfg: DictConfig, built: parts.Parts, state: TrainingState, run_folder:
                 state.compile_seconds = clock.compile_seconds
                 return
             optimizer.zero_grad()
-            episodes = sample(built.train, cfg.meta_batch, stream(cfg.seed, TRAIN, state.step), state.step)
+            generator = stream(cfg.seed, TRAIN, state.step)
+            episodes = own_part(sample(built.train, cfg.meta_batch, generator, state.step))
             try:
                 outcome = meta_backward(model, recipe, episodes, built.train.loss, engine=built.engine)
             except FloatingPointError as error:
@@ -196,11 +197,11 @@ def test(cfg: DictConfig, built: parts.Parts, state: TrainingState, folder: Path
     """Load the best weights, select the adaptation strategy on validation tasks, and test once."""
     model, strategies, evaluator = built.model, built.strategies, built.evaluator
     state.restore_best_weights()
-    more = built.validation.sample(cfg.select.tasks, stream(cfg.seed, SELECT))
+    more = own_part(built.validation.sample(cfg.select.tasks, stream(cfg.seed, SELECT)))
     choice = choose(model, strategies, built.validation, more, cfg.metric, cfg.reference, evaluator)
     strategy, stage = strategies[choice.way], choice.stage
-    seen = built.source.split("train").sample(cfg.test.tasks, stream(cfg.seed, SEEN))
-    new = built.test.sample(cfg.test.tasks, stream(cfg.seed, TEST))
+    seen = own_part(built.source.split("train").sample(cfg.test.tasks, stream(cfg.seed, SEEN)))
+    new = own_part(built.test.sample(cfg.test.tasks, stream(cfg.seed, TEST)))
     on_new, curve = measure(model, strategy, stage, built.test, new, cfg.reference, evaluator)
     on_seen, _ = measure(model, strategy, stage, built.test, seen, cfg.reference, evaluator)
     as_trained = test_as_trained(cfg, built, new)
@@ -213,6 +214,7 @@ def test(cfg: DictConfig, built: parts.Parts, state: TrainingState, folder: Path
         write_json(folder / "tasks.json", lists)
     return {
         **environment(cfg.device),
+        "processes": num_processes(),
         "seeds": [cfg.seed],
         "steps": state.step,
         "seconds": state.seconds,

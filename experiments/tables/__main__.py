@@ -1,8 +1,9 @@
-"""Generate docs/results.md from experiments/results/: `python -m experiments.tables`.
+"""Generate the tables of docs/results.md and docs/distributed.md: `python -m experiments.tables`.
 
 With `--check`, only compare. The block between two markers has one table per `table.json` of
 `experiments.compare` and `experiments.grid`, and per `multitask.json`, `new_task.json`, `bench.json`,
-`cost.json` and `toy.json`, and one table for all `result.json` of `experiments.train`.
+`cost.json`, `scaling.json` and `toy.json`, and one table for all `result.json` of `experiments.train`. The
+table of docs/distributed.md is that of `tables.traffic`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from . import bench as bench_table
 from . import cost as cost_table
 from . import grid as grid_table
 from . import multitask as multitask_table
+from . import scaling as scaling_table
 from . import toy as toy_table
+from . import traffic
 from .report import markdown, read_json, write_text
 
 HERE = Path(__file__).resolve().parents[1]
-PAGE, RESULTS = HERE.parent / "docs" / "results.md", HERE / "results"
+DOCS, RESULTS = HERE.parent / "docs", HERE / "results"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 LOCAL = ("data_dir=", "device=")  # options of the machine, not of the experiment
 
@@ -42,7 +45,11 @@ def block(results: Path = RESULTS) -> str:
         parts.append(f"### {path.parent.name}\n{new_task.markdown(table).strip()}")
     for path in sorted(results.glob("*/bench.json")):
         parts.append(bench_table.section(path.parent.name, read_json(path)))
-    for name, section in (("cost", cost_table.section), ("toy", toy_table.section)):
+    for name, section in (
+        ("cost", cost_table.section),
+        ("scaling", scaling_table.section),
+        ("toy", toy_table.section),
+    ):
         path = results / name / f"{name}.json"
         if path.is_file():
             parts.append(section(read_json(path)))
@@ -124,24 +131,26 @@ def rewritten(text: str, content: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description="Write the tables of experiments/results into docs/results.md."
+        description="Write the tables of docs/results.md and docs/distributed.md."
     )
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; fail if docs/results.md differs"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page differs")
     only_check = parser.parse_args(arguments).check
-    old = PAGE.read_text(encoding="utf-8")
-    new = rewritten(old, block())
-    if new == old:
-        return 0
-    if only_check:
-        print(
-            "docs/results.md differs from experiments/results; run `python -m experiments.tables`",
-            file=sys.stderr,
-        )
-        return 1
-    write_text(PAGE, new)
-    return 0
+    status = 0
+    for page, content in {"results.md": block(), "distributed.md": traffic.table()}.items():
+        path = DOCS / page
+        old = path.read_text(encoding="utf-8")
+        new = rewritten(old, content)
+        if new == old:
+            continue
+        if only_check:
+            print(
+                f"docs/{page} differs from what is computed; run `python -m experiments.tables`",
+                file=sys.stderr,
+            )
+            status = 1
+        else:
+            write_text(path, new)
+    return status
 
 
 if __name__ == "__main__":

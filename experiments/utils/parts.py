@@ -105,10 +105,6 @@ def build(cfg: DictConfig, sources: Sources | None = None) -> Parts:
             engines.Auto(steps=cfg.validate.times),
         )
     if is_distributed():
-        if isinstance(train.loss, Mapping):
-            raise options.OptionError(
-                "named tasks run in one process; start this experiment without torchrun."
-            )
         engine, evaluator = engines.Sharded(engine), engines.Sharded(evaluator)
     return Parts(
         source, train, validation, test, model, recipe, strategies, optimizer, schedule, engine, evaluator

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import distributed as dist
+
+from metamtl.engines import own_examples
 
 
 @contextmanager
@@ -33,9 +35,14 @@ def process_group() -> Iterator[None]:
     os._exit(0)
 
 
+def num_processes() -> int:
+    """The number of processes of the training."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def is_distributed() -> bool:
     """Return whether the training has several processes."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return num_processes() > 1
 
 
 def is_first() -> bool:
@@ -50,6 +57,28 @@ def from_first(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def by_first(function: Callable[[], Any]) -> Any:
+    """The result of `function`, which only the first process calls; an error is raised in all processes.
+
+    A file that the first process writes may appear before or after another one looks for it.
+    """
+    result, error = None, None
+    if is_first():
+        try:
+            result = function()
+        except Exception as exception:
+            error = exception
+    result, error = from_first((result, error))
+    if error is not None:
+        raise error
+    return result
+
+
+def own_part(episodes: Any) -> Any:
+    """The examples of this process, for named tasks. A meta-batch is divided by the engine."""
+    return own_examples(episodes) if is_distributed() and isinstance(episodes, Mapping) else episodes
 
 
 def largest(value: int) -> int:

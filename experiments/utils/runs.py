@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from .. import train
 from ..tables.report import write_json
 from .parts import Sources
+from .processes import is_first
 
 Run = dict[str, Any]
 
@@ -21,7 +22,8 @@ def run_cached(cfg: DictConfig, folder: Path, sources: Sources | None = None) ->
         return train.run(cfg, folder, sources)
     except FloatingPointError as error:
         diverged = {"config": OmegaConf.to_container(cfg, resolve=False), "diverged": str(error)}
-        write_json(folder / "result.json", diverged)
+        if is_first():
+            write_json(folder / "result.json", diverged)
         return diverged
 
 

@@ -6,7 +6,7 @@ Every object that they use is an argument, so that the guards of torch.compile d
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..adapters.inner_loop import Carry, Start, StepContext, run
 from ..episode import Batch
-from ..functional import Params, substituted
+from ..functional import Params
 from ..functional.convolution import as_products
 from .problem import TaskProblem
 
@@ -39,7 +39,7 @@ def whole(
         nonlocal evaluations
         support, query, task = data
         support = None if support is None else Batch(*support)
-        with _substituted_adapter(problem, own):
+        with problem.substituted_adapter(own):
             adapted = run(problem.loop, {**problem.frozen, **shared}, own, support, task)
         value, loss, evaluations = problem.result(shared, adapted, support, query)
         return value, loss
@@ -195,9 +195,5 @@ def output(problem: TaskProblem, batched: bool, carry: Carry, shared: Params, k:
 
 def _start(problem: TaskProblem, shared: Params, own: Params, support: Any, task: Any) -> Start:
     support = None if support is None else Batch(*support)
-    with _substituted_adapter(problem, own):
+    with problem.substituted_adapter(own):
         return problem.loop.init({**problem.frozen, **shared}, support, task)
-
-
-def _substituted_adapter(problem: TaskProblem, own: Params) -> AbstractContextManager[None]:
-    return substituted(problem.adapter, problem.own_structure, own) if own else nullcontext()

@@ -17,7 +17,7 @@ from ..functional import Params
 from ..functional.labels import num_examples, num_labels
 from ..losses import Loss
 from ..objectives import episode_loss
-from .exchange import Agreement
+from .agreement import Agreement
 from .problem import TaskProblem
 
 if TYPE_CHECKING:
@@ -103,4 +103,4 @@ def label_count(loss: Loss, batch: Batch) -> float:
 def _digest(batch: Batch | None) -> list[int]:
     """Checksums of the tensors of a support set."""
     tensors = [leaf.detach().cpu() for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
-    return [zlib.crc32(leaf.reshape(-1).view(torch.uint8).numpy()) for leaf in tensors]
+    return [zlib.crc32(leaf.reshape(-1).view(torch.uint8).numpy().tobytes()) for leaf in tensors]

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.utils._pytree import tree_map
 
+from .agreement import Agreement, concatenated, difference
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-Agreement = dict[str, Any]  # what must be the same in all processes, by its description
 
 
 class Exchange:
@@ -143,7 +143,7 @@ class GroupExchange(Exchange):
             rank = next(rank for rank, message in enumerate(words) if message is not None)
             raise RuntimeError(f"process {rank} failed: {words[rank]}")
         if lowest != -highest:
-            raise ValueError(_difference(self.gather_objects(agreement)))
+            raise ValueError(difference(self.gather_objects(agreement)))
 
     def gather_objects(self, value: Any) -> list[Any]:
         """The objects of all processes."""
@@ -179,7 +179,7 @@ class GroupExchange(Exchange):
             parts = [part[task] for part in every if part[task] is not None]
             if not parts:
                 raise ValueError(f"no process has an example of task {task!r}; exclude the task.")
-            joined[task] = tree_map(lambda *leaves: _concatenated(task, leaves), *parts)  # noqa: B023
+            joined[task] = tree_map(lambda *leaves: concatenated(task, leaves), *parts)  # noqa: B023
         return tree_map(to(self.device), joined)  # type: ignore[no-any-return]
 
     def _least(self, flags: Tensor) -> Tensor:
@@ -195,38 +195,3 @@ class GroupExchange(Exchange):
                 f" another process has ended or does not answer ({str(error).splitlines()[0]}). Look for"
                 " its error; torchrun --max-restarts=1 starts all processes again."
             ) from error
-
-
-def _concatenated(task: str, leaves: Sequence[Any]) -> Any:
-    if not isinstance(leaves[0], Tensor):
-        return leaves[0]
-    if len({leaf.shape[1:] for leaf in leaves}) > 1:
-        raise ValueError(
-            f"the outputs or labels of task {task!r} have shapes {[list(leaf.shape) for leaf in leaves]} in"
-            " the processes; only the first axis, that of examples, may differ: pad them to one length."
-        )
-    return torch.cat([*leaves])
-
-
-def _difference(agreements: Sequence[Agreement]) -> str:
-    """Describe the first entry that differs between processes."""
-    first = agreements[0]
-    key, rank = next(
-        (key, rank)
-        for key in first
-        for rank, other in enumerate(agreements)
-        if other.get(key) != first[key]
-    )
-    values: list[Any] = [agreement.get(key) for agreement in agreements]
-    remedy = "All processes need the same."
-    if key == "tasks":
-        every = sorted(set().union(*values))
-        missing = {rank: [task for task in every if task not in value] for rank, value in enumerate(values)}
-        words = [f"process {rank} has no {', '.join(names)}" for rank, names in missing.items() if names]
-        if words:
-            return (
-                f"the processes have different tasks: {'; '.join(words)}. Every process needs every task;"
-                " one without examples of a task passes an episode whose tensors have length 0."
-            )
-        remedy = "All processes need the same order."
-    return f"the {key} differ: process 0 has {first[key]}, process {rank} has {values[rank]}. {remedy}"

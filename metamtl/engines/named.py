@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..episode import Episode
-from ..functional import Params, forward
+from ..functional import Params
 from .base import TaskGradients
 from .examples import label_count, setting
 from .exchange import LOCAL, Exchange
-from .features import check_bypass, check_features, cut_at, only_pair
+from .features import check_bypass
 from .loop import leaves
+from .passes import task_passes
 from .problem import TaskProblem
 from .shards import ExampleShards
 
 Grads = list[tuple[Tensor | None, ...]]  # indexed by task, then by input
-
-
-class _Local(NamedTuple):
-    """What this process computes, by task; `rows` are the gradients at the features, if there are any."""
-
-    losses: dict[str, Tensor]
-    grads: dict[str, tuple[Tensor | None, ...]]
-    rows: dict[str, Tensor]
-    evaluations: dict[str, int]
-    output: Tensor | None
 
 
 def named_gradients(
@@ -66,7 +56,7 @@ def named_gradients(
             agreement |= setting(problems, episodes, {**shared, **own}, features)
             counts = [label_count(problem.loss, episodes[task].query) for task, problem in problems.items()]
             labeled = [task for task, count in zip(tasks, counts) if count]
-        local = _local(problems, episodes, labeled, shared, own, features)
+        local = task_passes(problems, episodes, labeled, shared, own, features)
     zero = inputs[0].new_zeros(())
     losses = torch.stack([local.losses.get(task, zero) for task in tasks])
     grads: Grads = [local.grads.get(task, (None,) * len(inputs)) for task in tasks]
@@ -97,47 +87,6 @@ def named_gradients(
         rows = rows.to(zero) * shares.to(zero).view(-1, *[1] * (rows.dim() - 1))
         exchange = exchange.of_features()
     return result._replace(shared={features: rows}, to_parameters=to_parameters, exchange=exchange)
-
-
-def _local(
-    problems: Mapping[str, TaskProblem],
-    episodes: Mapping[str, Episode],
-    labeled: list[str],
-    shared: Params,
-    own: Params,
-    features: str | None,
-) -> _Local:
-    """The losses and gradients of the tasks that have labels in this process."""
-    groups = _groups(problems, episodes)
-    if features is not None:
-        check_features(problems, groups, episodes, features)
-    model, inputs = next(iter(problems.values())).model, [*shared.values(), *own.values()]
-    local, output = _Local({}, {}, {}, {}, None), None
-    with torch.enable_grad(), cut_at(model, features) as pairs:
-        for group in groups:
-            group = [task for task in group if task in labeled]
-            outputs = _outputs([problems[task] for task in group], group, episodes, shared, features)
-            for task in group:
-                problem, episode = problems[task], episodes[task]
-                support, query = episode.support, episode.query
-                end = problem.adapt(shared, own, support, episode.task)
-                objective, loss, passes = problem.result(shared, end, support, query, outputs.get(task))
-                # The tasks of the group share one pass through the model, so its graph is retained.
-                retain = features is not None or (len(outputs) > 0 and task != group[-1])
-                if features is None:
-                    local.grads[task] = _gradients(objective, inputs, retain)
-                else:
-                    output, leaf = only_pair(pairs, features)
-                    row = _gradients(objective, [leaf, *inputs], retain)
-                    local.grads[task] = row[1:]
-                    if row[0] is not None:
-                        local.rows[task] = row[0]
-                local.losses[task] = loss.detach()
-                local.evaluations[task] = passes
-    unused = [task for task in labeled if task not in local.rows]
-    if features is not None and unused:
-        raise ValueError(f"the objectives of tasks {unused} do not depend on the output of {features!r}.")
-    return local._replace(output=output)
 
 
 def _collect(
@@ -172,46 +121,6 @@ def _collect(
 
 def _or_zero(gradient: Tensor | None, param: Tensor) -> Tensor:
     return torch.zeros_like(param) if gradient is None else gradient
-
-
-def _groups(problems: Mapping[str, TaskProblem], episodes: Mapping[str, Episode]) -> list[list[str]]:
-    """Group the tasks without adaptation by their input; every other task is a group of its own."""
-    groups: dict[Any, list[str]] = {}
-    for task, problem in problems.items():
-        groups.setdefault(task if problem.adapts else id(episodes[task].query[0]), []).append(task)
-    return list(groups.values())
-
-
-def _outputs(
-    problems: list[TaskProblem],
-    group: list[str],
-    episodes: Mapping[str, Episode],
-    shared: Params,
-    features: str | None,
-) -> dict[str, Any]:
-    """The model's outputs for a group of tasks, from one pass. Empty for a single task without features."""
-    if not group or (len(group) == 1 and features is None):
-        return {}
-    first = problems[0]
-    params = {**first.frozen, **shared}
-    x = episodes[group[0]].query[0]
-    return dict(forward(first.model, params, x, tuple(group), structure=first.structure))
-
-
-def _gradients(objective: Tensor, inputs: list[Tensor], keep: bool) -> tuple[Tensor | None, ...]:
-    if not objective.requires_grad:
-        return (None,) * len(inputs)
-    try:
-        grads = torch.autograd.grad(objective, inputs, allow_unused=True, retain_graph=keep)
-        return tuple(None if g is None else g.to_dense() for g in grads)  # embeddings may be sparse
-    except RuntimeError as error:
-        if "donated buffers" not in str(error):
-            raise
-        raise RuntimeError(
-            "a module compiled by torch.compile frees its buffers in the first of several backward passes;"
-            " set torch._functorch.config.donated_buffer = False before its first call, or compute the"
-            " gradients at its output (Recipe(layer=...)), which needs a single pass through it."
-        ) from error
 
 
 def _check_used(tasks: Sequence[str], used: list[list[bool]], num_shared: int) -> None:

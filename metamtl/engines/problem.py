@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,9 +92,13 @@ class TaskProblem:
             return params
         task_key = task if self.name is None else self.name
         learned = own or dict(self.adapter.named_parameters())
-        with substituted(self.adapter, self.own_structure, own) if own else nullcontext():
+        with self.substituted_adapter(own):
             adapted = self.loop.adapt(params, learned, support, task_key)
         return self._with_statistics(adapted, support, task_key)
+
+    def substituted_adapter(self, own: Params) -> AbstractContextManager[None]:
+        """Context manager in which the adapter has the parameters `own`, if there are any."""
+        return substituted(self.adapter, self.own_structure, own) if own else nullcontext()
 
     def path(self, shared: Params, support: Batch | None, task: Any) -> Iterator[Params]:
         """The parameters at each stage of adaptation."""

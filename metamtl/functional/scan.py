@@ -115,8 +115,7 @@ class _Checkpointed(torch.autograd.Function):
         state, constants = inputs[:split], inputs[split:]
         cuda = next((tensor.device for tensor in state if tensor.is_cuda), None)
         stored: Tensors = ()
-        initial = foreign_state()
-        draws = False  # whether the steps draw numbers from the generator of Python or numpy
+        initial, draws = foreign_state(), False  # whether steps draw from Python's or numpy's generator
         for index, segment in enumerate(segments):
             states.append(RandomState(cuda, initial if index == 0 else foreign_state() if draws else None))
             if index == 1:

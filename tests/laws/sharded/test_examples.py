@@ -42,7 +42,7 @@ def results(
 
 
 def test_every_aggregator_is_that_of_one_process(results: list[dict[str, Any]]) -> None:
-    """At parameters and at features; a process without labels of one task, without any, without examples."""
+    """At parameters and features; processes without labels of a task, without any, without examples."""
     for result in results:
         assert {name: value for name, value in result["aggregators"].items() if not value < 1e-10} == {}
 
@@ -63,7 +63,7 @@ def test_errors_are_raised_in_every_process(results: list[dict[str, Any]]) -> No
         assert results[0]["errors"] == {}
         return
     anywhere = {
-        "nan": f"FloatingPointError: the loss of tasks ['kind'] of 3 is not finite in process {last} (losses",
+        "nan": f"FloatingPointError: the loss of tasks ['kind'] of 3 is not finite in process {last} (",
         "missing": f"ValueError: the processes have different tasks: process {last} has no mark.",
         "order": "ValueError: the tasks differ: process 0 has ['kind', 'size', 'mark'], process",
         "sum": "ValueError: the loss CrossEntropyLoss() is a sum",
