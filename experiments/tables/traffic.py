@@ -97,7 +97,7 @@ def table() -> str:
             *lines,
             "",
             f"Meta-batch: T = {meta.tasks}, n = {meta.shared:,}. Named tasks: T = {named.tasks},"
-            f" n = {named.shared:,}, h = {named.heads:,}, F = {named.features:,} (32 examples with 2,048"
+            f" n = {named.shared:,}, h = {named.heads:,}, F = {named.features:,}\n(32 examples with 2,048"
             f" features in each process). b = {meta.size}.",
         ]
     )

@@ -79,7 +79,7 @@ def setting(
     }
 
 
-def label_count(loss: Loss, batch: Batch) -> float:
+def label_count(loss: Loss, batch: Batch) -> Tensor:
     """The denominator of a loss that is a mean over the labels of the batch that are not missing.
 
     Cross-entropy with weights of the classes has the sum of the weights of the labels.
@@ -95,9 +95,11 @@ def label_count(loss: Loss, batch: Batch) -> float:
         )
     y = next((leaf for leaf in tree_leaves(batch[1]) if isinstance(leaf, Tensor)), None)
     if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) and y is not None and not y.is_floating_point():
-        labels = y[y != loss.ignore_index]
-        return float(len(labels) if loss.weight is None else loss.weight[labels].sum())
-    return float(num_labels(batch))
+        labeled = y != loss.ignore_index
+        if loss.weight is None:
+            return labeled.sum()
+        return (loss.weight[y.where(labeled, torch.zeros_like(y))] * labeled).sum()
+    return num_labels(batch)
 
 
 def _digest(batch: Batch | None) -> list[int]:

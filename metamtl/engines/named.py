@@ -54,7 +54,10 @@ def named_gradients(
         labeled = tasks
         if isinstance(exchange, ExampleShards):
             agreement |= setting(problems, episodes, {**shared, **own}, features)
-            counts = [label_count(problem.loss, episodes[task].query) for task, problem in problems.items()]
+            numbers = [
+                label_count(problem.loss, episodes[task].query) for task, problem in problems.items()
+            ]
+            counts = torch.stack([number.double() for number in numbers]).tolist()
             labeled = [task for task, count in zip(tasks, counts) if count]
         local = task_passes(problems, episodes, labeled, shared, own, features)
     zero = inputs[0].new_zeros(())

@@ -56,10 +56,9 @@ def test_errors_are_raised_in_every_process(results: list[dict[str, Any]]) -> No
 def test_the_bytes_that_are_sent(results: list[dict[str, Any]]) -> None:
     for result in results:
         step = Step(NUM_TASKS, result["traffic"].pop("parameters"), processes=len(results))
+        few = 4000 * len(results) if len(results) > 1 else 0  # flags, and a few numbers for each tensor
         for reads, count in result["traffic"].items():
-            assert count == pytest.approx(
-                sent(step, "tasks", reads), rel=0.01, abs=0 if step.processes == 1 else 8000
-            )
+            assert 0 <= count - sent(step, "tasks", reads) <= few
 
 
 def test_without_a_group_the_remedy_is_named() -> None:
