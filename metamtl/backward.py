@@ -26,12 +26,10 @@ class Outcome:
     Attributes:
         losses: the query loss of each task after adaptation, `[T]`, independent of the objective.
         tasks: the names of the tasks, in the order of `losses`; None for a meta-batch.
-        gradient_evaluations: number of backward passes over a support or query set, summed over tasks.
     """
 
     losses: Tensor
     tasks: tuple[str, ...] | None
-    gradient_evaluations: int
 
     @property
     def loss(self) -> float:
@@ -113,7 +111,7 @@ def meta_backward(
     check_finite(model, recipe.adapter, episodes, loss, grads)
     names = tuple(episodes) if isinstance(episodes, Mapping) else None
     _accumulate(shared, own, recipe, episodes, grads, names)
-    return Outcome(grads.losses, names, grads.evaluations)
+    return Outcome(grads.losses, names)
 
 
 def _accumulate(

@@ -49,7 +49,6 @@ def named_gradients(
     model = next(iter(problems.values())).model
     losses: dict[str, Tensor] = {}
     grads: dict[str, tuple[Tensor | None, ...]] = {}
-    evaluations = 0
     with torch.enable_grad(), cut_at(model, features) as pairs:
         for group in groups:
             outputs = _outputs([problems[task] for task in group], group, episodes, shared, features)
@@ -58,17 +57,16 @@ def named_gradients(
                 problem, episode = problems[task], episodes[task]
                 support, query = episode.support, episode.query
                 end = problem.adapt(shared, own, support, episode.task)
-                objective, loss, passes = problem.result(shared, end, support, query, outputs.get(task))
+                objective, loss = problem.result(shared, end, support, query, outputs.get(task))
                 # The tasks of the group share one pass through the model, so its graph is retained.
                 retain = len(outputs) > 0 and task != group[-1]
                 grads[task] = _gradients(objective, [*bottom, *inputs], retain or features is not None)
                 losses[task] = loss.detach()
-                evaluations += passes
     ordered = [grads[task] for task in problems]
     stacked = torch.stack([losses[task] for task in problems])
     if features is None:
         _check_used(problems, ordered, len(shared))
-        return _collect(stacked, ordered, shared, own, evaluations)
+        return _collect(stacked, ordered, shared, own)
     rows = [row[0] for row in ordered]
     unused = [task for task, row in zip(problems, rows) if row is None]
     if unused:
@@ -76,7 +74,7 @@ def named_gradients(
     param_grads = [row[1:] for row in ordered]
     check_bypass(param_grads, list(shared), features)
     output, _ = only_pair(pairs, features)
-    result = _collect(stacked, param_grads, shared, own, evaluations, aggregated=False)
+    result = _collect(stacked, param_grads, shared, own, aggregated=False)
 
     def to_parameters(directions: Params) -> Params:
         cotangent = directions[features].view_as(output).to(output)
@@ -88,7 +86,7 @@ def named_gradients(
 
 
 def _collect(
-    losses: Tensor, grads: Grads, shared: Params, own: Params, evaluations: int, aggregated: bool = True
+    losses: Tensor, grads: Grads, shared: Params, own: Params, aggregated: bool = True
 ) -> TaskGradients:
     """Separate the gradients of parameters that all tasks use (if `aggregated`) from the others."""
     columns = list(zip(*grads))
@@ -104,7 +102,7 @@ def _collect(
         name: torch.stack([torch.zeros_like(param) if g is None else g for g in column])
         for (name, param), column in zip(own.items(), columns[len(shared) :])
     }
-    return TaskGradients(losses, rows, adapter_params, specific, evaluations)
+    return TaskGradients(losses, rows, adapter_params, specific)
 
 
 def _groups(problems: Mapping[str, TaskProblem], episodes: Mapping[str, Episode]) -> list[list[str]]:
