@@ -2,7 +2,7 @@
 
 With `--check`, only compare. The block between two markers has one table per `table.json` of
 `experiments.compare` and `experiments.grid`, and per `multitask.json`, `new_task.json`, `bench.json`,
-`cost.json` and `toy.json`, and one table for all `result.json` of `experiments.train`.
+`cost.json`, `toy.json` and `endurance.json`, and one table for all `result.json` of `experiments.train`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from .. import new_task
 from . import bench as bench_table
 from . import cost as cost_table
+from . import endurance as endurance_table
 from . import grid as grid_table
 from . import multitask as multitask_table
 from . import toy as toy_table
@@ -45,7 +46,11 @@ def block(results: Path = RESULTS) -> str:
         parts.append(f"### {path.parent.name}\n{new_task.markdown(table).strip()}")
     for path in sorted(results.glob("*/bench.json")):
         parts.append(bench_table.section(path.parent.name, json.loads(path.read_text(encoding="utf-8"))))
-    for name, section in (("cost", cost_table.section), ("toy", toy_table.section)):
+    for name, section in (
+        ("cost", cost_table.section),
+        ("toy", toy_table.section),
+        ("endurance", endurance_table.section),
+    ):
         path = results / name / f"{name}.json"
         if path.is_file():
             parts.append(section(json.loads(path.read_text(encoding="utf-8"))))

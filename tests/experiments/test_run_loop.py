@@ -373,3 +373,12 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(
         result = train.run(composed(*SMALL, "steps=3"), tmp_path)
     assert result["steps"] == 3 and caplog.text.count("the TensorBoard log ends here") == 1
     assert json.loads((tmp_path / "result.json").read_text())["steps"] == 3
+
+
+def test_a_strategy_that_diverges_is_left_out(composed: Compose, tmp_path: Path) -> None:
+    few = ("meta_batch=3", "steps=2", "validate.times=1", VMAP)
+    diverging = "+adapt.diverging={_target_: metamtl.adapters.Gradient, steps: 9, lr: 1e9}"
+    result = train.run(composed(*few, "adapt=none", diverging), tmp_path / "both")
+    assert result["adaptation"]["way"] == "none"
+    with pytest.raises(FloatingPointError, match="metric 'mse'"):
+        train.run(composed(*few, "adapt=none", "~adapt.none", diverging), tmp_path / "alone")
