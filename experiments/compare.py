@@ -29,6 +29,7 @@ from .utils import options, parts
 from .utils.command import command
 from .utils.configs import compose
 from .utils.measure import higher, trivial
+from .utils.streams import SEEN, TEST, TRAIN, stream
 
 OWN = ("recipes=", "seeds=", "recipe=", "seed=")
 
@@ -37,8 +38,7 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
     """Train every recipe with every seed; write and return the table.
 
     Raises:
-        ValueError: an option that cannot work, or an adapter that does not say what a task costs; before
-            the first training.
+        ValueError: an option that cannot work; before the first training.
     """
     if cfg.device == "auto":
         cfg.device = train.device()
@@ -106,6 +106,7 @@ def _row(recipe: str, results: list[dict[str, Any]], metric: str) -> dict[str, A
         "adaptation": [f"{r['adaptation']['way']}, {r['adaptation']['steps']}" for r in results],
         "gradient_evaluations": results[0]["gradient_evaluations"],
         "steps": results[0]["steps"],
+        "stopped_by": sorted({result["stopped_by"] for result in results}),
         "seconds": sum(result["seconds"] for result in results) / len(results),
     }
 
@@ -130,8 +131,8 @@ def _trivial_row(cfg: DictConfig) -> dict[str, Any]:
     """The trivial answer, on the very test tasks of the first seed."""
     source = instantiate(cfg.task)
     splits = {"seen": source.split("train"), "new": source.split("test")}
-    kinds = {"seen": train.SEEN, "new": train.TEST}
-    examples = splits["seen"].sample(cfg.test.tasks, train.stream(cfg.seeds[0], train.TRAIN))
+    kinds = {"seen": SEEN, "new": TEST}
+    examples = splits["seen"].sample(cfg.test.tasks, stream(cfg.seeds[0], TRAIN))
     net, recipe = instantiate(cfg.trivial.net), instantiate(cfg.trivial.recipe)
     found = {
         name: trivial(
@@ -139,7 +140,7 @@ def _trivial_row(cfg: DictConfig) -> dict[str, Any]:
             recipe,
             family,
             examples,
-            family.sample(cfg.test.tasks, train.stream(cfg.seeds[0], kinds[name])),
+            family.sample(cfg.test.tasks, stream(cfg.seeds[0], kinds[name])),
         )[cfg.metric]
         for name, family in splits.items()
     }
@@ -166,4 +167,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

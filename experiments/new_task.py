@@ -21,12 +21,12 @@ from omegaconf import DictConfig
 
 from metamtl import Estimate, Recipe, engines, load, nets
 
-from . import train
 from .tables.multitask import folder_of
 from .tables.report import environment, read_json, signed, write_json, write_text
 from .utils import options, parts
 from .utils.command import command
 from .utils.measure import choose, measure
+from .utils.streams import SELECT, TEST, stream
 
 
 def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
@@ -100,9 +100,9 @@ def _one(
     task = {"ways": cfg.ways, "shots": cfg.shots, "vocabulary": source.vocabulary}
     family = instantiate(cfg.task, **task)
     validation, test = family.split("validation"), family.split("test")
-    episodes = validation.sample(cfg.select.tasks, train.stream(0, train.SELECT))
+    episodes = validation.sample(cfg.select.tasks, stream(0, SELECT))
     choice = choose(classifier, ways, validation, episodes, "accuracy", engine=engine)
-    new = test.sample(cfg.test.tasks, train.stream(0, train.TEST))
+    new = test.sample(cfg.test.tasks, stream(0, TEST))
     metrics, _ = measure(classifier, ways[choice.way], choice.stage, test, new, engine=engine)
     return {
         "accuracy": metrics["accuracy"].mean,
@@ -141,4 +141,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -26,7 +25,7 @@ from torch.nn import functional as F
 from metamtl import Batch, Episode, aggregators, engines, meta_backward, nets, recipes
 
 from .tables.report import environment, write_json
-from .train import CONF
+from .utils.command import command
 
 Step = Callable[[], torch.Tensor]
 WAYS, CLASSES = 5, 10
@@ -135,7 +134,7 @@ def measured(work: str, processes: int, rounds: int, steps: int) -> dict[str, An
     }
 
 
-@hydra.main(version_base=None, config_path=CONF, config_name="scaling")
+@command("scaling")
 def main(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     result = {
@@ -155,4 +154,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -155,4 +155,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -12,22 +12,18 @@ Examples:
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import save_file
-from torch.utils.tensorboard import SummaryWriter
 
 from metamtl import Estimate, Recipe, meta_backward
+from metamtl.checkpoint import save_file
 from metamtl.functional.atomic_write import atomic_write
-from metamtl.losses import WithTeachers
 from metamtl.nets import batchnorm_statistics
 
 from .tables.report import environment, write_json
@@ -35,19 +31,12 @@ from .utils import options, parts
 from .utils.checkpoints import Interruption, RunFolder, exit_after
 from .utils.command import command
 from .utils.configs import CONF as CONF
-from .utils.measure import as_dicts, choose, higher, measure
+from .utils.measure import Choice, as_dicts, choose, higher, measure
+from .utils.observation import TensorBoard, observed
 from .utils.processes import by_first, from_first, is_first, largest, num_processes, own_part, process_group
 from .utils.progress import Clock, Progress
 from .utils.state import TrainingState
-
-TRAIN, VALIDATION, SELECT, SEEN, TEST = range(5)  # streams of random numbers
-
-
-def stream(seed: int, kind: int, step: int = 0) -> torch.Generator:
-    """The generator of one step: every recipe with this seed sees the same episodes in the same order."""
-    # Hashed to 32 bits, because the CPU's generator drops what a seed has above them.
-    mixed = np.random.SeedSequence((seed, kind, step)).generate_state(1)
-    return torch.Generator().manual_seed(int(mixed[0]))
+from .utils.streams import SEEN, SELECT, TEST, VALIDATION, sample, stream
 
 
 def device() -> str:
@@ -64,7 +53,10 @@ def run(cfg: DictConfig, folder: Path, sources: parts.Sources | None = None) -> 
     Raises:
         ValueError: options that cannot work, or the folder belongs to another config.
         FileExistsError: the folder has a training, and `cfg.resume` is False.
-        FloatingPointError: a loss or a gradient is not finite.
+        FloatingPointError: a loss or a gradient is not finite, and `cfg.on_nonfinite` is "raise"; or the
+            weights are not finite.
+        OSError: a file cannot be written; those that were written before are unchanged.
+        RuntimeError: another process trains in the folder.
         SystemExit: after SIGINT or SIGTERM, once a checkpoint is written.
     """
     if cfg.device == "auto":
@@ -82,37 +74,34 @@ def run(cfg: DictConfig, folder: Path, sources: parts.Sources | None = None) -> 
         saved = by_first(run_folder.newest)
         if saved is not None:
             state.load_state_dict(saved)
-        train(cfg, built, state, run_folder)
-        result = {"config": config, **test(cfg, built, state, folder)}
+        with TensorBoard(folder, state.step) as board:
+            stop = train(cfg, built, state, run_folder, board)
+            result = {"config": config, "stopped_by": stop, **test(cfg, built, state, folder, board)}
         tensors = built.model.state_dict()
         tensors |= {f"adapter.{name}": tensor for name, tensor in built.recipe.adapter.state_dict().items()}
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         if is_first():
             with atomic_write(folder / "model.safetensors") as partial:
-                save_file(contiguous, partial)
+                save_file(partial, contiguous)
             write_json(folder / "result.json", result)
     return from_first(result)  # seconds differ between processes
 
 
-def train(cfg: DictConfig, built: parts.Parts, state: TrainingState, run_folder: RunFolder) -> None:
-    """The steps that remain, with validations and checkpoints."""
+def train(
+    cfg: DictConfig, built: parts.Parts, state: TrainingState, run_folder: RunFolder, board: TensorBoard
+) -> str:
+    """The steps that remain, with validations and checkpoints; return what ended the training."""
     model, recipe, optimizer = built.model, built.recipe, built.optimizer
     clock = Clock(built.engine, built.evaluator, before=state.compile_seconds)
     validation_tasks = own_part(built.validation.sample(cfg.validate.tasks, stream(cfg.seed, VALIDATION)))
-    larger_is_better = higher(built.validation, cfg.metric)
-    with (
-        Progress(cfg, clock, state) as progress,
-        SummaryWriter(str(run_folder.path), purge_step=state.step or None)
-        if is_first()
-        else nullcontext() as log,
-        Interruption() as interruption,
-    ):
+    with Progress(cfg, clock, state) as progress, Interruption() as interruption:
         began, stored = clock(), state.step
         while True:
             # Clocks and signals differ between processes, so the first one decides.
-            done, due, state.validated = from_first(progress.decide())
+            now = from_first(progress.decide())
+            stop, state.validated = now.stop, now.validated
             signal = largest(interruption.signal or 0)
-            if state.losses and (done or due):
+            if state.losses and (stop or now.validate):
                 train_loss = float(torch.stack(state.losses).mean())  # waits for the device
                 state.losses.clear()
                 state.seconds += clock() - began  # only training, without validation and compiling
@@ -125,56 +114,63 @@ def train(cfg: DictConfig, built: parts.Parts, state: TrainingState, run_folder:
                     cfg.reference,
                     built.evaluator,
                 )
-                entry = {
-                    "step": state.step,
-                    "seconds": state.seconds,
-                    "gradient_evaluations": state.evaluations,
-                    "train_loss": train_loss,
-                    "validation": choice.estimate.mean,
-                    "ci95": choice.estimate.ci95,
-                }
-                state.history.append(entry)
-                if log is not None:
-                    log.add_scalar("loss/train", train_loss, state.step)
-                    log.add_scalar(f"{cfg.metric}/validation", choice.estimate.mean, state.step)
-                gain = choice.estimate.mean - (0.0 if state.best is None else state.best)
-                if state.best is None or (gain > 0 if larger_is_better else gain < 0):
-                    state.keep_weights(choice.estimate.mean)
+                record(state, train_loss, choice, higher_is_better=higher(built.validation, cfg.metric))
+                board.estimates("validation", state.step, choice.found)
+                stop = stop or progress.out_of_patience()
                 began = clock()
             every = cfg.checkpoint.every
-            store = every and (state.step % every == 0 or done) and state.step != stored
-            if signal or store:
+            due = (every and (state.step % every == 0 or stop)) or stop == "max_minutes"
+            if signal or (due and state.step != stored):
                 state.seconds += clock() - began
                 state.compile_seconds, state.elapsed = clock.compile_seconds, progress.elapsed
+                state.check_weights(run_folder)
                 if is_first():
                     run_folder.save(state.step, state.state_dict())
                 began, stored = clock(), state.step
             if signal:
                 exit_after(signal, state.step, run_folder.path)
-            if done:
+            if stop:
                 state.compile_seconds = clock.compile_seconds
-                return
+                return stop
             optimizer.zero_grad()
-            generator = stream(cfg.seed, TRAIN, state.step)
-            episodes = own_part(sample(built.train, cfg.meta_batch, generator, state.step))
+            episodes = sample(built.train, cfg.meta_batch, cfg.seed, state.step)
+            state.evaluations += built.cost(episodes)
+            episodes = own_part(episodes)
+            used, observer = observed(recipe) if now.log else (recipe, None)
             try:
-                outcome = meta_backward(model, recipe, episodes, built.train.loss, engine=built.engine)
+                outcome = meta_backward(model, used, episodes, built.train.loss, engine=built.engine)
             except FloatingPointError as error:
-                raise FloatingPointError(f"step {state.step}: {error}") from error
+                state.skip_or_raise(error, cfg.on_nonfinite, run_folder)
+                continue
+            if observer is not None:
+                board.step(state.step, outcome, observer, optimizer)
+                state.logged = now.logged
             optimizer.step()
             built.schedule.step()
             state.average.update_parameters(model)
             state.losses.append(outcome.losses.mean())
             state.step += 1
-            state.evaluations += outcome.gradient_evaluations
+            state.skipped_in_a_row = 0
             progress.show()
 
 
-def sample(source: Any, num_tasks: int, generator: torch.Generator, step: int) -> Any:
-    """The episodes of a training step. A source that has a schedule is told the step."""
-    inner = source.tasks if isinstance(source, WithTeachers) else source
-    scheduled = "step" in inspect.signature(inner.sample).parameters
-    return source.sample(num_tasks, generator, **({"step": step} if scheduled else {}))
+def record(state: TrainingState, train_loss: float, choice: Choice, *, higher_is_better: bool) -> None:
+    """Add a validation to the history; keep the weights if they are the best so far."""
+    estimate = choice.estimate
+    state.history.append(
+        {
+            "step": state.step,
+            "seconds": state.seconds,
+            "gradient_evaluations": state.evaluations,
+            "train_loss": train_loss,
+            "validation": estimate.mean,
+            "ci95": estimate.ci95,
+        }
+    )
+    gain = estimate.mean - (0.0 if state.best is None else state.best)
+    state.validations_since_best += 1
+    if state.best is None or (gain > 0 if higher_is_better else gain < 0):
+        state.keep_weights(estimate.mean)
 
 
 def test_as_trained(cfg: DictConfig, built: parts.Parts, episodes: Any) -> dict[str, Estimate] | None:
@@ -193,7 +189,9 @@ def test_as_trained(cfg: DictConfig, built: parts.Parts, episodes: Any) -> dict[
     return measure(built.model, recipe, -1, built.test, episodes, cfg.reference, built.evaluator)[0]
 
 
-def test(cfg: DictConfig, built: parts.Parts, state: TrainingState, folder: Path) -> dict[str, Any]:
+def test(
+    cfg: DictConfig, built: parts.Parts, state: TrainingState, folder: Path, board: TensorBoard
+) -> dict[str, Any]:
     """Load the best weights, select the adaptation strategy on validation tasks, and test once."""
     model, strategies, evaluator = built.model, built.strategies, built.evaluator
     state.restore_best_weights()
@@ -205,6 +203,7 @@ def test(cfg: DictConfig, built: parts.Parts, state: TrainingState, folder: Path
     on_new, curve = measure(model, strategy, stage, built.test, new, cfg.reference, evaluator)
     on_seen, _ = measure(model, strategy, stage, built.test, seen, cfg.reference, evaluator)
     as_trained = test_as_trained(cfg, built, new)
+    board.estimates("test", state.step, on_new)
     if is_first():
         values = {"test": on_new, "test_as_trained": as_trained or {}}
         lists = {
@@ -217,6 +216,7 @@ def test(cfg: DictConfig, built: parts.Parts, state: TrainingState, folder: Path
         "processes": num_processes(),
         "seeds": [cfg.seed],
         "steps": state.step,
+        "skipped_steps": state.skipped,
         "seconds": state.seconds,
         "compile_seconds": state.compile_seconds,
         "gradient_evaluations": state.evaluations,
@@ -243,12 +243,24 @@ def main(cfg: DictConfig) -> None:
 
 
 def report(result: dict[str, Any], folder: Path) -> None:
-    """Print the metrics of a training."""
+    """Print the metrics of a training, and how it ended."""
     for split in ("seen", "test"):
         for name, found in result[split].items():
             print(f"{split:>5} {name}: {found['mean']:.4f} ± {found['ci95']:.4f} (n={found['n']})")
-    print(f"{result['steps']} steps, {result['seconds']:.1f} s; {folder / 'result.json'}")
+    if result["skipped_steps"]:
+        print(f"{result['skipped_steps']} steps were skipped, because a loss or a gradient was not finite")
+    if result["stopped_by"] == "patience":
+        print("stopped early: validation did not improve (patience)")
+    if result["stopped_by"] == "max_minutes":
+        print(
+            f"stopped by max_minutes={result['config']['max_minutes']}; run again with"
+            f" hydra.run.dir={folder} and a larger max_minutes to go on"
+        )
+    print(
+        f"{result['steps']} steps, {result['seconds']:.1f} s without compiling"
+        f" ({result['compile_seconds']:.1f} s) and validation; {folder / 'result.json'}"
+    )
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -24,6 +24,7 @@ from .estimate import Estimate, delta_m
 from .evaluation import adaptation_curve, evaluate
 from .loading import load
 from .metrics import Metric
+from .passes import backward_passes
 from .recipes import Recipe
 
 __version__ = "0.1.0"
@@ -39,6 +40,7 @@ __all__ = [
     "adaptation_curve",
     "adapters",
     "aggregators",
+    "backward_passes",
     "checkpoint",
     "datasets",
     "delta_m",

@@ -18,6 +18,7 @@ COMMANDS = {
     "collect": "one table of the trainings of a sweep",
     "new_task": "add a task to trained text encoders",
     "toy": "all aggregators on two losses of two parameters",
+    "endurance": "memory and step time over a long training",
     "cost": "time and memory of a multi-task step",
     "bench": "speed and memory beside learn2learn and higher",
     "prepare": "prepare a data set from its official files",

@@ -35,12 +35,10 @@ class Outcome:
     Attributes:
         losses: the query loss of each task after adaptation, `[T]`, independent of the objective.
         tasks: the names of the tasks, in the order of `losses`; None for a meta-batch.
-        gradient_evaluations: number of backward passes over a support or query set, summed over tasks.
     """
 
     losses: Tensor
     tasks: tuple[str, ...] | None
-    gradient_evaluations: int
 
     @property
     def loss(self) -> float:
@@ -123,7 +121,7 @@ def meta_backward(
     check_finite(model, recipe.adapter, checked, loss, grads)
     names = tuple(checked) if named else None
     _accumulate(shared, own, recipe, checked, grads, names)
-    return Outcome(grads.losses, names, grads.evaluations)
+    return Outcome(grads.losses, names)
 
 
 def _accumulate(

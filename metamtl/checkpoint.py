@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def save(path: str | os.PathLike[str], state: Any) -> None:
 
     Raises:
         TypeError: a value has another type; the message names its position in `state`.
+        OSError: the file cannot be written, for example because the disk is full.
         ImportError: `safetensors` is not installed.
 
     >>> import tempfile
@@ -36,12 +38,30 @@ def save(path: str | os.PathLike[str], state: Any) -> None:
     >>> load(path)
     {'step': 3, 'weights': [tensor([1., 1.])]}
     """
-    safetensors = _safetensors()
     tensors: dict[str, Tensor] = {}
     content = json.dumps(_encode(state, "state", tensors))
     metadata = {"format": FORMAT, "state": content, "sha256": _checksum(content, tensors)}
     with atomic_write(path) as partial:
-        safetensors.torch.save_file(tensors, partial, metadata=metadata)
+        save_file(partial, tensors, metadata)
+
+
+def save_file(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a file in safetensors format.
+
+    Raises:
+        OSError: the file cannot be written, for example because the disk is full.
+        ImportError: `safetensors` is not installed.
+    """
+    safetensors = _safetensors()
+    try:
+        safetensors.torch.save_file(dict(tensors), path, metadata=metadata)
+    except safetensors.SafetensorError as error:  # the library's own error, with the number in its text
+        number = re.search(r"(?:os error|code:) (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def load(path: str | os.PathLike[str]) -> Any:

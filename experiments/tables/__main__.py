@@ -2,8 +2,8 @@
 
 With `--check`, only compare. The block between two markers has one table per `table.json` of
 `experiments.compare` and `experiments.grid`, and per `multitask.json`, `new_task.json`, `bench.json`,
-`cost.json`, `scaling.json` and `toy.json`, and one table for all `result.json` of `experiments.train`. The
-table of docs/distributed.md is that of `tables.traffic`.
+`cost.json`, `scaling.json`, `toy.json` and `endurance.json`, and one table for all `result.json` of
+`experiments.train`. The table of docs/distributed.md is that of `tables.traffic`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from .. import new_task
 from . import bench as bench_table
 from . import cost as cost_table
+from . import endurance as endurance_table
 from . import grid as grid_table
 from . import multitask as multitask_table
 from . import scaling as scaling_table
@@ -49,6 +50,7 @@ def block(results: Path = RESULTS) -> str:
         ("cost", cost_table.section),
         ("scaling", scaling_table.section),
         ("toy", toy_table.section),
+        ("endurance", endurance_table.section),
     ):
         path = results / name / f"{name}.json"
         if path.is_file():

@@ -132,8 +132,10 @@ def markdown(table: dict[str, Any]) -> str:
             f" | {row['steps']:,} | {row['seconds']:.1f} |"
         )
     hardware = table["hardware"]
+    early = [row for row in table["rows"] if {"max_minutes", "patience"} & set(row.get("stopped_by", ()))]
     lines += [
         "",
+        *(f"{row['recipe']}: ended before the budget ({', '.join(row['stopped_by'])})." for row in early),
         "To the best: the paired difference to the best recipe on the same new tasks; (=) is within the"
         " noise. Training seconds are without validation and compiling.",
         f"Seeds {table['seeds']}; intervals: {table['interval']}; BatchNorm: {table['batchnorm']}."

@@ -23,7 +23,8 @@ from .processes import is_first
 
 log = logging.getLogger(__name__)
 NAME = re.compile(r"step-\d{9}\.safetensors")
-NEUTRAL = ("checkpoint", "resume")  # options that do not change what a training computes
+# Options that do not change what a training computes up to where it ends.
+NEUTRAL = ("checkpoint", "resume", "max_minutes", "on_nonfinite")
 
 
 class RunFolder:
@@ -49,7 +50,7 @@ class RunFolder:
             )
 
     def result(self) -> dict[str, Any] | None:
-        """The result of the finished training; None if there is none.
+        """The result of the finished training; None if there is none, or if its time limit has been raised.
 
         Raises:
             ValueError: the result is of another config.
@@ -61,6 +62,10 @@ class RunFolder:
         self._check(result["config"], self.result_path)
         if "diverged" in result:
             raise FloatingPointError(result["diverged"])
+        if result["stopped_by"] == "max_minutes":
+            before, now = result["config"]["max_minutes"], self.config["max_minutes"]
+            if now is None or now > before:
+                return None
         log.info("%s is the result of this training; it is not run again", self.result_path)
         return result
 
@@ -76,6 +81,13 @@ class RunFolder:
         checkpoint.save(path, {"config": _plain(self.config), "state": state})
         for old in self.checkpoints()[self.keep :]:
             old.unlink(missing_ok=True)
+
+    def last(self) -> str:
+        """Where the newest checkpoint is, for messages."""
+        paths = self.checkpoints()
+        if paths:
+            return f"The last checkpoint is {paths[0]}."
+        return "There is no checkpoint; checkpoint.every=N writes some."
 
     def newest(self) -> dict[str, Any] | None:
         """The state of the newest intact checkpoint; damaged ones are reported and skipped.

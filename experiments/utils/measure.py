@@ -40,14 +40,28 @@ def choose(
     reference: Reference | None = None,
     engine: engines.Engine | None = None,
 ) -> Choice:
-    """Select the best strategy and number of steps on these tasks."""
+    """Select the best strategy and number of steps on these tasks.
+
+    A strategy that diverges on a task is left out.
+
+    Raises:
+        FloatingPointError: every strategy diverges.
+    """
     best: Choice | None = None
+    failure: FloatingPointError | None = None
     for way, recipe in ways.items():
-        for stage, metrics in enumerate(_stages(model, recipe, family, episodes, reference, engine)):
+        try:
+            stages = _stages(model, recipe, family, episodes, reference, engine)
+        except FloatingPointError as error:
+            failure = error
+            continue
+        for stage, metrics in enumerate(stages):
             choice = Choice(way, stage, metrics[metric], higher(family, metric), metrics)
             if best is None or choice.better_than(best):
                 best = choice
-    assert best is not None
+    if best is None:
+        assert failure is not None
+        raise failure
     return best
 
 

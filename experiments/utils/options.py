@@ -60,6 +60,8 @@ TRAINING: dict[str, Kind] = {
     "trivial.recipe": PART,
     "seed": SEED,
     **LIMITS,
+    "patience": or_null(COUNT, "no early stopping"),
+    "on_nonfinite": Kind("raise or skip", lambda value: value in ("raise", "skip")),
     "meta_batch": COUNT,
     "tasks_per_step": COUNT,
     "engine": or_null(PART, "Auto"),
@@ -142,6 +144,8 @@ BENCH = {
     "auto.steps": COUNT,
     "memory_steps": list_of(COUNT, "numbers of steps", "[1,10]", empty=True),
 }
+ENDURANCE = {"steps": COUNT, "engines": list_of(TEXT, "engines", "[Vmap]")}
+SCALING = {"processes": COUNT, "rounds": COUNT, "steps": COUNT}
 TABLES = {
     "train": TRAINING,
     "compare": COMPARISON,
@@ -152,6 +156,8 @@ TABLES = {
     "toy": TOY,
     "cost": COST,
     "bench": BENCH,
+    "endurance": ENDURANCE,
+    "scaling": SCALING,
 }
 
 
@@ -173,6 +179,11 @@ def check(cfg: DictConfig, command: str) -> None:
     if LIMITS.keys() <= table.keys() and all(cfg[name] is None for name in LIMITS):
         names = ", ".join(f"{name}=null" for name in LIMITS)
         raise OptionError(f"{names}: training would never end; set one of them.")
+    if config.get("patience") is not None and cfg.patience >= cfg.validate.times:
+        raise OptionError(
+            f"patience={cfg.patience} cannot end a training with validate.times={cfg.validate.times}"
+            " validations; raise validate.times, or lower patience."
+        )
     check_targets(config)
 
 

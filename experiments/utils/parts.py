@@ -11,20 +11,21 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from metamtl import Recipe, engines, load
-from metamtl.adapters import Adapter
 from metamtl.loading import resolve
 from metamtl.losses import WithTeachers
 
 from . import options
 from .measure import higher
 from .processes import is_distributed
+from .step_cost import StepCost
+from .streams import sample
 
 
 class Parts(NamedTuple):
     """Data, model, recipe and optimizer of one training.
 
     `strategies` are the adaptation strategies available at test. `engine` computes the training steps,
-    `evaluator` the evaluations; if None, the library's default.
+    `evaluator` the evaluations; if None, the library's default. `cost` measures the training steps.
     """
 
     source: Any
@@ -38,6 +39,7 @@ class Parts(NamedTuple):
     schedule: torch.optim.lr_scheduler.LRScheduler
     engine: engines.Engine | None
     evaluator: engines.Engine | None
+    cost: StepCost
 
 
 class Sources:
@@ -83,13 +85,12 @@ def build(cfg: DictConfig, sources: Sources | None = None) -> Parts:
     recipe: Recipe = part("recipe", cfg.recipe)
     recipe.adapter.to(cfg.device)
     recipe.aggregator.to(cfg.device)
-    if cfg.gradient_evaluations:
-        check_cost(recipe.adapter)
     strategies = {name: Recipe(part(f"adapt.{name}", cfg.adapt[name])) for name in cfg.adapt}
     optimizer = part(
         "optimizer", cfg.optimizer, lambda make: make([*model.parameters(), *recipe.parameters()])
     )
     schedule = part("schedule", cfg.schedule, lambda make: make(optimizer))
+    cost = StepCost(model, recipe, train.loss)
     if cfg.engine is not None:
         engine = evaluator = part("engine", cfg.engine)
         if isinstance(train.loss, Mapping) and not isinstance(engine, engines.Auto | engines.Loop):
@@ -101,13 +102,24 @@ def build(cfg: DictConfig, sources: Sources | None = None) -> Parts:
         engine = evaluator = None
     else:
         engine, evaluator = (
-            engines.Auto(steps=num_steps(cfg, recipe)),
+            engines.Auto(steps=num_steps(cfg, train, cost)),
             engines.Auto(steps=cfg.validate.times),
         )
     if is_distributed():
         engine, evaluator = engines.Sharded(engine), engines.Sharded(evaluator)
     return Parts(
-        source, train, validation, test, model, recipe, strategies, optimizer, schedule, engine, evaluator
+        source,
+        train,
+        validation,
+        test,
+        model,
+        recipe,
+        strategies,
+        optimizer,
+        schedule,
+        engine,
+        evaluator,
+        cost,
     )
 
 
@@ -130,39 +142,14 @@ def part(name: str, config: Any, call: Callable[[Any], Any] | None = None) -> An
         ) from error
 
 
-def num_steps(cfg: DictConfig, recipe: Recipe) -> int | None:
-    """Maximum number of steps within the limits; None if there is a time limit.
-
-    A task costs the gradient evaluations of the adapter plus at least one for its query set.
-    """
+def num_steps(cfg: DictConfig, train: Any, cost: StepCost) -> int | None:
+    """Maximum number of steps within the limits; None if there is a time limit."""
     if cfg.max_minutes is not None:
         return None
     limits = [] if cfg.steps is None else [cfg.steps]
     if cfg.gradient_evaluations:
-        cost_per_step = cfg.meta_batch * (1 + recipe.adapter.gradient_evaluations)
-        limits.append(-(-cfg.gradient_evaluations // cost_per_step))
+        limits.append(-(-cfg.gradient_evaluations // cost(sample(train, cfg.meta_batch, cfg.seed, 0))))
     return min(limits, default=None)
-
-
-def check_cost(adapter: Adapter) -> None:
-    """Raise a ValueError if the adapter, or one that it contains, does not define its cost per task.
-
-    A budget of gradient evaluations relies on the costs that adapters report. The base class reports 0,
-    which is correct without an inner loop; outside `metamtl.adapters` it may be an omission.
-    """
-    for module in adapter.modules():
-        if not isinstance(module, Adapter) or type(module).__module__.startswith("metamtl.adapters."):
-            continue
-        classes = type(module).__mro__
-        definitions = [cls for cls in classes if "gradient_evaluations" in vars(cls) and cls is not Adapter]
-        if not definitions:
-            raise options.OptionError(
-                f"{type(module).__name__} does not define gradient_evaluations, so its inner loop would not"
-                " count towards the budget and it would train for more steps than other adapters. Define"
-                " it as a property: the number of backward passes over a support set per task, including"
-                " those of the outer gradient (2 K for K differentiated gradient steps, 0 without an inner"
-                " loop)."
-            )
 
 
 def taught(tasks: Any, cfg: DictConfig) -> WithTeachers:

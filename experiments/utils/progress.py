@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -14,6 +14,8 @@ from rich.progress import Progress as Bar
 from metamtl import engines
 
 from .state import TrainingState
+
+POINTS = 100  # of a run, at which its scalars are logged
 
 
 class Clock:
@@ -36,8 +38,26 @@ class Clock:
         return time.perf_counter() - self.compile_seconds
 
 
+class Decision(NamedTuple):
+    """What happens before the next step.
+
+    Attributes:
+        stop: what ends the training, or None.
+        validate: whether the training is validated now.
+        validated: the number of the `validate.times` parts of the run that are over.
+        log: whether the next step is logged.
+        logged: the number of the `POINTS` parts of the run that have begun.
+    """
+
+    stop: str | None
+    validate: bool
+    validated: int
+    log: bool
+    logged: int
+
+
 class Progress:
-    """A run ends at `steps`, `gradient_evaluations` or `max_minutes`, whichever is first.
+    """A run ends at `steps`, `gradient_evaluations` or `max_minutes`, or when `patience` is exhausted.
 
     The bar stands on standard error, and only where that is a terminal.
     """
@@ -68,26 +88,38 @@ class Progress:
         """Seconds of the run so far, those before it was resumed included."""
         return self.clock() - self.began
 
-    def fraction(self) -> float:
-        """The part of the run that is done, by the nearest limit."""
-        limits = [0.0 if self.cfg.steps is None else self.state.step / self.cfg.steps]
-        if self.cfg.gradient_evaluations:
-            limits.append(self.state.evaluations / self.cfg.gradient_evaluations)
-        if self.cfg.max_minutes is not None:
-            limits.append(self.elapsed / (60 * self.cfg.max_minutes))
-        return max(limits)
+    def fractions(self) -> dict[str, float]:
+        """The part of the run that is done, by each limit."""
+        done, cfg = {}, self.cfg
+        if cfg.steps is not None:
+            done["steps"] = self.state.step / cfg.steps
+        if cfg.gradient_evaluations:
+            done["gradient_evaluations"] = self.state.evaluations / cfg.gradient_evaluations
+        if cfg.max_minutes is not None:
+            done["max_minutes"] = self.elapsed / (60 * cfg.max_minutes)
+        return done
 
-    def decide(self) -> tuple[bool, bool, int]:
-        """Decide whether the training ends and whether it is validated now.
+    def out_of_patience(self) -> str | None:
+        """ "patience" if the last `patience` validations have brought no improvement, else None."""
+        patience = self.cfg.patience
+        return "patience" if patience and self.state.validations_since_best >= patience else None
+
+    def decide(self) -> Decision:
+        """Decide whether the training ends, is validated or logged now.
 
         A validation is due after each of `validate.times` equal parts of the run.
-
-        Returns:
-            Whether a limit is reached; whether a validation is due; the number of parts that are over.
         """
-        fraction = self.fraction()
-        parts = int(fraction * self.cfg.validate.times)
-        return fraction >= 1, parts > self.state.validated, max(parts, self.state.validated)
+        fractions, state = self.fractions(), self.state
+        limit = max(fractions, key=lambda name: fractions[name])
+        done = fractions[limit]
+        parts, points = int(done * self.cfg.validate.times), min(int(done * POINTS), POINTS - 1) + 1
+        return Decision(
+            limit if done >= 1 else self.out_of_patience(),
+            parts > state.validated,
+            max(parts, state.validated),
+            points > state.logged,
+            max(points, state.logged),
+        )
 
     def show(self) -> None:
         """Update the bar, a few times per second: reading a loss waits for the device."""
@@ -99,4 +131,4 @@ class Progress:
         loss = f" loss {float(state.losses[-1]):.4f}" if state.losses else ""
         quality = f" validation {cfg.metric} {state.best:.4f}" if state.best is not None else ""
         text = f"{cfg.recipe._target_.rpartition('.')[2]} step {state.step}{loss}{quality}"
-        self.bar.update(self.task, completed=self.fraction(), description=text)
+        self.bar.update(self.task, completed=max(self.fractions().values()), description=text)

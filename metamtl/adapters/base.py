@@ -23,11 +23,6 @@ class Adapter(nn.Module, ABC):
     pass them to the optimizer together with those of the model.
     """
 
-    @property
-    def gradient_evaluations(self) -> int:
-        """Backward passes over the support set of one task, including those of the outer gradient."""
-        return 0
-
     def check(self, model: nn.Module, task: Tensor | str | None) -> None:
         """Reject an unsuitable model or unsuitable task ids before anything is computed.
 

@@ -33,10 +33,6 @@ class Chain(Adapter):
                 )
         self.adapters = nn.ModuleList(adapters)
 
-    @property
-    def gradient_evaluations(self) -> int:
-        return sum(adapter.gradient_evaluations for adapter in self.adapters)  # type: ignore[misc]
-
     def check(self, model: nn.Module, task: Tensor | str | None) -> None:
         for adapter in self.adapters:
             adapter.check(model, task)  # type: ignore[operator]

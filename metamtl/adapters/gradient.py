@@ -84,10 +84,6 @@ class Gradient(Adapter):
             parts.append(f"rule={self.rule}")
         return f"Gradient({', '.join(parts)})"
 
-    @property
-    def gradient_evaluations(self) -> int:
-        return self.differentiation.gradient_evaluations(self.steps, self.adapts is None)
-
     def check(self, model: nn.Module, task: Tensor | str | None) -> None:
         names = select_parameters(model, self.adapts)
         if isinstance(self.lr, LearnedRates):

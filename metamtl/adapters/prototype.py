@@ -37,10 +37,6 @@ class Prototype(Adapter):
         super().__init__()
         self.ways, self.body, self.head = ways, body, head
 
-    @property
-    def gradient_evaluations(self) -> int:
-        return 1  # the outer gradient is propagated through the support features
-
     def check(self, model: nn.Module, task: Tensor | str | None) -> None:
         modules = dict(model.named_modules(remove_duplicate=False))
         for argument, name in (("body", self.body), ("head", self.head)):

@@ -29,18 +29,16 @@ class TaskGradients(NamedTuple):
         adapter_params: the same for the adapter's own parameters.
         task_specific: the gradients of parameters that only some tasks use, by parameter name and then by
             the index of the task.
-        evaluations: number of backward passes over a support or query set, summed over tasks.
         to_parameters: maps an aggregated direction, with the names of `shared`, to the gradients of the
             parameters. This is the identity unless the gradients are with respect to features.
         exchange: among the processes that share the tasks. `shared` and `adapter_params` have the rows of
-            this process's tasks, `losses` and `evaluations` those of all tasks.
+            this process's tasks, `losses` those of all tasks.
     """
 
     losses: Tensor
     shared: Params
     adapter_params: Params
     task_specific: dict[str, dict[int, Tensor]]
-    evaluations: int
     to_parameters: Callable[[Params], Params] = _identity
     exchange: Exchange = LOCAL
 

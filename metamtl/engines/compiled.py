@@ -76,24 +76,22 @@ class Compiled(Engine):
         result = self._run("gradients", problem, (model_params, adapter_params), data, run)
         if result is None:
             return self.fallback.gradients(problem, shared, own, data)
-        (rows, adapter_rows, losses), evaluations = result
-        return TaskGradients(losses, rows, adapter_rows, {}, evaluations * num_tasks(data))
+        rows, adapter_rows, losses = result
+        return TaskGradients(losses, rows, adapter_rows, {})
 
     def outputs(self, problem: TaskProblem, data: Any, *, every: bool = False) -> list[Any]:
         model_params = {name: param.detach() for name, param in trainable(problem.model).items()}
         adapter_params = {name: param.detach() for name, param in trainable(problem.adapter).items()}
 
         def run(kind: Kind, problem: TaskProblem, chunk: Any) -> Any:
-            return outputs_by_parts(
-                kind, problem, self.batched, model_params, adapter_params, chunk, every
-            ), 0
+            return outputs_by_parts(kind, problem, self.batched, model_params, adapter_params, chunk, every)
 
         result = self._run("outputs", problem, (model_params, adapter_params), data, run)
-        return self.fallback.outputs(problem, data, every=every) if result is None else result[0]
+        return self.fallback.outputs(problem, data, every=every) if result is None else result
 
     def _run(self, what: str, problem: TaskProblem, params: Any, data: Any, run: Any) -> Any:
-        """The results of all chunks, and the evaluations of one task; None if `Vmap` must run them."""
-        results, evaluations = [], 0
+        """The results of all chunks; None if `Vmap` must run them."""
+        results = []
         for skip, chunk in self._chunks(data):
             steps = problem.loop.num_steps
             key = (what, code_objects(problem), shapes((params, chunk)), steps, precision())
@@ -109,9 +107,8 @@ class Compiled(Engine):
             if result is None:
                 self._report(kind)
                 return None
-            tensors, evaluations = result
-            results.append(index_task(tensors, slice(skip, None)) if skip else tensors)
-        return (concatenate(results) if self.batched else stack(results)), evaluations
+            results.append(index_task(result, slice(skip, None)) if skip else result)
+        return concatenate(results) if self.batched else stack(results)
 
     def _attempt(self, kind: Kind, problem: TaskProblem, chunk: Any, run: Any) -> Any:
         """The result of compiled code; if it cannot run, None, with the reason in `kind`."""

@@ -31,24 +31,22 @@ def _each(batched: bool, function: Callable[..., Any], *args: Any) -> Any:
 
 def whole(
     problem: TaskProblem, batched: bool, shared: Params, own: Params, data: Any
-) -> tuple[tuple[Params, Params, Tensor], int]:
-    """The gradients with respect to `shared` and `own`, the query losses, and the evaluations of a task."""
-    evaluations = 0
+) -> tuple[Params, Params, Tensor]:
+    """The gradients with respect to `shared` and `own`, and the query losses."""
 
     def objective(shared: Params, own: Params, data: Any) -> tuple[Tensor, Tensor]:
-        nonlocal evaluations
         support, query, task = data
         support = None if support is None else Batch(*support)
         with problem.substituted_adapter(own):
             adapted = run(problem.loop, {**problem.frozen, **shared}, own, support, task)
-        value, loss, evaluations = problem.result(shared, adapted, support, query)
+        value, loss = problem.result(shared, adapted, support, query)
         return value, loss
 
     def one_task(data: Any) -> tuple[Params, Params, Tensor]:
         (rows, adapter_rows), loss = grad(objective, argnums=(0, 1), has_aux=True)(shared, own, data)
         return rows, adapter_rows, loss
 
-    return _each(batched, one_task, data), evaluations
+    return _each(batched, one_task, data)  # type: ignore[no-any-return]
 
 
 def init(
@@ -122,21 +120,19 @@ def step_vjp(
 
 def end(
     problem: TaskProblem, batched: bool, carry: Carry, shared: Params, k: Tensor, support: Any, query: Any
-) -> tuple[tuple[Params, Carry, Tensor], int]:
+) -> tuple[Params, Carry, Tensor]:
     """As `whole`, with the gradients of the objective with respect to `shared` and the last carry."""
-    evaluations = 0
 
     def one_task(carry: Carry, support: Any, query: Any) -> tuple[Params, Carry, Tensor]:
         def objective(shared: Params, carry: Carry) -> tuple[Tensor, Tensor]:
-            nonlocal evaluations
             adapted = problem.loop.finish(carry, {**problem.frozen, **shared}, k)
-            value, loss, evaluations = problem.result(shared, adapted, support, query)
+            value, loss = problem.result(shared, adapted, support, query)
             return value, loss
 
         (shared_grads, carry_grads), loss = grad(objective, argnums=(0, 1), has_aux=True)(shared, carry)
         return shared_grads, carry_grads, loss
 
-    return _each(batched, one_task, carry, support, query), evaluations
+    return _each(batched, one_task, carry, support, query)  # type: ignore[no-any-return]
 
 
 class StandIns(NamedTuple):
@@ -162,22 +158,22 @@ def parts(
     query: Any,
     first_orders: tuple[bool, ...],
     inputs: StandIns,
-) -> tuple[list[list[Tensor]], int]:
+) -> list[list[Tensor]]:
     """The parts that `StepLoop` runs: `step` for each of `first_orders`, `end`, and `step_vjp` for each.
 
     Each part ends with contiguous copies of its results, which the next call uses as inputs.
 
     Returns:
-        The tensors of each part; the number of backward passes of one task.
+        The tensors of each part.
     """
     results: list[list[Tensor]] = []
     for first_order, (carry, k) in zip(first_orders, inputs.steps):
         results.append(_copies(step(problem, batched, carry, context, k, first_order)))
-    end_result, evaluations = end(problem, batched, inputs.end[0], shared, inputs.end[1], support, query)
+    end_result = end(problem, batched, inputs.end[0], shared, inputs.end[1], support, query)
     results.append(_copies(end_result))
     for first_order, (carry, k, cotangent) in zip(first_orders, inputs.vjps):
         results.append(_copies(step_vjp(problem, batched, carry, context, k, first_order, cotangent)))
-    return results, evaluations
+    return results
 
 
 def _copies(result: Any) -> list[Tensor]:

@@ -23,25 +23,24 @@ class Loop(Engine):
     def gradients(self, problem: TaskProblem, shared: Params, own: Params, data: Any) -> TaskGradients:
         shared, own = leaves(shared), leaves(own)
         inputs = [*shared.values(), *own.values()]
-        losses, evaluations = [], 0
+        losses = []
         parts = split_tasks(data)
         # One block for the gradients of all tasks: separate allocations between the temporary tensors of
         # the tasks would fragment the heap.
         columns = [param.new_empty((len(parts), *param.shape)) for param in inputs]
         for task, part in enumerate(parts):
             with torch.enable_grad():
-                objective, loss, passes = problem(shared, own, part)
+                objective, loss = problem(shared, own, part)
             if not objective.requires_grad:
                 raise ValueError(DETACHED.format(task=task))
             grads = torch.autograd.grad(objective, inputs, allow_unused=True, materialize_grads=True)
             for column, gradient in zip(columns, grads):
                 column[task] = gradient.to_dense()  # the gradient of an embedding may be sparse
             losses.append(loss.detach())
-            evaluations += passes
             del objective, loss, grads, gradient  # free the graph before the next one is built
         shared_grads = dict(zip(shared, columns))
         adapter_grads = dict(zip(own, columns[len(shared) :]))
-        return TaskGradients(torch.stack(losses), shared_grads, adapter_grads, {}, evaluations)
+        return TaskGradients(torch.stack(losses), shared_grads, adapter_grads, {})
 
     def outputs(self, problem: TaskProblem, data: Any, *, every: bool = False) -> list[Any]:
         shared = trainable(problem.model)

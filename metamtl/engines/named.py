@@ -64,14 +64,12 @@ def named_gradients(
     losses = torch.stack([local.losses.get(task, zero) for task in tasks])
     grads: Grads = [local.grads.get(task, (None,) * len(inputs)) for task in tasks]
     used = [[gradient is not None for gradient in row] for row in grads]
-    passes = [local.evaluations.get(task, 0) for task in tasks]
-    evaluations = sum(passes)
     if isinstance(exchange, ExampleShards):
-        losses, shares, used, evaluations = exchange.weigh(tasks, losses, counts, used, passes)
+        losses, shares, used = exchange.weigh(tasks, losses, counts, used)
         grads = [tuple(None if g is None else s.to(g) * g for g in row) for s, row in zip(shares, grads)]
     if features is None:
         _check_used(tasks, used, len(shared))
-    result = _collect(losses, grads, used, shared, own, evaluations, aggregated=features is None)
+    result = _collect(losses, grads, used, shared, own, aggregated=features is None)
     if features is None:
         return result._replace(exchange=exchange)
     check_bypass([row[: len(shared)] for row in used], list(shared), features)
@@ -98,7 +96,6 @@ def _collect(
     used: list[list[bool]],
     shared: Params,
     own: Params,
-    evaluations: int,
     aggregated: bool,
 ) -> TaskGradients:
     """Separate the gradients of parameters that all tasks use (if `aggregated`) from the others.
@@ -119,7 +116,7 @@ def _collect(
         name: torch.stack([_or_zero(row[position], param) for row in grads])
         for position, (name, param) in enumerate(own.items(), len(shared))
     }
-    return TaskGradients(losses, rows, adapter_params, specific, evaluations)
+    return TaskGradients(losses, rows, adapter_params, specific)
 
 
 def _or_zero(gradient: Tensor | None, param: Tensor) -> Tensor:

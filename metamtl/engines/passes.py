@@ -20,14 +20,12 @@ class TaskPasses(NamedTuple):
     Attributes:
         grads: the gradient with respect to every parameter; None if the task does not use it.
         rows: the gradients with respect to the features, if there are any.
-        evaluations: number of backward passes over a support or query set.
         output: the features.
     """
 
     losses: dict[str, Tensor]
     grads: dict[str, tuple[Tensor | None, ...]]
     rows: dict[str, Tensor]
-    evaluations: dict[str, int]
     output: Tensor | None
 
 
@@ -44,7 +42,7 @@ def task_passes(
     if features is not None:
         check_features(problems, groups, episodes, features)
     model, inputs = next(iter(problems.values())).model, [*shared.values(), *own.values()]
-    local, output = TaskPasses({}, {}, {}, {}, None), None
+    local, output = TaskPasses({}, {}, {}, None), None
     with torch.enable_grad(), cut_at(model, features) as pairs:
         for group in groups:
             group = [task for task in group if task in labeled]
@@ -53,7 +51,7 @@ def task_passes(
                 problem, episode = problems[task], episodes[task]
                 support, query = episode.support, episode.query
                 end = problem.adapt(shared, own, support, episode.task)
-                objective, loss, passes = problem.result(shared, end, support, query, outputs.get(task))
+                objective, loss = problem.result(shared, end, support, query, outputs.get(task))
                 # The tasks of the group share one pass through the model, so its graph is retained.
                 retain = features is not None or (len(outputs) > 0 and task != group[-1])
                 if features is None:
@@ -65,7 +63,6 @@ def task_passes(
                     if row[0] is not None:
                         local.rows[task] = row[0]
                 local.losses[task] = loss.detach()
-                local.evaluations[task] = passes
     unused = [task for task in labeled if task not in local.rows]
     if features is not None and unused:
         raise ValueError(f"the objectives of tasks {unused} do not depend on the output of {features!r}.")

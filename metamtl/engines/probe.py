@@ -48,7 +48,7 @@ class Probe:
         shared, own = leaves(trainable(problem.model)), leaves(trainable(problem.adapter))
         rng_state, foreign = torch.get_rng_state(), foreign_state()
         with torch.enable_grad(), _Counter() as counter:
-            objective, _, _ = problem(shared, own, data)
+            objective, _ = problem(shared, own, data)
             if objective.requires_grad:
                 torch.autograd.grad(objective, [*shared.values(), *own.values()], allow_unused=True)
         draws = not torch.equal(rng_state, torch.get_rng_state()) or foreign_state() != foreign

@@ -120,8 +120,8 @@ class TaskProblem:
 
     def result(
         self, start: Params, end: Params, support: Batch | None, query: Batch, output: Any = None
-    ) -> tuple[Tensor, Tensor, int]:
-        """The objective, the query loss, and the number of backward passes that they require.
+    ) -> tuple[Tensor, Tensor]:
+        """The objective and the query loss.
 
         Args:
             start: the shared parameters.
@@ -131,12 +131,10 @@ class TaskProblem:
         query_loss = None if output is None else self.loss(output, query[1])
         task = Adaptation(start, end, support, Batch(*query), self.measure, query_loss)
         objective = self.objective(task)
-        adaptation = self.adapter.gradient_evaluations if self.adapts else 0
-        evaluations = adaptation + task.evaluations
         with torch.no_grad():  # if the objective does not use the query loss, it is only reported
-            return objective, task.query_loss, evaluations
+            return objective, task.query_loss
 
-    def __call__(self, shared: Params, own: Params, data: Any) -> tuple[Tensor, Tensor, int]:
+    def __call__(self, shared: Params, own: Params, data: Any) -> tuple[Tensor, Tensor]:
         """`result` after adaptation."""
         support, query, task = data
         return self.result(shared, self.adapt(shared, own, support, task), support, query)

@@ -82,14 +82,11 @@ class Sharded(Engine):
         def of_this_process(rows: Tensor) -> Tensor:
             return rows[:count]  # a process without a task has computed one that does not count
 
-        passes = grads.evaluations // len(grads.losses) * count
-        evaluations = exchange.sum(torch.tensor(passes, device=exchange.device))
         return TaskGradients(
             losses=exchange.full(of_this_process(grads.losses)),
             shared={name: of_this_process(rows) for name, rows in grads.shared.items()},
             adapter_params={name: of_this_process(rows) for name, rows in grads.adapter_params.items()},
             task_specific={},
-            evaluations=int(evaluations),
             exchange=exchange,
         )
 

@@ -54,13 +54,11 @@ class Weighed(NamedTuple):
         losses: the means over all labels, `[T]`.
         shares: the part of the labels that this process has, `[T]`; its gradients are multiplied by them.
         used: whether a task uses a parameter, `[T, P]`.
-        evaluations: number of backward passes, of a single process with all examples.
     """
 
     losses: Tensor
     shares: Tensor
     used: list[list[bool]]
-    evaluations: int
 
 
 class ExampleShards(GroupExchange):
@@ -84,7 +82,6 @@ class ExampleShards(GroupExchange):
         losses: Tensor,
         counts: Sequence[float],
         used: Sequence[Sequence[bool]],
-        evaluations: Sequence[int],
     ) -> Weighed:
         """Combine the losses of the processes into means over all labels.
 
@@ -93,13 +90,12 @@ class ExampleShards(GroupExchange):
             losses: of this process, `[T]`; 0 for a task without labels.
             counts: its number of labels of each task.
             used: whether a task uses a parameter in this process, by task and parameter.
-            evaluations: its number of backward passes of each task.
 
         Raises:
             ValueError: no process has a label of a task.
         """
         self.local_losses = losses
-        rows = [[n, float(n > 0), k, *row] for n, k, row in zip(counts, evaluations, used)]
+        rows = [[n, *row] for n, row in zip(counts, used)]
         own = torch.tensor(rows, dtype=torch.float64, device=self.device)
         total = self.sum(torch.cat([losses[:, None].double() * own[:, :1], own], 1))
         if unlabeled := [task for task, count in zip(tasks, total[:, 1].tolist()) if not count > 0]:
@@ -107,12 +103,10 @@ class ExampleShards(GroupExchange):
                 f"no process has a label of the tasks {unlabeled}. Nothing was added to .grad. Exclude"
                 " these tasks from the step."
             )
-        passes = (total[:, 3] / total[:, 2]).round().sum()
         return Weighed(
             losses=(total[:, 0] / total[:, 1]).to(losses),
             shares=(own[:, 0] / total[:, 1]).to(losses),
-            used=(total[:, 4:] > 0).tolist(),
-            evaluations=int(passes),
+            used=(total[:, 2:] > 0).tolist(),
         )
 
     def of_features(self) -> FeatureShards:

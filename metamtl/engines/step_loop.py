@@ -70,13 +70,12 @@ class StepLoop:
         shared: Params,
         batches: tuple[Any, Any],
         ks: Sequence[Tensor],
-    ) -> tuple[Params, Tensor, Carry, tuple[Params, Params, Any], int]:
+    ) -> tuple[Params, Tensor, Carry, tuple[Params, Params, Any]]:
         """Run all inner steps, the objective, and the backward pass through the steps.
 
         Returns:
             The gradient of the objective with respect to `shared`, excluding its part through the steps;
-            the query losses; the cotangents of `carry`, and of the parameters and features of `context`;
-            the number of backward passes of one task.
+            the query losses; the cotangents of `carry`, and of the parameters and features of `context`.
         """
         flat, spec = tree_flatten(tree_map(torch.Tensor.contiguous, carry))
         _, spec_of_vjp = tree_flatten((carry, context.params, context.learned, context.features))
@@ -112,9 +111,7 @@ class StepLoop:
         sizes = [len(flat)] * end + [len(shared) + len(flat) + 1] + [spec_of_vjp.num_leaves] * end
         run = self.current.run = Run(sizes, loop, [])
         try:
-            _, evaluations = self.call(
-                problem, batched, context, shared, *batches, self.first_orders, stand_ins
-            )
+            self.call(problem, batched, context, shared, *batches, self.first_orders, stand_ins)
         finally:
             del self.current.run
         if not run.results:
@@ -122,7 +119,7 @@ class StepLoop:
         ((end_result, cotangent, total),) = run.results
         carry_grads, *context_grads = tree_unflatten([*cotangent, *total], spec_of_vjp)
         shared_grads, losses = dict(zip(shared, end_result)), end_result[-1]
-        return shared_grads, losses, carry_grads, tuple(context_grads), evaluations
+        return shared_grads, losses, carry_grads, tuple(context_grads)
 
     def _stand_ins(self, flat: list[Tensor], spec: TreeSpec, k: Tensor) -> StandIns:
         """Distinct tensor objects of the same shapes, which share their memory."""

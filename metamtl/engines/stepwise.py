@@ -18,15 +18,15 @@ from .problem import TaskProblem
 
 def gradients_by_parts(
     kind: Kind, problem: TaskProblem, batched: bool, shared: Params, own: Params, data: Any
-) -> tuple[tuple[Params, Params, Tensor], int]:
-    """The gradients with respect to `shared` and `own`, the query losses, and the evaluations of a task.
+) -> tuple[Params, Params, Tensor]:
+    """The gradients with respect to `shared` and `own`, and the query losses.
 
     The forward pass is `c_{k+1} = step_k(c_k)`, the backward pass `v_k = J_k^T v_{k+1}`, where J_k is the
     Jacobian of step k. Only the carry of every step is stored.
     """
     loop, (support, query, task) = problem.loop, data
     start, context, ks = _start(kind, problem, batched, shared, own, data)
-    shared_grads, losses, cotangent, context_grads, evaluations = kind.step_loop(loop)(
+    shared_grads, losses, cotangent, context_grads = kind.step_loop(loop)(
         problem, batched, start, context, shared, (support, query), ks
     )
     param_grads, own_grads, feature_grads = context_grads
@@ -37,13 +37,13 @@ def gradients_by_parts(
         rows = {
             name: row + cotangent[0][name] if name in cotangent[0] else row for name, row in rows.items()
         }
-        return (rows, own_grads, losses), evaluations
+        return rows, own_grads, losses
     init_grads, init_own_grads = kind.part("init_vjp")(
         problem, batched, shared, own, support, task, (cotangent, feature_grads)
     )
     rows = {name: row + init_grads[name] for name, row in rows.items()}
     own_grads = tree_map(torch.add, init_own_grads, own_grads) if own_grads else init_own_grads
-    return (rows, own_grads, losses), evaluations
+    return rows, own_grads, losses
 
 
 def outputs_by_parts(

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from ..functional import Params, trainable, vmap_compatible_kernels
 from ..functional.preflight import is_compiled
-from .base import Engine, TaskGradients, num_tasks
+from .base import Engine, TaskGradients
 from .loop import DETACHED, adapted_outputs
 from .problem import TaskProblem
 
@@ -49,11 +49,9 @@ class Vmap(Engine):
         # Contiguous, because max-pooling of channels-last tensors has no second derivative under vmap.
         shared = {name: param.detach().contiguous() for name, param in shared.items()}
         own = {name: param.detach() for name, param in own.items()}
-        evaluations = 0
 
         def objective(shared: Params, own: Params, data: Any) -> tuple[Tensor, Tensor]:
-            nonlocal evaluations
-            value, loss, evaluations = problem(shared, own, data)
+            value, loss = problem(shared, own, data)
             if not value.requires_grad:
                 raise ValueError(DETACHED.format(task="0 and of all others"))
             return value, loss
@@ -63,7 +61,7 @@ class Vmap(Engine):
             return rows, adapter_rows, loss
 
         rows, adapter_rows, losses = self._vmap(one_task, data)
-        return TaskGradients(losses, rows, adapter_rows, {}, evaluations * num_tasks(data))
+        return TaskGradients(losses, rows, adapter_rows, {})
 
     def outputs(self, problem: TaskProblem, data: Any, *, every: bool = False) -> list[Any]:
         shared = {name: param.detach() for name, param in trainable(problem.model).items()}

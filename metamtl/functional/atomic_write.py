@@ -16,6 +16,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     The folder is created, and the content is on the disk before the file is renamed. If the block raises,
     the temporary file is removed and an existing file is unchanged, so that `path` is never incomplete.
 
+    Raises:
+        OSError: the file cannot be written, for example because the disk is full.
+
     >>> with atomic_write("numbers.txt") as partial:  # doctest: +SKIP
     ...     partial.write_text("1 2 3")
     """
@@ -29,6 +32,12 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, target)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{target} cannot be written ({error.strerror or error}). Files that were written before are"
+            " unchanged. Free space on the disk, or use another folder",
+        ) from error
     finally:
         # Also on KeyboardInterrupt. The block may have written other files here (savez that failed).
         for leftover in folder.iterdir():

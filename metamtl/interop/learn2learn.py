@@ -61,10 +61,6 @@ class Learn2Learn(Adapter):
     def extra_repr(self) -> str:
         return f"{type(self._learner[0]).__name__}, steps={self.steps}"
 
-    @property
-    def gradient_evaluations(self) -> int:
-        return self.steps * (1 if getattr(self._learner[0], "first_order", False) else 2)
-
     def check(self, model: nn.Module, task: Tensor | str | None) -> None:
         actual, expected = (
             [(name, tuple(p.shape)) for name, p in module.named_parameters()]

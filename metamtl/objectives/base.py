@@ -26,7 +26,6 @@ class Adaptation:
         query: the query set.
         measure: `measure(params, batch) -> scalar`, the loss of the task.
         known: the query loss if it has already been computed, else None.
-        evaluations: number of backward passes over a support or query set that the objective needs so far.
     """
 
     start: Params
@@ -35,19 +34,6 @@ class Adaptation:
     query: Batch
     measure: Callable[[Params, Batch], Tensor]
     known: Tensor | None = field(default=None, repr=False)
-    evaluations: int = field(default=0, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        loss_fn = self.measure
-
-        def measure(params: Params, batch: Batch) -> Tensor:
-            if torch.is_grad_enabled():
-                self.evaluations += 1
-            return loss_fn(params, batch)
-
-        self.measure = measure
-        if self.known is not None:
-            self.evaluations += 1
 
     @property
     def query_loss(self) -> Tensor:

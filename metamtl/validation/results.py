@@ -55,7 +55,7 @@ def check_finite(
             return  # finite values whose sum overflowed
         raise FloatingPointError(
             f"the gradient of {', '.join(bad_names[:10])} is not finite, but the loss of every task is."
-            " Nothing was added to .grad."
+            f"{_largest(grads)} Nothing was added to .grad."
         )
     kind, mask, ranks = "gradient", bad_row, row_ranks
     if bool(bad_loss.any()):
@@ -73,8 +73,19 @@ def check_finite(
     where = f" in process {', '.join(map(str, ranks))}" if ranks else ""
     raise FloatingPointError(
         f"the {kind} of tasks {bad[:10]} of {len(names)} is not finite{where}{values}.{detail}"
+        f"{_largest(grads)}"
         " Nothing was added to .grad. Check the data of these tasks, or lower the learning rates."
     )
+
+
+def _largest(grads: TaskGradients, count: int = 3) -> str:
+    """Name the tensors with the largest gradients."""
+    tensors = {**grads.shared, **grads.adapter_params}
+    tensors |= {name: torch.stack([*by_task.values()]) for name, by_task in grads.task_specific.items()}
+    sizes = {name: float(rows.abs().max()) for name, rows in tensors.items() if rows.numel()}
+    # NaN first: it is not comparable.
+    order = sorted(sizes, key=lambda name: -math.inf if math.isnan(sizes[name]) else -sizes[name])
+    return " Largest gradients: " + ", ".join(f"{name} {sizes[name]:.1e}" for name in order[:count]) + "."
 
 
 def _finite_sum(*tensors: Tensor) -> bool:

@@ -16,8 +16,7 @@ from experiments.utils import parts
 from experiments.utils.configs import compose
 from experiments.utils.progress import Clock, Progress
 from experiments.utils.state import TrainingState
-from metamtl import Recipe, adapters, engines, recipes
-from metamtl.interop.higher import HigherAdapter
+from metamtl import engines
 
 Compose = Callable[..., DictConfig]
 Overrides = Callable[..., list[str]]
@@ -180,43 +179,6 @@ def test_teachers_are_checked_before_the_single_tasks_are_trained(
         table(multitask, overrides, tmp_path, *own)
 
 
-class Silent(adapters.Adapter):
-    """An adapter that inherits `gradient_evaluations` from the base class."""
-
-    def forward(self, model: Any, support: Any, loss: Any, *, params: Any = None, task: Any = None) -> Any:
-        return dict(model.named_parameters()) if params is None else params
-
-
-class Reports(Silent):
-    gradient_evaluations = 2  # type: ignore[assignment]
-
-
-class Tuned(adapters.Gradient):
-    """Inherits the number from an adapter that defines it."""
-
-
-def test_an_adapter_has_to_say_what_a_task_costs() -> None:
-    for adapter in (Reports(), Tuned(1, 0.1), adapters.Shared(), adapters.Chain(Reports(), Tuned(1, 0.1))):
-        parts.check_cost(adapter)
-    for adapter in (
-        Silent(),
-        adapters.Chain(Tuned(1, 0.1), Silent()),
-        HigherAdapter(print, torch.optim.SGD),
-    ):
-        with pytest.raises(
-            ValueError, match=r"(Silent|HigherAdapter) does not define gradient_evaluations"
-        ):
-            parts.check_cost(adapter)
-
-
-def test_a_comparison_with_an_adapter_of_unknown_cost_does_not_start(
-    overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_training: None
-) -> None:
-    monkeypatch.setattr(recipes, "maml", lambda steps, lr: Recipe(Silent()))
-    with pytest.raises(ValueError, match="Silent does not define gradient_evaluations"):
-        table(compare, overrides, tmp_path, "recipes=[joint,maml]", "seeds=[0]")
-
-
 def test_auto_knows_the_number_of_steps(composed: Compose, tmp_path: Path) -> None:
     def steps(*options: str) -> Iterator[int | None]:
         built = parts.build(composed("meta_batch=10", "validate.times=4", *options))
@@ -258,9 +220,9 @@ def test_compiling_does_not_count_against_the_time_limit(composed: Compose) -> N
     cfg = composed("steps=null", "max_minutes=0.01")
     progress = Progress(cfg, Clock(engine), TrainingState(parts.build(cfg), 0.0))
     time.sleep(0.7)
-    assert progress.decide()[0]
+    assert progress.decide().stop == "max_minutes"
     engine.compile_seconds = time.perf_counter() - began  # all of it was spent on compiling
-    assert not progress.decide()[0]
+    assert progress.decide().stop is None
 
 
 def test_a_clock_without_compiling_is_the_wall_clock() -> None:

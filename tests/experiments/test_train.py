@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from experiments import train
 from experiments.utils.measure import as_dicts, measure
+from experiments.utils.streams import TEST, stream
 from metamtl import Recipe, engines, evaluate, load
 from metamtl.loading import resolve
 
@@ -36,6 +37,8 @@ KEYS = {
     "config",
     "curve",
     "gradient_evaluations",
+    "skipped_steps",
+    "stopped_by",
     "hardware",
     "history",
     "interval",
@@ -142,7 +145,7 @@ def test_the_saved_model_gives_the_same_results(recipe: str, composed: Compose, 
 
     family = instantiate(cfg.task).split("test")
     way = Recipe(instantiate(cfg.adapt[result["adaptation"]["way"]]))
-    new = family.sample(cfg.test.tasks, train.stream(cfg.seed, train.TEST))
+    new = family.sample(cfg.test.tasks, stream(cfg.seed, TEST))
     stage, engine = result["adaptation"]["steps"], engines.Vmap()
     assert as_dicts(measure(model, way, stage, family, new, engine=engine)[0]) == result["test"]
     if recipe == "mtl":  # its heads are those of the training classes
@@ -166,13 +169,13 @@ def test_a_seed_gives_the_same_result_again(recipe: str, composed: Compose, tmp_
 
 def test_no_two_streams_are_alike() -> None:
     drawn = {
-        (seed, kind, step): float(torch.rand((), generator=train.stream(seed, kind, step)))
+        (seed, kind, step): float(torch.rand((), generator=stream(seed, kind, step)))
         for seed in (0, 1, 2, 2**20)
         for kind in range(5)
         for step in (0, 1, 2, 60_000)
     }
     assert len(set(drawn.values())) == len(drawn)
-    assert drawn[1, 2, 2] == float(torch.rand((), generator=train.stream(1, 2, 2)))
+    assert drawn[1, 2, 2] == float(torch.rand((), generator=stream(1, 2, 2)))
 
 
 def test_no_episode_is_met_in_two_places(
@@ -272,7 +275,7 @@ def test_a_loaded_model_has_the_recorded_figure(recipe: str, composed: Compose, 
     train.run(composed(f"recipe={recipe}", "steps=5", "test.tasks=8", VMAP), tmp_path)
     model, loaded, source, result = load(tmp_path)
     split, seed = source.split("test"), result["config"]["seed"]
-    episodes = split.sample(8, train.stream(seed, train.TEST))
+    episodes = split.sample(8, stream(seed, TEST))
     estimates = evaluate(model, loaded, episodes, split.loss, metrics=split.metrics, engine=engines.Vmap())
     recorded = result["test_as_trained"]
     assert {name: estimate.mean for name, estimate in estimates.items()} == {

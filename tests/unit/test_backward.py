@@ -36,7 +36,7 @@ def test_rows_are_for_what_all_share_and_heads_get_their_plain_gradient(shared_i
 
     outcome = meta_backward(model, Recipe(adapters.Shared(), Look()), data, LOSSES)
     assert seen[1].shape == (3, sum(p.numel() for p in model.body.parameters()))
-    assert outcome.tasks == ("case", "slant", "size") and outcome.gradient_evaluations == 3
+    assert outcome.tasks == ("case", "slant", "size")
     expected = torch.stack([LOSSES[t](model(e.query.x, t), e.query.y).detach() for t, e in data.items()])
     torch.testing.assert_close(outcome.losses, expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(seen[0], expected, rtol=1e-12, atol=0)
@@ -149,9 +149,8 @@ def test_a_named_task_with_a_support_set_is_adapted_and_the_others_are_not(adapt
     data["slant"] = Episode(support, data["slant"].query)
     calls: list[int] = []
     model.body.register_forward_hook(lambda *_: calls.append(1))
-    outcome = meta_backward(model, recipes.maml(2, 0.1, adapts=adapts), data, LOSSES)
+    meta_backward(model, recipes.maml(2, 0.1, adapts=adapts), data, LOSSES)
     assert len(calls) == 1 + 2 + 1  # case and size together, two inner steps, slant's query
-    assert outcome.gradient_evaluations == 1 + (2 * 2 + 1) + 1
 
     phi = dict(model.named_parameters())
     names = [name for name in phi if name.startswith(adapts or ("body", "heads.slant"))]

@@ -191,11 +191,9 @@ def test_dropout_is_repeatable_and_leaves_the_stream_of_random_numbers(engine: e
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
 
 
-def test_imaml_learns_and_says_what_it_costs() -> None:
+def test_imaml_learns() -> None:
     model, episode = classes()
     recipe = recipes.imaml(5, 0.2, solver_steps=4)
-    assert recipe.adapter.gradient_evaluations == 5 + 1 + 4
-    assert recipes.imaml(5, adapts="head", solver_steps=4).adapter.gradient_evaluations == 5 + 1 + 4 + 1
     optimizer = torch.optim.Adam(model.parameters(), 0.05)
     losses = []
     for _ in range(20):

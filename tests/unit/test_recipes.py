@@ -66,27 +66,6 @@ def test_what_the_gradient_recipes_choose() -> None:
     assert recipes.imaml(adapts="head").adapter.differentiation == adapters.Implicit(proximal=2.0)
 
 
-def test_cost_of_a_task_in_backward_passes() -> None:
-    """Over the support set, those of the outer gradient included."""
-    costs = {name: make().adapter.gradient_evaluations for name, (make, *_) in MAKERS.items()}
-    expected = {
-        "joint": 0,
-        "mtl": 0,
-        "maml": 2,
-        "fomaml": 1,
-        "anil": 2,
-        "boil": 2,
-        "metasgd": 2,
-        "lslr": 10,
-        "imaml": 16 + 1 + 5,
-        "reptile": 5,
-        "protonet": 1,
-    }
-    assert costs == expected
-    chain = adapters.Chain(adapters.Prototype(), adapters.Gradient(3))
-    assert chain.gradient_evaluations == 7
-
-
 def test_two_recipes_share_nothing_and_a_recipe_stays_as_it_is() -> None:
     assert recipes.joint().aggregator is not recipes.joint().aggregator
     with pytest.raises(FrozenInstanceError):

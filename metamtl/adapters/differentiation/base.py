@@ -39,11 +39,6 @@ class Differentiation(ABC):
         """Whether second derivatives are computed in any step."""
         return any(self.second_order(k, steps) for k in range(steps))
 
-    def gradient_evaluations(self, steps: int, all_adapted: bool) -> int:
-        """Number of backward passes over a support set in the inner and the outer loop."""
-        # The outer gradient needs one more backward pass for every inner gradient that it differentiates.
-        return steps + sum(self.second_order(k, steps) for k in range(steps))
-
     def check(self, lr: Any, rule: Rule, adapts: Any) -> None:  # noqa: B027  (most have no condition)
         """Raise a ValueError if the options of `Gradient` contradict this way of differentiation."""
 

@@ -78,10 +78,6 @@ class Implicit(Differentiation):
     def any_second_order(self, steps: int) -> bool:
         return steps > 0
 
-    def gradient_evaluations(self, steps: int, all_adapted: bool) -> int:
-        # At the minimum: one gradient, its products with vectors, and one product for other parameters.
-        return steps + 1 + self.solver_steps + (not all_adapted)
-
     def adapt(self, loop: GradientLoop, params: Params, learned: Params, support: Any) -> Params:
         if not loop.num_steps:
             return super().adapt(loop, params, learned, support)

@@ -91,8 +91,6 @@ def steps(recipe: Recipe, data: Callable[[float], Data], engine: Any) -> list[li
             param.grad = None
         outcome = meta_backward(net, recipe, data(1.0 + step), LOSS, engine=engine)
         results.append([outcome.losses, *(param.grad for param in params)])
-        evaluations = torch.tensor(float(outcome.gradient_evaluations))
-        results[-1].append(evaluations)
     return results
 
 

@@ -49,7 +49,6 @@ def gradients(recipe: Recipe, engine: engines.Engine, steps: int = 3) -> list[li
             param.grad = None
         outcome = meta_backward(net, recipe, episode(1.0 + step), F.mse_loss, engine=engine)
         results.append([outcome.losses, *(param.grad for param in params if param.grad is not None)])
-        assert outcome.gradient_evaluations == 5 * T
     return results
 
 
