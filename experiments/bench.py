@@ -122,18 +122,24 @@ def recomputation(works: Mapping[str, Callable[[str], Work]], rounds: int) -> di
     results: dict[str, Any] = {}
     for name, work in works.items():
         for engine in ("Loop", "Vmap"):
-            runs = {way: ours(work(way), ENGINES[engine]()) for way in ("exact", "checkpointed")}
+            runs = {
+                differentiation: ours(work(differentiation), ENGINES[engine]())
+                for differentiation in ("exact", "checkpointed")
+            }
             for run in runs.values():
                 run()
-            seconds = {way: row["seconds"] for way, row in interleaved(runs, rounds).items()}
+            seconds = {
+                differentiation: row["seconds"]
+                for differentiation, row in interleaved(runs, rounds).items()
+            }
             ratio = seconds["checkpointed"] / seconds["exact"]
             results.setdefault(name, {})[engine] = {**seconds, "ratio": ratio}
     return results
 
 
 RECOMPUTED: dict[str, Callable[[str], Work]] = {
-    "sinusoid_50": lambda way: sinusoid(50, way),
-    "conv4_5": lambda way: images(1, 15, "pool", 5, differentiation=way),
+    "sinusoid_50": lambda differentiation: sinusoid(50, differentiation),
+    "conv4_5": lambda differentiation: images(1, 15, "pool", 5, differentiation=differentiation),
 }
 
 
@@ -173,8 +179,8 @@ def courses(works: list[str], steps: int) -> dict[str, dict[str, Any]]:
 MEMORY = ("learn2learn", "higher", "metamtl exact", "metamtl recompute")
 
 
-def five_shots(steps: int, way: str) -> Work:
-    return images(1, 15, "pool", steps, shots=5, lr=0.01, differentiation=way)
+def five_shots(steps: int, differentiation: str) -> Work:
+    return images(1, 15, "pool", steps, shots=5, lr=0.01, differentiation=differentiation)
 
 
 def peak(contender: str, steps: int) -> float:

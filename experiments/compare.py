@@ -103,7 +103,7 @@ def _row(recipe: str, results: list[dict[str, Any]], metric: str) -> dict[str, A
         "new": over_seeds("test"),
         "as_trained": over_seeds("test_as_trained") if results[0]["test_as_trained"] else None,
         "worst_tenth": over_seeds("test", "worst_decile"),
-        "adaptation": [f"{r['adaptation']['way']}, {r['adaptation']['steps']}" for r in results],
+        "adaptation": [f"{r['adaptation']['strategy']}, {r['adaptation']['steps']}" for r in results],
         "gradient_evaluations": results[0]["gradient_evaluations"],
         "steps": results[0]["steps"],
         "stopped_by": sorted({result["stopped_by"] for result in results}),

@@ -95,7 +95,7 @@ def torchjd(name: str, chunk: int | None) -> Callable[[Work], Step]:
     return make
 
 
-WAYS: dict[str, Callable[[Work], Step]] = {
+METHODS: dict[str, Callable[[Work], Step]] = {
     "equal weights, plain torch": equal,
     "metamtl Mean, parameters": ours("Mean", None),
     "metamtl PCGrad, parameters": ours("PCGrad", None),
@@ -111,8 +111,8 @@ WAYS: dict[str, Callable[[Work], Step]] = {
 def check(work: Work) -> float:
     """The largest relative difference between methods that must agree."""
 
-    def gradients(way: str) -> Tensor:
-        WAYS[way](work)()
+    def gradients(method: str) -> Tensor:
+        METHODS[method](work)()
         return torch.cat([param.grad.flatten() for param in work.model.body.parameters()])
 
     pairs = {
@@ -121,13 +121,13 @@ def check(work: Work) -> float:
         "metamtl UPGrad, parameters": "TorchJD UPGrad, row by row",
         "TorchJD UPGrad, all rows at once": "TorchJD UPGrad, row by row",
     }
-    vectors = [(gradients(way), gradients(reference)) for way, reference in pairs.items()]
+    vectors = [(gradients(method), gradients(reference)) for method, reference in pairs.items()]
     return max(float((vector - reference).norm() / reference.norm()) for vector, reference in vectors)
 
 
 def timed(work: Work, rounds: int) -> dict[str, list[float]]:
     """Seconds of every method in every round, interleaved."""
-    steps = {name: make(work) for name, make in WAYS.items()}
+    steps = {name: make(work) for name, make in METHODS.items()}
     for step in steps.values():
         step()
     seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -139,9 +139,9 @@ def timed(work: Work, rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
-def peak(way: str, tasks: int, batch: int) -> float:
+def peak(method: str, tasks: int, batch: int) -> float:
     """Peak memory of two steps in MiB, without the model and its data; call it in a new process."""
-    step = WAYS[way](Work(tasks, batch))
+    step = METHODS[method](Work(tasks, batch))
     ours("UPGrad", "body")(Work(2, 2))()  # triggers lazy imports
     before = _peak()
     for _ in range(2):
@@ -158,10 +158,10 @@ def _peak() -> float:
 def memory(tasks: int, batch: int) -> dict[str, float]:
     """`peak` of every method, each in a new process."""
     peaks = {}
-    for way in WAYS:
-        code = f"from {__package__} import cost; print(cost.peak({way!r}, {tasks}, {batch}))"
+    for method in METHODS:
+        code = f"from {__package__} import cost; print(cost.peak({method!r}, {tasks}, {batch}))"
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        peaks[way] = float(run.stdout.splitlines()[-1])
+        peaks[method] = float(run.stdout.splitlines()[-1])
     return peaks
 
 
@@ -172,9 +172,9 @@ def main(cfg: DictConfig) -> None:
     difference = check(work)
     seconds = timed(work, cfg.rounds)
     mib = memory(cfg.tasks, cfg.batch)
-    baseline = next(iter(WAYS))
+    baseline = next(iter(METHODS))
     base = statistics.median(seconds[baseline])
-    ways: dict[str, Any] = {
+    methods: dict[str, Any] = {
         name: {
             "seconds": statistics.median(values),
             "spread": [min(values), max(values)],
@@ -192,10 +192,10 @@ def main(cfg: DictConfig) -> None:
         "rounds": cfg.rounds,
         "relative_difference": difference,
         "one_forward_and_a_backward_for_each_task": floor,
-        "ways": ways,
+        "methods": methods,
     }
     write_json(folder / "cost.json", result)
-    for name, row in ways.items():
+    for name, row in methods.items():
         print(
             f"{name:>34} {row['seconds'] * 1e3:8.1f} ms {row['times_equal_weights']:6.2f}x"
             f" {row['peak_mib']:8.1f} MiB {row['times_its_peak']:6.2f}x"

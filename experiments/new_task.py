@@ -33,12 +33,12 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """Adapt every encoder to the same tasks; write and return the table."""
     options.check(cfg, "new_task")
     names = list(cfg.rows)
-    ways = {name: Recipe(parts.part(f"adapt.{name}", adapter)) for name, adapter in cfg.adapt.items()}
+    strategies = {name: Recipe(parts.part(f"adapt.{name}", adapter)) for name, adapter in cfg.adapt.items()}
     runs = _runs(cfg, names)
     engine = engines.Auto(steps=len(runs) * len(cfg.seeds))  # each kind of evaluation runs once per encoder
     rows = []
     for row, folders in runs.items():
-        results = [_one(cfg, ways, run, row, engine) for run in folders]
+        results = [_one(cfg, strategies, run, row, engine) for run in folders]
         accuracies = Estimate.of(
             torch.tensor([result["accuracy"] for result in results], dtype=torch.float64)
         )
@@ -91,7 +91,7 @@ def _runs(cfg: DictConfig, names: list[str]) -> dict[str, list[Path]]:
 
 
 def _one(
-    cfg: DictConfig, ways: dict[str, Recipe], run: Path, row: str, engine: engines.Engine
+    cfg: DictConfig, strategies: dict[str, Recipe], run: Path, row: str, engine: engines.Engine
 ) -> dict[str, Any]:
     """Select the adaptation of one encoder on validation domains and evaluate it on test domains."""
     model, _, source, _ = load(run, trained=row != "untrained")
@@ -101,13 +101,13 @@ def _one(
     family = instantiate(cfg.task, **task)
     validation, test = family.split("validation"), family.split("test")
     episodes = validation.sample(cfg.select.tasks, stream(0, SELECT))
-    choice = choose(classifier, ways, validation, episodes, "accuracy", engine=engine)
+    choice = choose(classifier, strategies, validation, episodes, "accuracy", engine=engine)
     new = test.sample(cfg.test.tasks, stream(0, TEST))
-    metrics, _ = measure(classifier, ways[choice.way], choice.stage, test, new, engine=engine)
+    metrics, _ = measure(classifier, strategies[choice.strategy], choice.stage, test, new, engine=engine)
     return {
         "accuracy": metrics["accuracy"].mean,
         "worst_decile": metrics["accuracy"].worst_decile,
-        "adaptation": f"{choice.way}, {choice.stage}",
+        "adaptation": f"{choice.strategy}, {choice.stage}",
     }
 
 

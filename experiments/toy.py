@@ -128,7 +128,7 @@ def descend(
                     num_steps[number].tolist(),
                 )
             ],
-            "way": paths[:, number],
+            "path": paths[:, number],
         }
         for number, name in enumerate(names)
     }
@@ -139,10 +139,10 @@ def build(name: str) -> aggregators.Aggregator:
     return getattr(aggregators, name)(**OPTIONS.get(name, {}))
 
 
-def draw(ways: dict[str, Tensor], path: Path) -> None:
+def draw(trajectories: dict[str, Tensor], path: Path) -> None:
     """Plot the paths from all initial points on the contours of the mean loss, one panel per aggregator."""
-    columns = min(7, len(ways))
-    count = -(-len(ways) // columns)
+    columns = min(7, len(trajectories))
+    count = -(-len(trajectories) // columns)
     figure, axes = plt.subplots(
         count, columns, figsize=(1.8 * columns, 1.9 * count), constrained_layout=True, squeeze=False
     )
@@ -151,14 +151,14 @@ def draw(ways: dict[str, Tensor], path: Path) -> None:
     front = pareto_set()
     for axis in axes.flat:
         axis.set_axis_off()
-    for axis, (name, way) in zip(axes.flat, ways.items()):
+    for axis, (name, trajectory) in zip(axes.flat, trajectories.items()):
         axis.set_axis_on()
         axis.contour(x, y, mean, levels=15, colors="0.8", linewidths=0.5)
         axis.plot(front[:, 0], front[:, 1], color="0.5", linewidth=4, solid_capstyle="butt")
-        for number in range(way.shape[1]):
-            axis.plot(way[:, number, 0], way[:, number, 1], linewidth=0.8)
-            axis.plot(*way[0, number], "ko", markersize=3)
-            axis.plot(*way[-1, number], "k*", markersize=5)
+        for number in range(trajectory.shape[1]):
+            axis.plot(trajectory[:, number, 0], trajectory[:, number, 1], linewidth=0.8)
+            axis.plot(*trajectory[0, number], "ko", markersize=3)
+            axis.plot(*trajectory[-1, number], "k*", markersize=5)
         axis.set(xticks=[], yticks=[], xlim=(-11, 11), ylim=(-11, 11))
         axis.set_title(name, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,7 @@ def main(cfg: DictConfig) -> None:
     names = list(cfg.aggregators) or [name for name in aggregators.names() if name not in LEFT_OUT]
     settings = {"steps": cfg.steps, "lr": cfg.lr, "optimizer": "Adam", "tolerance": cfg.tolerance}
     results = descend(names, **{key: value for key, value in settings.items() if key != "optimizer"})
-    draw({name: result.pop("way") for name, result in results.items()}, folder / "toy.png")
+    draw({name: result.pop("path") for name, result in results.items()}, folder / "toy.png")
     write_json(
         folder / "toy.json",
         {**environment("cpu"), **settings, "left_out": LEFT_OUT, "aggregators": results},

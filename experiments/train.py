@@ -115,7 +115,7 @@ def train(
                     built.evaluator,
                 )
                 record(state, train_loss, choice, higher_is_better=higher(built.validation, cfg.metric))
-                board.estimates("validation", state.step, choice.found)
+                board.estimates("validation", state.step, choice.metrics)
                 stop = stop or progress.out_of_patience()
                 began = clock()
             every = cfg.checkpoint.every
@@ -197,7 +197,7 @@ def test(
     state.restore_best_weights()
     more = own_part(built.validation.sample(cfg.select.tasks, stream(cfg.seed, SELECT)))
     choice = choose(model, strategies, built.validation, more, cfg.metric, cfg.reference, evaluator)
-    strategy, stage = strategies[choice.way], choice.stage
+    strategy, stage = strategies[choice.strategy], choice.stage
     seen = own_part(built.source.split("train").sample(cfg.test.tasks, stream(cfg.seed, SEEN)))
     new = own_part(built.test.sample(cfg.test.tasks, stream(cfg.seed, TEST)))
     on_new, curve = measure(model, strategy, stage, built.test, new, cfg.reference, evaluator)
@@ -223,8 +223,12 @@ def test(
         "batchnorm": batchnorm_statistics(model),
         "interval": "95 %, Student t over test tasks (over examples, for named tasks)",
         "parameters": sum(param.numel() for param in model.parameters()),
-        "adaptation": {"way": choice.way, "steps": stage, "chosen_by": f"validation {cfg.metric}"},
-        "validation": as_dicts(choice.found),
+        "adaptation": {
+            "strategy": choice.strategy,
+            "steps": stage,
+            "chosen_by": f"validation {cfg.metric}",
+        },
+        "validation": as_dicts(choice.metrics),
         "seen": as_dicts(on_seen),
         "test": as_dicts(on_new),
         "test_as_trained": None if as_trained is None else as_dicts(as_trained),

@@ -101,7 +101,7 @@ def _runs(runs: dict[str, dict[str, Any]]) -> str:
         cells = [f"{estimate['mean']:.4f} ± {estimate['ci95']:.4f}" for estimate in (train, new)]
         adaptation, hardware = run["adaptation"], run["hardware"]
         lines.append(
-            f"| {name} ({metric}) | {run['steps']:,} | {run['seconds']:.0f} | {adaptation['way']},"
+            f"| {name} ({metric}) | {run['steps']:,} | {run['seconds']:.0f} | {adaptation['strategy']},"
             f" {adaptation['steps']} | {' | '.join(cells)} | {new['worst_decile']:.4f}"
             f" | {hardware['device']}, {hardware['threads']} threads, torch {run['versions']['torch']} |"
         )

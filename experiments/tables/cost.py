@@ -12,10 +12,10 @@ def section(cost: dict[str, Any]) -> str:
         "| method | ms | relative to equal weights | peak MiB | relative peak |",
         "|---|---|---|---|---|",
     ]
-    for name, way in cost["ways"].items():
+    for name, method in cost["methods"].items():
         lines.append(
-            f"| {name} | {way['seconds'] * 1e3:.1f} | {way['times_equal_weights']:.2f}"
-            f" | {way['peak_mib']:.0f} | {way['times_its_peak']:.2f} |"
+            f"| {name} | {method['seconds'] * 1e3:.1f} | {method['times_equal_weights']:.2f}"
+            f" | {method['peak_mib']:.0f} | {method['times_its_peak']:.2f} |"
         )
     floor, hardware = cost["one_forward_and_a_backward_for_each_task"], cost["hardware"]
     return "\n".join(

@@ -18,7 +18,7 @@ def draw(runs: dict[str, list[Run]], metric: str, path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True, sharey=True)
     for number, (recipe, results) in enumerate(runs.items()):
         first, color = results[0], f"C{number}"
-        label = f"{recipe} ({first['adaptation']['way']})"
+        label = f"{recipe} ({first['adaptation']['strategy']})"
         _line(
             left,
             list(range(len(first["curve"]))),

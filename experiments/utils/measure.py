@@ -19,11 +19,11 @@ Reference = Mapping[str, float]  # {"task/metric": value of a single-task model}
 class Choice(NamedTuple):
     """An adaptation strategy, its number of steps, its value of the selection metric, and all metrics."""
 
-    way: str
+    strategy: str
     stage: int
     estimate: Estimate
     higher_is_better: bool
-    found: dict[str, Estimate]
+    metrics: dict[str, Estimate]
 
     def better_than(self, other: Choice) -> bool:
         """Return whether this choice has a better value than `other`."""
@@ -33,7 +33,7 @@ class Choice(NamedTuple):
 
 def choose(
     model: nn.Module,
-    ways: Mapping[str, Recipe],
+    strategies: Mapping[str, Recipe],
     family: Any,
     episodes: Any,
     metric: str,
@@ -49,14 +49,14 @@ def choose(
     """
     best: Choice | None = None
     failure: FloatingPointError | None = None
-    for way, recipe in ways.items():
+    for strategy, recipe in strategies.items():
         try:
             stages = _stages(model, recipe, family, episodes, reference, engine)
         except FloatingPointError as error:
             failure = error
             continue
         for stage, metrics in enumerate(stages):
-            choice = Choice(way, stage, metrics[metric], higher(family, metric), metrics)
+            choice = Choice(strategy, stage, metrics[metric], higher(family, metric), metrics)
             if best is None or choice.better_than(best):
                 best = choice
     if best is None:
@@ -103,12 +103,14 @@ def _stages(
     return adaptation_curve(model, recipe, episodes, family.loss, **parts)
 
 
-def _flat(found: Mapping[str, Mapping[str, Estimate]], metrics: Mapping[str, Any]) -> dict[str, Estimate]:
+def _flat(
+    estimates_by_task: Mapping[str, Mapping[str, Estimate]], metrics: Mapping[str, Any]
+) -> dict[str, Estimate]:
     """Flatten `{task: {metric: ...}}` to `{"task/metric": ...}`; add the mean of each metric over tasks."""
     means: dict[str, list[float]] = {}
     higher: dict[str, bool] = {}
     per_task: dict[str, Estimate] = {}
-    for task, estimates in found.items():
+    for task, estimates in estimates_by_task.items():
         for name, estimate in estimates.items():
             per_task[f"{task}/{name}"] = estimate
             means.setdefault(name, []).append(estimate.mean)

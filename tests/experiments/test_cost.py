@@ -1,4 +1,4 @@
-"""The cost of a step: that its ways compute the same, and that peaks are measured."""
+"""The cost of a step: that its methods compute the same, and that peaks are measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def test_the_ways_agree_and_are_timed() -> None:
     work = cost.Work(tasks=3, batch=8)
     assert cost.check(work) < 1e-5
     seconds = cost.timed(work, rounds=1)
-    assert seconds.keys() == cost.WAYS.keys()
+    assert seconds.keys() == cost.METHODS.keys()
     assert all(len(values) == 1 and values[0] > 0 for values in seconds.values())
 
 

@@ -263,6 +263,6 @@ def test_a_strategy_that_diverges_is_left_out(composed: Compose, tmp_path: Path)
     few = ("meta_batch=3", "steps=2", "validate.times=1", VMAP)
     diverging = "+adapt.diverging={_target_: metamtl.adapters.Gradient, steps: 9, lr: 1e9}"
     result = train.run(composed(*few, "adapt=none", diverging), tmp_path / "both")
-    assert result["adaptation"]["way"] == "none"
+    assert result["adaptation"]["strategy"] == "none"
     with pytest.raises(FloatingPointError, match="metric 'mse'"):
         train.run(composed(*few, "adapt=none", "~adapt.none", diverging), tmp_path / "alone")

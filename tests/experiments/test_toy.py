@@ -46,13 +46,13 @@ def test_an_aggregator_walks_as_it_would_alone() -> None:
     together = toy.descend(["PCGrad", "Mean", "UW"], steps=20, lr=0.005, tolerance=0.1)
     for name, found in together.items():
         alone = toy.descend([name], steps=20, lr=0.005, tolerance=0.1)[name]
-        assert torch.equal(alone.pop("way"), found.pop("way")) and alone == found
+        assert torch.equal(alone.pop("path"), found.pop("way")) and alone == found
 
 
 def test_every_aggregator_walks() -> None:
     names = [name for name in aggregators.names() if name not in toy.LEFT_OUT]
     for found in toy.descend(names, steps=3, lr=0.005, tolerance=0.1).values():
-        assert found["way"].isfinite().all() and found["way"].shape[1:] == (5, 2)
+        assert found["path"].isfinite().all() and found["way"].shape[1:] == (5, 2)
         assert all(one["steps"] == 3 and one["to"] != one["from"] for one in found["starts"])
 
 
@@ -64,5 +64,5 @@ def test_who_has_arrived_stays() -> None:
 
 def test_the_picture(tmp_path: Path) -> None:
     found = toy.descend(["Mean", "MGDA"], 100, 0.01, 0.1)
-    toy.draw({name: each["way"] for name, each in found.items()}, tmp_path / "toy.png")
+    toy.draw({name: each["path"] for name, each in found.items()}, tmp_path / "toy.png")
     assert (tmp_path / "toy.png").stat().st_size > 5_000

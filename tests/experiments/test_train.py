@@ -144,7 +144,7 @@ def test_the_saved_model_gives_the_same_results(recipe: str, composed: Compose, 
     assert set(own) == set(adapter.state_dict()) and bool(own) == (recipe == "mtl")
 
     family = instantiate(cfg.task).split("test")
-    way = Recipe(instantiate(cfg.adapt[result["adaptation"]["way"]]))
+    way = Recipe(instantiate(cfg.adapt[result["adaptation"]["strategy"]]))
     new = family.sample(cfg.test.tasks, stream(cfg.seed, TEST))
     stage, engine = result["adaptation"]["steps"], engines.Vmap()
     assert as_dicts(measure(model, way, stage, family, new, engine=engine)[0]) == result["test"]
