@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..episode import Batch
-from ..functional import Params, with_support_statistics, without_support_statistics
+from ..functional import Params, forward, with_support_statistics, without_support_statistics
 from ..losses import Loss
 from .inner_loop import Carry, InnerLoop, Start, StepContext
 
@@ -22,6 +22,11 @@ class Adapter(nn.Module, ABC):
     have parameters of its own (a table of heads, learned step sizes). They are ordinary module parameters;
     pass them to the optimizer together with those of the model.
     """
+
+    @property
+    def transductive(self) -> bool:
+        """Whether the prediction for one query example depends on the other query examples."""
+        return False
 
     def check(self, model: nn.Module, task: Tensor | str | None) -> None:
         """Reject an unsuitable model or unsuitable task ids before anything is computed.
@@ -63,8 +68,21 @@ class Adapter(nn.Module, ABC):
             task: the task's ids, or its name.
 
         Returns:
-            All parameters by name, differentiable with respect to `params`.
+            All parameters by name, differentiable with respect to `params`. Names that begin with
+            `"adapter:"` are values for `predict`; the model has no such parameters.
         """
+
+    def predict(self, model: nn.Module, params: Params, x: Any, task: Any = None, **call: Any) -> Any:
+        """The output for the inputs `x` with the parameters of a task; by default, that of the model.
+
+        Args:
+            model: the model.
+            params: the result of a call of the adapter.
+            x: the inputs of the model, `[Q, ...]`.
+            task: the name of the task; None if it has none.
+            call: further arguments of `functional.forward`.
+        """
+        return forward(model, params, x, task, **call)
 
     def path(
         self,

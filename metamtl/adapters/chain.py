@@ -31,7 +31,17 @@ class Chain(Adapter):
                 raise TypeError(
                     f"Chain takes adapters, not {adapter!r}; for example Chain(Prototype(), Gradient(5))."
                 )
+        for adapter in adapters[:-1]:
+            if type(adapter).predict is not Adapter.predict and not isinstance(adapter, Chain):
+                raise ValueError(
+                    f"Chain: {type(adapter).__name__} computes predictions in its own way, which the later"
+                    f" {type(adapters[-1]).__name__} would not use; put it last."
+                )
         self.adapters = nn.ModuleList(adapters)
+
+    @property
+    def transductive(self) -> bool:
+        return any(adapter.transductive for adapter in self.adapters)  # type: ignore[misc]
 
     def check(self, model: nn.Module, task: Tensor | str | None) -> None:
         for adapter in self.adapters:
@@ -50,6 +60,9 @@ class Chain(Adapter):
         for adapter in previous:
             params = adapter(model, support, loss, params=params, task=task)
         return last(model, support, loss, params=params, task=task)  # type: ignore[no-any-return]
+
+    def predict(self, model: nn.Module, params: Params, x: Any, task: Any = None, **call: Any) -> Any:
+        return self.adapters[-1].predict(model, params, x, task, **call)  # type: ignore[operator]
 
     def path(
         self,

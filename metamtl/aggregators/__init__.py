@@ -27,14 +27,14 @@ from .scalarized import Scalarized
 from .torchjd import TorchJD
 
 __all__ = [
+    "DBMTL",
+    "DWA",
+    "FAMO",
     "AdaTask",
     "Aggregator",
     "AutoLambda",
     "Combined",
     "Constant",
-    "DBMTL",
-    "DWA",
-    "FAMO",
     "GradNorm",
     "LossAscent",
     "LossWeighting",

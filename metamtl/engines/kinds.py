@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..adapters.inner_loop import InnerLoop
-from ..functional import trainable
+from ..functional import forward, trainable
 from ..functional.structure import attributes_of, changed_attributes
 from . import compiled_parts
 from .backend import inductor
@@ -95,7 +95,8 @@ def _attributes_set(problem: TaskProblem, x: Any) -> tuple[tuple[nn.Module, str]
 
     handle = problem.model.register_forward_hook(record)
     try:
-        problem.output({**problem.frozen, **trainable(problem.model)}, x)
+        params = {**problem.frozen, **trainable(problem.model)}
+        forward(problem.model, params, x, problem.name, structure=problem.structure)
     finally:
         handle.remove()
     return tuple(changes)

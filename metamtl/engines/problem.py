@@ -111,8 +111,9 @@ class TaskProblem:
         return with_support_statistics(self.model, params, x, task, structure=self.structure)
 
     def output(self, params: Params, x: Any) -> Any:
-        """The model's output; for a named task, the output of its own head."""
-        return forward(self.model, params, x, self.name, structure=self.structure, leftovers=self.leftovers)
+        """The output of the adapted model; for a named task, the output of its own head."""
+        predict = self.adapter.predict if self.adapts else forward
+        return predict(self.model, params, x, self.name, structure=self.structure, leftovers=self.leftovers)
 
     def measure(self, params: Params, batch: Batch) -> Tensor:
         """The task's loss on a batch."""

@@ -8,8 +8,10 @@ from .buffers import (
 )
 from .call import forward, is_name
 from .differentiate import gradient, in_transform
+from .features import Features, check_features, features_of
 from .scan import scan
 from .select import (
+    ADAPTER_VALUE,
     Params,
     canonical_names,
     of_module,
@@ -22,25 +24,29 @@ from .structure import INNER_STEP, SUPPORT_MEAN, SUPPORT_VAR, Structure, structu
 from .substitution import substituted
 
 __all__ = [
+    "ADAPTER_VALUE",
     "INNER_STEP",
     "SUPPORT_MEAN",
     "SUPPORT_VAR",
+    "Features",
     "Params",
     "Structure",
     "canonical_names",
+    "check_features",
+    "features_of",
     "forward",
     "gradient",
+    "has_adapter_buffers",
     "in_transform",
     "is_name",
-    "select_parameters",
     "of_module",
-    "vmap_compatible_kernels",
     "scan",
+    "select_parameters",
     "structure_of",
     "substituted",
-    "has_adapter_buffers",
     "trainable",
     "trainable_and_frozen",
+    "vmap_compatible_kernels",
     "with_prefix",
     "with_support_statistics",
     "without_support_statistics",

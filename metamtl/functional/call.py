@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -18,6 +18,8 @@ from .select import Params
 from .structure import Structure, holder, structure_of
 from .substitution import restore, substitute, substituted
 
+Stage = Callable[..., Any]  # a submodule, or a function that calls modules of the model
+
 
 def forward(
     model: nn.Module,
@@ -27,7 +29,7 @@ def forward(
     *,
     structure: Structure | None = None,
     second_order: bool = False,
-    stages: tuple[nn.Module, ...] | None = None,
+    stages: tuple[Stage, ...] | None = None,
     leftovers: tuple[tuple[nn.Module, str], ...] = (),
 ) -> Any:
     """Compute the output of `model` on `x` with `params` instead of its own parameters and buffers.
@@ -43,11 +45,13 @@ def forward(
         structure: the structure of the model; if None, it is computed.
         second_order: whether the result is differentiated twice. Then layers whose fused kernels have no
             second derivative are decomposed.
-        stages: submodules to apply one after the other, instead of the whole model.
+        stages: submodules, or functions that call modules of the model, to apply one after the other,
+            instead of the whole model.
         leftovers: attributes that the forward pass sets, which compiled code restores.
 
     Raises:
-        ValueError: `params` has a name that the model does not have.
+        ValueError: `params` has a name that the model does not have. Values of an adapter
+            (`ADAPTER_VALUE`) are ignored.
         RuntimeError: the model writes a parameter in place. Under vmap: the model reads tensor values, or
             writes a buffer whose values would differ between tasks.
         NotImplementedError: a second derivative is needed, but an operation of the model has none.
@@ -91,7 +95,7 @@ def _substituted_call(
     model: nn.Module,
     structure: Structure,
     params: Params,
-    stages: tuple[nn.Module, ...] | None,
+    stages: tuple[Stage, ...] | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     transformed: bool,
@@ -109,12 +113,13 @@ def _substituted_call(
 
 
 def _apply(
-    model: nn.Module, stages: tuple[nn.Module, ...] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: nn.Module, stages: tuple[Stage, ...] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     if stages is None:
         return model(*args, **kwargs)
-    (x,) = args
-    for stage in stages:
+    first, *others = stages
+    x = first(*args, **kwargs)
+    for stage in others:
         x = stage(x)
     return x
 
@@ -133,7 +138,7 @@ def _call_compiled(
     params: Params,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    stages: tuple[nn.Module, ...] | None,
+    stages: tuple[Stage, ...] | None,
     leftovers: tuple[tuple[nn.Module, str], ...],
 ) -> Any:
     """`_substituted_call` in a form that torch.compile can trace."""

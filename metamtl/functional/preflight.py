@@ -26,7 +26,7 @@ class Pass(NamedTuple):
         twice: whether it is differentiated twice.
         whole: whether it is expected to use all parameters.
         training: whether the model is in training mode.
-        stages: the ids of the submodules that run; empty for the whole model.
+        stages: the ids of the submodules or functions that run; empty for the whole model.
     """
 
     twice: bool
@@ -44,7 +44,7 @@ def preflight(
     *,
     twice: bool,
     whole: bool,
-    stages: tuple[nn.Module, ...] | None = None,
+    stages: tuple[Callable[..., Any], ...] | None = None,
 ) -> AbstractContextManager[Callable[[Any], None]] | None:
     """Context manager that checks a forward pass; None if a pass of the same kind was already checked.
 
@@ -62,7 +62,9 @@ def preflight(
         NotImplementedError: a second derivative is needed, but a `torch.autograd.Function` is marked
             `once_differentiable`: `torch.autograd.grad` would silently treat its gradient as a constant.
     """
-    kind = Pass(twice, whole, model.training, tuple(map(id, stages or ())))
+    kind = Pass(
+        twice, whole, model.training, tuple(id(getattr(stage, "function", stage)) for stage in stages or ())
+    )
     if kind in _CHECKED.get(model, ()):
         return None
     if any(map(is_compiled, model.modules())):  # the operations of compiled code cannot be intercepted

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 Params = dict[str, Tensor]
 
+ADAPTER_VALUE = "adapter:"
+"""Prefix of values that an adapter computes for its own `predict`; no parameter has such a name."""
+
 
 def trainable(model: nn.Module) -> Params:
     """The parameters that require gradients, by name; a tied parameter occurs once."""

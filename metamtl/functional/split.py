@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from . import canonical_names, has_adapter_buffers, with_prefix
+from .buffers import has_adapter_buffers
+from .select import canonical_names, with_prefix
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def _sort(
     remainder: list[str],
 ) -> None:
     """Append each stage of `module` to `stem` (before the split point) or to `remainder`."""
-    for child in _stages(module):
+    for child in stages_of(module):
         stage = f"{path}.{child}" if path else child
         part = module.get_submodule(child)
         is_adapted = any(canonical[name] in adapted for name in with_prefix(canonical, stage))
@@ -67,13 +68,13 @@ def _sort(
             remainder.append(stage)
         elif not is_adapted:
             stem.append(stage)
-        elif _stages(part) and not _hooked(part):
+        elif stages_of(part) and not _hooked(part):
             _sort(part, stage, canonical, adapted, stem, remainder)
         else:
             remainder.append(stage)
 
 
-def _stages(module: nn.Module) -> tuple[str, ...]:
+def stages_of(module: nn.Module) -> tuple[str, ...]:
     """The children that the forward pass applies one after the other; empty if this is not known."""
     if type(module).forward is nn.Sequential.forward:
         return tuple(module._modules)

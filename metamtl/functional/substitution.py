@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .select import Params, canonical_names
+from .select import ADAPTER_VALUE, Params, canonical_names
 from .structure import RECURRENT_STATE, Structure, attributes, holder, restore_attributes
 
 
@@ -90,6 +90,8 @@ def _with_first_names(model: nn.Module, params: Params, used_names: set[str]) ->
     canonical = canonical_names(model)
     result = {name: params[name] for name in used_names}
     for name, value in params.items():
+        if name.startswith(ADAPTER_VALUE):
+            continue
         first = canonical.get(name)
         if first is None:
             raise ValueError(

@@ -9,9 +9,9 @@ __all__ = [
     "Penalty",
     "displacement",
     "episode_loss",
+    "l2_to_mean",
+    "low_rank",
     "nuclear_norm",
     "penalized",
     "query_loss",
-    "l2_to_mean",
-    "low_rank",
 ]

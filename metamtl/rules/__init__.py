@@ -30,6 +30,7 @@ from .sgd import SGD
 Memory = OptState
 
 __all__ = [
+    "SGD",
     "Adadelta",
     "Adagrad",
     "Adam",
@@ -42,5 +43,4 @@ __all__ = [
     "RMSprop",
     "Rates",
     "Rule",
-    "SGD",
 ]

@@ -25,12 +25,12 @@ __all__ = [
     "Glyphs",
     "GroupedTasks",
     "LabeledTasks",
-    "TaskMixture",
     "MultiMNIST",
     "Omniglot",
     "Parkinsons",
     "Patients",
     "Sinusoid",
+    "TaskMixture",
     "TextTrio",
     "Tox21",
 ]

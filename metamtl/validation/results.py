@@ -14,7 +14,7 @@ from ..engines import TaskGradients
 from ..engines.base import index_task
 from ..engines.exchange import LOCAL, Exchange
 from ..episode import Batch, Episode
-from ..functional import Params, forward
+from ..functional import Params
 from ..functional.labels import has_label
 from ..losses import Loss
 
@@ -152,7 +152,7 @@ def _inner_step(model: nn.Module, adapter: Adapter, episodes: Episode, loss: Los
     support = Batch(*support)
     with torch.no_grad():
         for step, params in enumerate(adapter.path(model, support, loss, task=ids)):
-            value = loss(forward(model, params, support.x), support.y)
+            value = loss(adapter.predict(model, params, support.x), support.y)
             if not torch.isfinite(value):
                 return f" Task {task}: the support loss is {float(value)} after {step} inner steps."
     return (

@@ -18,7 +18,8 @@ from .shared_private import SharedPrivate
 from .soft_sharing import SoftSharing
 
 __all__ = [
-    "SharedBottom",
+    "MTAN",
+    "PLE",
     "Branching",
     "Cascade",
     "Constant",
@@ -27,10 +28,9 @@ __all__ = [
     "DSelectK",
     "Hierarchical",
     "MMoE",
-    "MTAN",
     "NamedHeads",
     "NamedTasks",
-    "PLE",
+    "SharedBottom",
     "SharedPrivate",
     "SoftSharing",
     "named_heads",
