@@ -2,23 +2,30 @@
 
 from .base import Adapter
 from .chain import Chain
+from .class_means import ClassMeans
 from .differentiation import Checkpointed, Differentiation, FirstOrder, Implicit, Truncated, Unrolled
+from .feat import FEAT
 from .feature_classifier import FeatureClassifier
 from .gradient import Gradient
 from .head_table import HeadTable
 from .logistic import Logistic
+from .matching import Matching
 from .mean_predictor import MeanPredictor
 from .prototype import Prototype
 from .rates import LearnedRates
+from .relation import Relation
 from .ridge import Ridge
 from .shared import Shared
+from .simple_shot import SimpleShot, feature_mean
 from .svm import SVM
 
 __all__ = [
+    "FEAT",
     "SVM",
     "Adapter",
     "Chain",
     "Checkpointed",
+    "ClassMeans",
     "Differentiation",
     "FeatureClassifier",
     "FirstOrder",
@@ -27,10 +34,14 @@ __all__ = [
     "Implicit",
     "LearnedRates",
     "Logistic",
+    "Matching",
     "MeanPredictor",
     "Prototype",
+    "Relation",
     "Ridge",
     "Shared",
+    "SimpleShot",
     "Truncated",
     "Unrolled",
+    "feature_mean",
 ]

@@ -99,6 +99,15 @@ ROWS = {
     "r2d2": Row(recipes.r2d2),
     "logistic": Row(lambda: recipes.logistic(steps=8)),
     "metaoptnet": Row(lambda: recipes.metaoptnet(C=0.5, steps=14)),
+    "class means": Row(recipes.class_means),
+    "class means, cosine": Row(lambda: recipes.class_means(distance="cosine")),
+    "class means, of a function": Row(lambda: recipes.class_means(lambda model, x: model.body(x).square())),
+    "class means, of the output": Row(lambda: recipes.class_means(None)),
+    "class means, captured": Row(lambda: recipes.class_means("body.1")),
+    "matching": Row(lambda: recipes.matching(scale=2.0)),
+    "relation": Row(lambda: Recipe(adapters.Relation(smooth_mlp(2 * FEATURES, 5, 1)))),
+    "simple shot": Row(lambda: recipes.simple_shot(torch.linspace(-1, 1, FEATURES))),
+    "feat": Row(lambda: recipes.feat(FEATURES)),
     "support mean": Row(lambda: Recipe(adapters.MeanPredictor()), "numbers"),
 }
 
@@ -109,6 +118,10 @@ def small_model(outputs: int = WAYS) -> nn.Module:
     model.body = nn.Sequential(nn.Linear(4, FEATURES), nets.BatchNorm(FEATURES), nn.Tanh())
     model.head = nn.Linear(FEATURES, outputs)
     return model
+
+
+def smooth_mlp(inputs: int, hidden: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs))
 
 
 @dataclass
@@ -231,6 +244,10 @@ def test_engines_agree(case: Case, engine: engines.Engine) -> None:
 # Few steps, because tracing takes long; test_compiled.py has the gradient steps.
 COMPILED = {
     "r2d2": ROWS["r2d2"],
+    **{
+        name: ROWS[name]
+        for name in ("class means", "class means, captured", "matching", "relation", "feat")
+    },
     "logistic": Row(lambda: recipes.logistic(steps=2)),
     "metaoptnet": Row(lambda: recipes.metaoptnet(steps=2)),
 }
@@ -320,6 +337,15 @@ def test_a_repeated_call_gives_the_same(case: Case) -> None:
     own = [name for name in first if not name.startswith("adapter:")]
     assert list(first) == list(second) and own == [name for name, _ in case.model.named_parameters()]
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_only_transductive_adapters_look_at_other_query_examples(case: Case) -> None:
+    case.model.body[1] = nn.Identity()
+    one = case.episode[0]
+    fast = case.adapt(0)
+    together = case.predict(fast, one.query.x)
+    alone = torch.cat([case.predict(fast, x[None]) for x in one.query.x])
+    assert (distance(alone.detach(), together.detach()) <= 1e-12) != case.recipe.adapter.transductive
 
 
 def test_the_path_ends_where_the_call_does(case: Case) -> None:
