@@ -138,7 +138,9 @@ def train(
             episodes = own_part(episodes)
             used, observer = observed(recipe) if now.log else (recipe, None)
             try:
-                outcome = meta_backward(model, used, episodes, built.train.loss, engine=built.engine)
+                outcome = meta_backward(
+                    model, used.at(state.step), episodes, built.train.loss, engine=built.engine
+                )
             except FloatingPointError as error:
                 state.skip_or_raise(error, cfg.on_nonfinite, run_folder)
                 continue

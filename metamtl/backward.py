@@ -104,6 +104,11 @@ def meta_backward(
     with exchange.together():
         checked = check_call(model, recipe, episodes, loss, engine)
         check_features(recipe, checked)
+        if recipe.schedule is not None:
+            raise ValueError(
+                "the recipe changes during the training; pass recipe.at(step), with the number of the outer"
+                " step."
+            )
         shared, own = trainable(model), trainable(recipe.adapter)
         if not shared and not own:
             raise ValueError(

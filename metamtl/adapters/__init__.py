@@ -18,6 +18,7 @@ from .ridge import Ridge
 from .shared import Shared
 from .simple_shot import SimpleShot, feature_mean
 from .svm import SVM
+from .zeros import Zeros
 
 __all__ = [
     "FEAT",
@@ -43,5 +44,6 @@ __all__ = [
     "SimpleShot",
     "Truncated",
     "Unrolled",
+    "Zeros",
     "feature_mean",
 ]

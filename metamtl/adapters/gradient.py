@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ..functional.split import split
 from ..losses import Loss
 from ..rules import Descent, Rates, Rule
 from .base import Adapter, initial_params
-from .differentiation import Differentiation, Shorthand, as_differentiation
+from .differentiation import Differentiation, Implicit, Shorthand, as_differentiation
 from .gradient_loop import GradientLoop
 from .inner_loop import InnerLoop
 from .rates import LearnedRates, per_step_lr
@@ -38,6 +39,8 @@ class Gradient(Adapter):
             strings "exact", "checkpointed", "truncated", "first_order" and "implicit" select these with
             default options.
         rule: an update rule of `metamtl.rules`; if None, plain gradient descent.
+        batch_size: number of support examples of each step; if None, all. The examples are shuffled, and
+            again after each pass over the support set, as determined by `seed`.
 
     Raises:
         TypeError: `steps` is not an int; `differentiation` or `rule` has the wrong type.
@@ -60,6 +63,8 @@ class Gradient(Adapter):
         differentiation: Differentiation | Shorthand = "exact",
         *,
         rule: Rule | None = None,
+        batch_size: int | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if not isinstance(steps, int) or isinstance(steps, bool):
@@ -75,11 +80,32 @@ class Gradient(Adapter):
         self.lr = lr if isinstance(lr, LearnedRates) else per_step_lr(lr, steps)
         self.steps, self.differentiation = steps, as_differentiation(differentiation)
         self.differentiation.check(lr, self.rule, adapts)
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise ValueError(f"batch_size={batch_size!r}: pass a number of examples, or None for all.")
+        if batch_size is not None and isinstance(self.differentiation, Implicit):
+            raise ValueError("Implicit differentiates the minimum of one loss; use batch_size=None.")
+        if batch_size is None and seed:
+            raise ValueError(f"seed={seed} shuffles mini-batches; pass batch_size=, too.")
+        self.batch_size, self.seed = batch_size, seed
         self.adapts = adapts if adapts is None or isinstance(adapts, str) else tuple(adapts)
+
+    def replaced(
+        self, *, rule: Rule | None = None, differentiation: Differentiation | None = None
+    ) -> Gradient:
+        """The same adapter with the same parameters, but another rule or way to differentiate."""
+        other = copy(self)
+        other._modules = dict(self._modules)
+        if rule is not None:
+            other.rule = rule
+        if differentiation is not None:
+            other.differentiation = differentiation
+        return other
 
     def __repr__(self) -> str:
         parts = [f"steps={self.steps}, lr={self.lr}, adapts={self.adapts!r}"]
         parts.append(f"differentiation={self.differentiation}")
+        if self.batch_size is not None:
+            parts.append(f"batch_size={self.batch_size}, seed={self.seed}")
         if not isinstance(self.rule, Descent):
             parts.append(f"rule={self.rule}")
         return f"Gradient({', '.join(parts)})"

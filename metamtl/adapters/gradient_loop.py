@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..episode import Batch
 from ..functional import (
@@ -21,6 +21,7 @@ from ..functional import (
     substituted,
     vmap_compatible_kernels,
 )
+from ..functional.counter_random import uniform
 from ..functional.differentiate import detached, in_transform
 from ..functional.split import Split
 from ..losses import Loss
@@ -110,7 +111,7 @@ class GradientLoop(InnerLoop):
         # Detach before computing the gradient, not after, so that no unused graph is recorded.
         phi, fixed_context = detached((adapted, context)) if first_order else (adapted, context)
         support_loss = self.support_loss(
-            fixed_context, dict.fromkeys(self.counters, k), second_order=not first_order
+            self._batch(fixed_context, k), dict.fromkeys(self.counters, k), second_order=not first_order
         )
         grads = gradient(support_loss, phi, differentiable=not first_order)
         if not grads:
@@ -122,6 +123,24 @@ class GradientLoop(InnerLoop):
             origin = context.features[1]
             grads = {n: g + self.proximal * (phi[n] - origin[n]) for n, g in grads.items()}
         return self._update(adapted, grads, opt_state, context.learned, k)
+
+    def _batch(self, context: StepContext, k: Tensor) -> StepContext:
+        """The context with the support examples of step `k`."""
+        size, (x, y) = self.adapter.batch_size, context.fixed
+        if size is None:
+            return context
+        inputs = x if self.parts is None else context.features[0]
+        examples = len(tree_leaves(y)[0])
+        index = shuffled(self.adapter.seed, k, size, examples)
+
+        def select(leaf: Any) -> Any:  # other leaves have no axis of examples
+            has_examples = isinstance(leaf, Tensor) and leaf.shape[:1] == (examples,)
+            return leaf.index_select(0, index) if has_examples else leaf
+
+        inputs, y = tree_map(select, inputs), tree_map(select, y)
+        if self.parts is None:
+            return context._replace(fixed=(inputs, y))
+        return context._replace(features=(inputs, *context.features[1:]), fixed=(x, y))
 
     def support_loss(
         self, context: StepContext, counters: Params, *, second_order: bool
@@ -167,6 +186,15 @@ class GradientLoop(InnerLoop):
             stages=stages,
             leftovers=self.leftovers,
         )
+
+
+def shuffled(seed: int, k: Tensor, size: int, examples: int) -> Tensor:
+    """The positions of the examples of step `k`, `[size]`: passes over all examples, each shuffled."""
+    position = k * size + torch.arange(size, device=k.device)
+    first = k * size // examples
+    passes = size // examples + 2  # the largest number of passes that a step touches
+    orders = [uniform((seed, first + i), (examples,), device=k.device).argsort() for i in range(passes)]
+    return torch.cat(orders).index_select(0, position - first * examples)
 
 
 def _view(leaf: Any) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import Params, select_parameters, trainable
+from ..functional.register import register_parameter
 
 PER = ("model", "tensor", "element")
 
@@ -66,7 +67,7 @@ class LearnedRates(nn.Module):
             shape = param.shape if per == "element" else ()
             full_shape = shape if steps is None else (steps, *shape)
             rate = torch.full(full_shape, lr, dtype=param.dtype, device=param.device)
-            _register(self.rates, name, nn.Parameter(rate))
+            register_parameter(self.rates, name, nn.Parameter(rate))
 
     def __repr__(self) -> str:
         return f"LearnedRates(per={self.per!r}, steps={self.steps})"
@@ -112,13 +113,3 @@ def per_step_lr(lr: Any, steps: int) -> tuple[float, ...]:
     if len(rates) != steps:
         raise ValueError(f"lr has {len(rates)} rates for {steps} steps; pass one number, or {steps}.")
     return tuple(rates)
-
-
-def _register(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    """Register a parameter under a dotted name, in nested submodules."""
-    *path, last = name.split(".")
-    for part in path:
-        if part not in module._modules:
-            module.add_module(part, nn.Module())
-        module = module.get_submodule(part)
-    module.register_parameter(last, parameter)

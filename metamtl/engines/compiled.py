@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..functional import Params, has_adapter_buffers, trainable, vmap_compatible_kernels
+from ..objectives.base import reads
 from .base import Engine, TaskGradients, concatenate, index_task, num_tasks, stack
 from .kinds import Kind, code_objects, precision, shapes
 from .loop import leaves
@@ -181,6 +182,8 @@ def _unsupported(problem: TaskProblem) -> str | None:
         return (
             "a module of the model reads the index of the inner step or the statistics of the support set"
         )
+    if reads(problem.objective) == "adapter":
+        return "the objective runs the adapter several times"
     for differentiation in problem.differentiations:
         if not differentiation.runs_compiled:
             return f"differentiation={differentiation} cannot be compiled"

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.func import grad, vjp, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..adapters.inner_loop import Carry, Start, StepContext, run
+from ..adapters.inner_loop import Carry, Start, StepContext, run, stages
 from ..episode import Batch
 from ..functional import Params
 from ..functional.convolution import as_products
+from ..objectives.base import reads
 from .problem import TaskProblem
 
 
@@ -38,8 +39,12 @@ def whole(
         support, query, task = data
         support = None if support is None else Batch(*support)
         with problem.substituted_adapter(own):
-            adapted = run(problem.loop, {**problem.frozen, **shared}, own, support, task)
-        value, loss = problem.result(shared, adapted, support, query)
+            params = {**problem.frozen, **shared}
+            if reads(problem.objective) == "stages":
+                path = list(stages(problem.loop, params, own, support, task))
+            else:
+                path = [run(problem.loop, params, own, support, task)]
+        value, loss = problem.result(shared, path, support, query)
         return value, loss
 
     def one_task(data: Any) -> tuple[Params, Params, Tensor]:
@@ -126,7 +131,7 @@ def end(
     def one_task(carry: Carry, support: Any, query: Any) -> tuple[Params, Carry, Tensor]:
         def objective(shared: Params, carry: Carry) -> tuple[Tensor, Tensor]:
             adapted = problem.loop.finish(carry, {**problem.frozen, **shared}, k)
-            value, loss = problem.result(shared, adapted, support, query)
+            value, loss = problem.result(shared, [adapted], support, query)
             return value, loss
 
         (shared_grads, carry_grads), loss = grad(objective, argnums=(0, 1), has_aux=True)(shared, carry)

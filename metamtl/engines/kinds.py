@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from ..adapters.inner_loop import InnerLoop
 from ..functional import forward, trainable
 from ..functional.structure import attributes_of, changed_attributes
+from ..objectives.base import reads
 from . import compiled_parts
 from .backend import inductor
 from .probe import Probe
@@ -57,7 +58,7 @@ class Kind:
         """Run one task uncompiled to determine what it needs. Invalid input raises its own error here."""
         self.examined = True
         probe = Probe.of(problem, data)
-        self.by_parts = probe.by_parts
+        self.by_parts = probe.by_parts and reads(problem.objective) == "end"
         if probe.draws:
             self.reason = "it draws random numbers"
             return

@@ -50,8 +50,11 @@ def task_passes(
             for task in group:
                 problem, episode = problems[task], episodes[task]
                 support, query = episode.support, episode.query
-                end = problem.adapt(shared, own, support, episode.task)
-                objective, loss = problem.result(shared, end, support, query, outputs.get(task))
+                stages = problem.stages(shared, own, support, episode.task)
+                again = problem.again(own, support, episode.task)
+                objective, loss = problem.result(
+                    shared, stages, support, query, outputs.get(task), again
+                )
                 # The tasks of the group share one pass through the model, so its graph is retained.
                 retain = features is not None or (len(outputs) > 0 and task != group[-1])
                 if features is None:

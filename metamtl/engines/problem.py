@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from ..functional import (
 )
 from ..losses import Loss
 from ..objectives import Adaptation, Objective
+from ..objectives.base import reads
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,27 @@ class TaskProblem:
         """Context manager in which the adapter has the parameters `own`, if there are any."""
         return substituted(self.adapter, self.own_structure, own) if own else nullcontext()
 
-    def path(self, shared: Params, support: Batch | None, task: Any) -> Iterator[Params]:
-        """The parameters at each stage of adaptation."""
+    def path(
+        self, shared: Params, support: Batch | None, task: Any, own: Params | None = None
+    ) -> Iterator[Params]:
+        """The parameters at each stage of adaptation; `own` replaces the adapter's own parameters."""
         params, task_key = {**self.frozen, **shared}, task if self.name is None else self.name
-        for stage in self.loop.path(params, dict(self.adapter.named_parameters()), support, task_key):
-            yield self._with_statistics(stage, support, task_key)
+        learned = own or dict(self.adapter.named_parameters())
+        with self.substituted_adapter(own or {}):
+            for stage in self.loop.path(params, learned, support, task_key):
+                yield self._with_statistics(stage, support, task_key)
+
+    def stages(self, shared: Params, own: Params, support: Batch | None, task: Any) -> tuple[Params, ...]:
+        """The stages of adaptation that the objective reads; the last one is its end."""
+        what = reads(self.objective)
+        if what == "stages" and self.adapts:
+            return tuple(self.path(shared, support, task, own))
+        with torch.no_grad() if what == "adapter" else nullcontext():
+            return (self.adapt(shared, own, support, task),)
+
+    def again(self, own: Params, support: Batch | None, task: Any) -> Callable[[Params], Params]:
+        """The adaptation to the task as a function of the shared parameters."""
+        return lambda shared: self.adapt(shared, own, support, task)
 
     def _with_statistics(self, params: Params, support: Batch | None, task: Any) -> Params:
         x = None if support is None else support[0]
@@ -120,17 +137,26 @@ class TaskProblem:
         return self.loss(self.output(params, batch[0]), batch[1])
 
     def result(
-        self, start: Params, end: Params, support: Batch | None, query: Batch, output: Any = None
+        self,
+        start: Params,
+        stages: Sequence[Params],
+        support: Batch | None,
+        query: Batch,
+        output: Any = None,
+        adapt: Callable[[Params], Params] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The objective and the query loss.
 
         Args:
             start: the shared parameters.
-            end: the parameters that the task uses.
+            stages: the stages of adaptation; the last one has the parameters that the task uses.
             output: the model's output on the query set, if it is known.
+            adapt: as in `Adaptation`.
         """
         query_loss = None if output is None else self.loss(output, query[1])
-        task = Adaptation(start, end, support, Batch(*query), self.measure, query_loss)
+        task = Adaptation(
+            start, stages[-1], support, Batch(*query), self.measure, query_loss, tuple(stages), adapt
+        )
         objective = self.objective(task)
         with torch.no_grad():  # if the objective does not use the query loss, it is only reported
             return objective, task.query_loss
@@ -138,4 +164,5 @@ class TaskProblem:
     def __call__(self, shared: Params, own: Params, data: Any) -> tuple[Tensor, Tensor]:
         """`result` after adaptation."""
         support, query, task = data
-        return self.result(shared, self.adapt(shared, own, support, task), support, query)
+        stages = self.stages(shared, own, support, task)
+        return self.result(shared, stages, support, query, adapt=self.again(own, support, task))

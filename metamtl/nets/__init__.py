@@ -1,5 +1,6 @@
 """Nets with a `.body` (features) and a `.head` (outputs), and architectures for parameter sharing."""
 
+from .context import Context, context_mlp
 from .conv4 import Conv4, conv4
 from .fine_tune import fine_tune
 from .flatten_linear import FlattenLinear, flatten_linear
@@ -48,6 +49,7 @@ __all__ = [
     "Branching",
     "Cascade",
     "Constant",
+    "Context",
     "Conv4",
     "Cooperative",
     "CrossStitch",
@@ -72,6 +74,7 @@ __all__ = [
     "ViT",
     "batchnorm",
     "batchnorm_statistics",
+    "context_mlp",
     "conv4",
     "fine_tune",
     "flatten_linear",

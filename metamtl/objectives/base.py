@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ class Adaptation:
         support: the support set, or None.
         query: the query set.
         measure: `measure(params, batch) -> scalar`, the loss of the task.
+        stages: the parameters after 0, 1, ..., K steps, if the objective has `reads = "stages"`.
+        adapt: `adapt(theta) -> phi`, the adaptation from other shared parameters, if the objective has
+            `reads = "adapter"`; `end` then has no gradient.
         known: the query loss if it has already been computed, else None.
     """
 
@@ -34,6 +37,8 @@ class Adaptation:
     query: Batch
     measure: Callable[[Params, Batch], Tensor]
     known: Tensor | None = field(default=None, repr=False)
+    stages: tuple[Params, ...] = field(default=(), repr=False)
+    adapt: Callable[[Params], Params] | None = field(default=None, repr=False)
 
     @property
     def query_loss(self) -> Tensor:
@@ -45,6 +50,12 @@ class Adaptation:
 
 
 Objective = Callable[[Adaptation], Tensor]
+Reads = Literal["end", "stages", "adapter"]
+
+
+def reads(objective: Objective) -> Reads:
+    """What an objective reads of the adaptation: its attribute `reads`, by default only the end."""
+    return getattr(objective, "reads", "end")
 
 
 def query_loss(task: Adaptation) -> Tensor:

@@ -6,6 +6,7 @@ Besides its own arguments every recipe takes `aggregator=` (default `Mean()`), `
 from .base import Recipe
 from .closed_form import logistic, metaoptnet, r2d2
 from .gradient_steps import anil, boil, fomaml, imaml, lslr, maml, metasgd, reptile
+from .maml_variants import cavia, drop_grad, es_maml, learned_rule, maml_plus_plus, meta_curvature
 from .metric import class_means, feat, matching, protonet, relation, simple_shot
 from .multi_task import joint, mtl
 
@@ -13,15 +14,21 @@ __all__ = [
     "Recipe",
     "anil",
     "boil",
+    "cavia",
     "class_means",
+    "drop_grad",
+    "es_maml",
     "feat",
     "fomaml",
     "imaml",
     "joint",
+    "learned_rule",
     "logistic",
     "lslr",
     "maml",
+    "maml_plus_plus",
     "matching",
+    "meta_curvature",
     "metaoptnet",
     "metasgd",
     "mtl",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -29,6 +29,8 @@ class Recipe:
         layer: where the per-task gradients are taken. If None, at the parameters; otherwise at the output
             of the module with this name (`layer="body"`), the features that named tasks with one input
             share. A step then costs one backward pass through the body, for any number of tasks.
+        schedule: `schedule(recipe, step) -> recipe`, the recipe of an outer step, for methods that change
+            during a training; see `at`.
 
     The adapter and the aggregator may have parameters (a table of heads, learned rates, the uncertainties
     of `UW`). They are learned only if they are passed to an optimizer:
@@ -48,6 +50,7 @@ class Recipe:
     aggregator: Aggregator = field(default_factory=Mean)
     objective: Objective = query_loss
     layer: str | None = None
+    schedule: Callable[[Recipe, int], Recipe] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.adapter, Adapter):
@@ -71,6 +74,14 @@ class Recipe:
                 f" gradients at features, layer={self.layer!r}, belong to other examples in each step; use"
                 " layer=None."
             )
+
+    def at(self, step: int) -> Recipe:
+        """The recipe for outer step `step`, counted from 0; it has the same parameters.
+
+        Without a schedule, this recipe. Call it in the training loop:
+        `meta_backward(model, recipe.at(step), ...)`.
+        """
+        return self if self.schedule is None else self.schedule(replace(self, schedule=None), step)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of the adapter and the aggregator, for an optimizer."""

@@ -132,14 +132,19 @@ def reptile(
     *,
     adapts: Prefixes | None = None,
     rule: Rule | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
     aggregator: Aggregator | None = None,
     objective: Objective = displacement,
     layer: str | None = None,
 ) -> Recipe:
     """Reptile: move towards the parameters after K steps on the support set (Nichol et al. 2018).
 
-    Differs from the authors' code in: 1. plain gradient steps instead of Adam (for Adam pass
-    `rule=rules.Adam(betas=(0.0, 0.999))`); 2. each step uses the whole support set instead of a
-    mini-batch; 3. the rule's moving averages are reset for every task.
+    The authors' protocol is `reptile(5, 1e-3, rule=rules.Adam(betas=(0.0, 0.999)), batch_size=10)` with 10
+    support examples of each class, 5 tasks in a step, and `torch.optim.SGD(model.parameters(), lr=1.0)`
+    with a rate that falls linearly to 0.
+
+    Differs from the authors' code in: the rule's moving averages are reset for every task.
     """
-    return build(Gradient(steps, lr, adapts, "first_order", rule=rule), aggregator, objective, layer)
+    adapter = Gradient(steps, lr, adapts, "first_order", rule=rule, batch_size=batch_size, seed=seed)
+    return build(adapter, aggregator, objective, layer)

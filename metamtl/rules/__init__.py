@@ -24,6 +24,9 @@ from .adam import Adam, AdamW
 from .adam_variants import Adamax, NAdam, RAdam
 from .base import OptState, Rates, Rule
 from .descent import Descent
+from .drop_grad import DropGrad
+from .learned import Learned
+from .meta_curvature import MetaCurvature
 from .root_mean_square import Adadelta, Adagrad, RMSprop
 from .sgd import SGD
 
@@ -37,6 +40,9 @@ __all__ = [
     "AdamW",
     "Adamax",
     "Descent",
+    "DropGrad",
+    "Learned",
+    "MetaCurvature",
     "NAdam",
     "OptState",
     "RAdam",
