@@ -89,7 +89,13 @@ def load(folder: str | os.PathLike[str], *, trained: bool = True) -> Run:
 
 
 def resolve(name: str, thing: Any) -> None:
-    """Let configs refer to `${name:attribute}`: a table of heads needs the ids of the training tasks."""
+    """Let configs refer to `${name:attribute}`: a table of heads needs the ids of the training tasks.
+
+    `${name:self}` is the object: learned rates need the model.
+    """
     from omegaconf import OmegaConf
 
-    OmegaConf.register_new_resolver(name, lambda attribute: getattr(thing, attribute), replace=True)
+    def attribute_of(attribute: str) -> Any:
+        return thing if attribute == "self" else getattr(thing, attribute)
+
+    OmegaConf.register_new_resolver(name, attribute_of, replace=True)

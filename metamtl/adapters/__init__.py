@@ -8,6 +8,7 @@ from .feat import FEAT
 from .feature_classifier import FeatureClassifier
 from .gradient import Gradient
 from .head_table import HeadTable
+from .laplacian_shot import LaplacianShot
 from .logistic import Logistic
 from .matching import Matching
 from .mean_predictor import MeanPredictor
@@ -18,11 +19,14 @@ from .ridge import Ridge
 from .shared import Shared
 from .simple_shot import SimpleShot, feature_mean
 from .svm import SVM
+from .tim import TIM
+from .transductive_fine_tuning import TransductiveFineTuning
 from .zeros import Zeros
 
 __all__ = [
     "FEAT",
     "SVM",
+    "TIM",
     "Adapter",
     "Chain",
     "Checkpointed",
@@ -33,6 +37,7 @@ __all__ = [
     "Gradient",
     "HeadTable",
     "Implicit",
+    "LaplacianShot",
     "LearnedRates",
     "Logistic",
     "Matching",
@@ -42,6 +47,7 @@ __all__ = [
     "Ridge",
     "Shared",
     "SimpleShot",
+    "TransductiveFineTuning",
     "Truncated",
     "Unrolled",
     "Zeros",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..functional import Features
 from ..functional.newton import implicit_step, minimize
-from .feature_classifier import FeatureClassifier
+from .feature_classifier import FeatureClassifier, unit
 
 
 class Logistic(FeatureClassifier):
@@ -29,6 +29,7 @@ class Logistic(FeatureClassifier):
         features, ways: as in `FeatureClassifier`.
         penalty: the initial weight of `|W|^2`.
         learn_penalty: whether the penalty is a parameter of the adapter.
+        normalize: whether features are divided by their length.
         steps: number of Newton steps; 15 reach double precision for usual penalties.
 
     Raises:
@@ -45,6 +46,7 @@ class Logistic(FeatureClassifier):
         ways: int | None = None,
         penalty: float = 0.1,
         learn_penalty: bool = True,
+        normalize: bool = False,
         steps: int = 15,
     ) -> None:
         super().__init__(features, ways=ways)
@@ -52,9 +54,10 @@ class Logistic(FeatureClassifier):
             raise ValueError(f"Logistic: penalty={penalty} and steps={steps} must be positive.")
         log_penalty = torch.tensor(math.log(penalty))
         self.log_penalty = nn.Parameter(log_penalty, requires_grad=learn_penalty)
-        self.steps = steps
+        self.normalize, self.steps = normalize, steps
 
     def fit(self, features: Tensor, classes: Tensor) -> dict[str, Tensor]:
+        features = unit(features) if self.normalize else features
         size, ways = classes.shape
         penalty = self.log_penalty.to(features.dtype).exp()
 
@@ -92,4 +95,5 @@ class Logistic(FeatureClassifier):
         return {"weight": features.T @ x[: size * ways].view(size, ways), "bias": x[size * ways :]}
 
     def classify(self, values: dict[str, Tensor], features: Tensor) -> Tensor:
+        features = unit(features) if self.normalize else features
         return features @ values["weight"] + values["bias"]

@@ -4,6 +4,7 @@ Besides its own arguments every recipe takes `aggregator=` (default `Mean()`), `
 """
 
 from .base import Recipe
+from .baselines import fine_tuning, frozen_logistic, laplacian_shot, tim, transductive_fine_tuning
 from .closed_form import logistic, metaoptnet, r2d2
 from .gradient_steps import anil, boil, fomaml, imaml, lslr, maml, metasgd, reptile
 from .maml_variants import cavia, drop_grad, es_maml, learned_rule, maml_plus_plus, meta_curvature
@@ -19,9 +20,12 @@ __all__ = [
     "drop_grad",
     "es_maml",
     "feat",
+    "fine_tuning",
     "fomaml",
+    "frozen_logistic",
     "imaml",
     "joint",
+    "laplacian_shot",
     "learned_rule",
     "logistic",
     "lslr",
@@ -37,4 +41,6 @@ __all__ = [
     "relation",
     "reptile",
     "simple_shot",
+    "tim",
+    "transductive_fine_tuning",
 ]

@@ -117,9 +117,11 @@ def test_every_experiment_runs(experiment: str, composed: Compose, tmp_path: Pat
     assert list(tmp_path.glob("events.out.tfevents.*"))
 
 
-# The penalty of joint_nuclear is on towers, which not every net has: see the ways of sharing below.
+# joint_nuclear needs towers (see the ways of sharing below), cavia a context.
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe != "joint_nuclear"])
+@pytest.mark.parametrize(
+    "recipe", [recipe for recipe in RECIPES if recipe not in ("joint_nuclear", "cavia")]
+)
 def test_every_recipe_runs(recipe: str, composed: Compose, tmp_path: Path) -> None:
     small = ("steps=2", "meta_batch=2", "+net.hidden=8")
     cfg = composed("experiment=glyphs_5way_1shot", f"recipe={recipe}", *small)
@@ -128,6 +130,13 @@ def test_every_recipe_runs(recipe: str, composed: Compose, tmp_path: Path) -> No
     check(result, "accuracy")
     assert result["batchnorm"].startswith("transductive")
     assert len(result["history"]) == 2 and result["test"]["accuracy"]["n"] == 4
+
+
+@pytest.mark.slow
+def test_a_context_is_adapted(composed: Compose, tmp_path: Path) -> None:
+    cfg = composed("net=mlp_context", "recipe=cavia", "steps=2", "meta_batch=2", "inner.lr=1.0")
+    train.run(cfg, tmp_path)
+    check(read(tmp_path), "mse")
 
 
 @pytest.mark.parametrize("recipe", ["maml", "mtl"])

@@ -129,6 +129,15 @@ ROWS = {
     "learned rule": Row(lambda: recipes.learned_rule(2, 0.1, hidden=5, state=2)),
     "mini-batches": Row(lambda: Recipe(adapters.Gradient(3, 0.3, batch_size=4, seed=1))),
     "mini-batches, head": Row(lambda: Recipe(adapters.Gradient(3, 0.3, "head", batch_size=4))),
+    "fine-tuning": Row(lambda: recipes.fine_tuning(3, 0.3), exact=False),
+    "fine-tuning of the head": Row(lambda: recipes.fine_tuning(3, 0.3, adapts="head"), exact=False),
+    "frozen logistic": Row(lambda: recipes.frozen_logistic(penalty=0.2)),
+    "tim": Row(lambda: recipes.tim(steps=3)),
+    "laplacian shot": Row(recipes.laplacian_shot),
+    "transductive fine-tuning": Row(lambda: recipes.transductive_fine_tuning(2, 0.3)),
+    "class means, then transductive": Row(
+        lambda: Recipe(adapters.Chain(adapters.Prototype(), adapters.TransductiveFineTuning(2, 0.1)))
+    ),
     "support mean": Row(lambda: Recipe(adapters.MeanPredictor()), "numbers"),
 }
 
