@@ -104,6 +104,7 @@ def _row(recipe: str, results: list[dict[str, Any]], metric: str) -> dict[str, A
         "as_trained": over_seeds("test_as_trained") if results[0]["test_as_trained"] else None,
         "worst_tenth": over_seeds("test", "worst_decile"),
         "adaptation": [f"{r['adaptation']['strategy']}, {r['adaptation']['steps']}" for r in results],
+        "transductive": any(any(r["transductive"].values()) for r in results),
         "gradient_evaluations": results[0]["gradient_evaluations"],
         "steps": results[0]["steps"],
         "stopped_by": sorted({result["stopped_by"] for result in results}),

@@ -230,6 +230,10 @@ def test(
             "steps": stage,
             "chosen_by": f"validation {cfg.metric}",
         },
+        "transductive": {
+            "test": strategy.adapter.transductive,
+            "as_trained": built.recipe.adapter.transductive,
+        },
         "validation": as_dicts(choice.metrics),
         "seen": as_dicts(on_seen),
         "test": as_dicts(on_new),

@@ -125,8 +125,9 @@ def markdown(table: dict[str, Any]) -> str:
     ]
     for row in table["rows"]:
         trained = cell(row["as_trained"]) if row.get("as_trained") else "-"
+        name = row["recipe"] + ("*" if row.get("transductive") else "")
         lines.append(
-            f"| {row['recipe']} | {cell(row['seen'])} | {cell(row['new'])} | {cell(row['worst_tenth'])}"
+            f"| {name} | {cell(row['seen'])} | {cell(row['new'])} | {cell(row['worst_tenth'])}"
             f" | {'; '.join(sorted(set(row['adaptation']))) or '-'} | {trained} | {to_best(row)}"
             f" | {row['gradient_evaluations']:,}"
             f" | {row['steps']:,} | {row['seconds']:.1f} |"
@@ -141,4 +142,6 @@ def markdown(table: dict[str, Any]) -> str:
         f"Seeds {table['seeds']}; intervals: {table['interval']}; BatchNorm: {table['batchnorm']}."
         f" {hardware['device']}, {hardware['threads']} threads; torch {table['versions']['torch']}.",
     ]
+    if any(row.get("transductive") for row in table["rows"]):
+        lines.append("\\* transductive: predictions depend on all query inputs of a task.")
     return "\n".join(lines) + "\n"

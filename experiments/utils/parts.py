@@ -86,6 +86,8 @@ def build(cfg: DictConfig, sources: Sources | None = None) -> Parts:
     recipe.adapter.to(cfg.device)
     recipe.aggregator.to(cfg.device)
     strategies = {name: Recipe(part(f"adapt.{name}", cfg.adapt[name])) for name in cfg.adapt}
+    if not cfg.transductive:
+        check_inductive({"recipe": recipe, **{f"adapt.{name}": way for name, way in strategies.items()}})
     optimizer = part(
         "optimizer", cfg.optimizer, lambda make: make([*model.parameters(), *recipe.parameters()])
     )
@@ -121,6 +123,16 @@ def build(cfg: DictConfig, sources: Sources | None = None) -> Parts:
         evaluator,
         cost,
     )
+
+
+def check_inductive(named: Mapping[str, Recipe]) -> None:
+    """Raise a ValueError if an adapter is transductive."""
+    for name, recipe in named.items():
+        if recipe.adapter.transductive:
+            raise ValueError(
+                f"{name}={recipe.adapter} is transductive: it reads all query inputs of a task, which"
+                " transductive=false forbids; choose another method, or set transductive=true."
+            )
 
 
 def part(name: str, config: Any, call: Callable[[Any], Any] | None = None) -> Any:

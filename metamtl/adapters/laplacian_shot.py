@@ -15,9 +15,10 @@ class LaplacianShot(FeatureClassifier):
 
     Ziko, Dolz, Granger, Ben Ayed 2020, https://arxiv.org/abs/2006.15486. Features are l2-normalized. With
     `d_qn` the squared distance of query q to the mean of class n, and `w_qp` 1 if p is one of the nearest
-    neighbors of q, the assignments minimize `sum_q sum_n y_qn d_qn + weight / 2 sum_qp w_qp |y_q - y_p|^2`
-    by the updates `y_q = softmax(-d_q + weight sum_p w_qp y_p)`, from `y_q = softmax(-d_q)`. The scores are
-    the arguments of the last softmax. **Transductive**: a prediction depends on all query inputs.
+    other query examples of q, the assignments minimize
+    `sum_q sum_n y_qn d_qn + weight / 2 sum_qp w_qp |y_q - y_p|^2` by the updates
+    `y_q = softmax(-d_q + weight sum_p w_qp y_p)`, from `y_q = softmax(-d_q)`. The scores are the arguments
+    of the last softmax. **Transductive**: a prediction depends on all query inputs.
 
     Differs from the paper in: 1. class means without rectification; 2. a fixed number of updates.
 
@@ -25,9 +26,6 @@ class LaplacianShot(FeatureClassifier):
         features, ways: as in `FeatureClassifier`.
         weight, neighbors: as in the formula.
         steps: number of updates.
-
-    Raises:
-        ValueError: when predicting: there are not more query examples than neighbors.
 
     >>> LaplacianShot(ways=5, neighbors=3).transductive
     True
@@ -53,18 +51,14 @@ class LaplacianShot(FeatureClassifier):
         return {"means": class_means(unit(features), classes)}
 
     def classify(self, values: dict[str, Tensor], features: Tensor) -> Tensor:
-        if len(features) <= self.neighbors:
-            raise ValueError(
-                f"LaplacianShot(neighbors={self.neighbors}) needs more than {self.neighbors} query examples,"
-                f" found {len(features)}; lower neighbors=."
-            )
         query = unit(features)
+        unary = scores = -squared_distances(query, values["means"])
+        if len(query) == 1:
+            return scores
         near = squared_distances(query, query).detach()
         near = near + torch.diag_embed(torch.full_like(near[0], torch.inf))  # not a neighbor of itself
-        limit = near.topk(self.neighbors, 1, largest=False).values[:, -1:]
+        limit = near.topk(min(self.neighbors, len(query) - 1), 1, largest=False).values[:, -1:]
         affinity = (near <= limit).to(query.dtype)
-        unary = -squared_distances(query, values["means"])
-        scores = unary
         for _ in range(self.steps):
             scores = unary + self.weight * affinity @ scores.softmax(1)
         return scores

@@ -53,7 +53,10 @@ class Logistic(FeatureClassifier):
         if not penalty > 0 or steps < 1:
             raise ValueError(f"Logistic: penalty={penalty} and steps={steps} must be positive.")
         log_penalty = torch.tensor(math.log(penalty))
-        self.log_penalty = nn.Parameter(log_penalty, requires_grad=learn_penalty)
+        if learn_penalty:
+            self.log_penalty: Tensor = nn.Parameter(log_penalty)
+        else:
+            self.register_buffer("log_penalty", log_penalty)
         self.normalize, self.steps = normalize, steps
 
     def fit(self, features: Tensor, classes: Tensor) -> dict[str, Tensor]:

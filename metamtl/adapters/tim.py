@@ -14,7 +14,8 @@ class TIM(FeatureClassifier):
 
     Boudiaf et al. 2020, https://arxiv.org/abs/2008.11297. Features are l2-normalized. The weights `W` start
     at the class means; `p(n | f)` is the softmax of `-temperature / 2 |f - w_n|^2`. K gradient steps
-    minimize `support_weight CE(support) - H(mean of p over the query set) + entropy_weight mean H(p of a query)`.
+    minimize
+    `support_weight CE(support) - H(mean of p over the query set) + entropy_weight mean H(p of a query)`.
     **Transductive**: the prediction for one query example depends on all query inputs.
 
     Differs from the paper in: plain gradient steps instead of 1000 steps of Adam.

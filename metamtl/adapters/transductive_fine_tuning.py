@@ -80,7 +80,7 @@ class TransductiveFineTuning(Adapter):
             )
         params = initial_params(model, params)
         with torch.no_grad():
-            ways = forward(model, params, x[:1], task if isinstance(task, str) else None).shape[1]
+            ways = forward(model, params, x, task if isinstance(task, str) else None).shape[1]
         classes = (y[:, None] == torch.arange(ways, device=y.device)).to(x.dtype)
         return {**params, X: x, CLASSES: classes}
 
