@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..episode import Batch
-from ..functional import Params, select_parameters, structure_of, trainable
+from ..functional import Params, longest_prefix, select_parameters, structure_of, trainable
 from ..functional.split import split
 from ..losses import Loss
 from ..rules import Descent, Rates, Rule
@@ -18,7 +18,7 @@ from .base import Adapter, initial_params
 from .differentiation import Differentiation, Implicit, Shorthand, as_differentiation
 from .gradient_loop import GradientLoop
 from .inner_loop import InnerLoop
-from .rates import LearnedRates, per_step_lr
+from .rates import LearnedRates, StepRates, check_prefixes, fixed_rates
 
 
 class Gradient(Adapter):
@@ -31,7 +31,8 @@ class Gradient(Adapter):
 
     Args:
         steps: the number of inner steps K; with 0, nothing is adapted.
-        lr: one step size, a sequence of K step sizes, or learned step sizes.
+        lr: one step size, a sequence of K step sizes, or learned step sizes; a mapping of prefixes of
+            parameter names to the former, of which the longest that matches counts.
         adapts: one or several prefixes of parameter names (`"head"` selects `head.weight` and
             `head.bias`); if None, all trainable parameters.
         differentiation: how the outer gradient is computed through the steps: `Unrolled()`,
@@ -58,7 +59,7 @@ class Gradient(Adapter):
     def __init__(
         self,
         steps: int = 1,
-        lr: float | Sequence[float] | LearnedRates = 0.01,
+        lr: float | Sequence[float] | Mapping[str, float | Sequence[float]] | LearnedRates = 0.01,
         adapts: str | Iterable[str] | None = None,
         differentiation: Differentiation | Shorthand = "exact",
         *,
@@ -77,7 +78,7 @@ class Gradient(Adapter):
                 f"rule={rule!r} is not an update rule; pass one of metamtl.rules, such as"
                 " rules.SGD(momentum=0.9)."
             )
-        self.lr = lr if isinstance(lr, LearnedRates) else per_step_lr(lr, steps)
+        self.lr = lr if isinstance(lr, LearnedRates) else fixed_rates(lr, steps)
         self.steps, self.differentiation = steps, as_differentiation(differentiation)
         self.differentiation.check(lr, self.rule, adapts)
         if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
@@ -114,6 +115,8 @@ class Gradient(Adapter):
         names = select_parameters(model, self.adapts)
         if isinstance(self.lr, LearnedRates):
             self.lr.check(model, names, self.steps)
+        elif isinstance(self.lr, dict):
+            check_prefixes(self.lr, names)
 
     def inner_loop(self, model: nn.Module, loss: Loss, name: str | None = None) -> InnerLoop:
         if type(self).forward is not Gradient.forward:  # a subclass that overrides the computation
@@ -142,11 +145,11 @@ class Gradient(Adapter):
         if isinstance(self.lr, LearnedRates):
             prefix = "lr.rates."
             return self.lr.at({n.removeprefix(prefix): p for n, p in learned.items()}, params, k)
-        if len(set(self.lr)) == 1:  # multiplication by a Python number is faster than by a tensor
-            return dict.fromkeys(params, self.lr[0])
         like = next(iter(params.values()))
-        rates = torch.tensor(self.lr, dtype=like.dtype, device="cpu").to(like.device, non_blocking=True)
-        return dict.fromkeys(params, rates.index_select(0, k.reshape(1)).squeeze(0))
+        if isinstance(self.lr, dict):
+            by_prefix = {prefix: _at(rates, k, like) for prefix, rates in self.lr.items()}
+            return {name: by_prefix[longest_prefix(name, by_prefix) or ""] for name in params}
+        return dict.fromkeys(params, _at(self.lr, k, like))
 
     def forward(
         self,
@@ -174,3 +177,11 @@ class Gradient(Adapter):
         self.check(model, task)
         loop = self.inner_loop(model, loss, task if isinstance(task, str) else None)
         return loop.path(initial_params(model, params), dict(self.named_parameters()), support, None)
+
+
+def _at(rates: StepRates, k: Tensor, like: Tensor) -> float | Tensor:
+    """The step size at step `k`, as a number if it is the same in all steps."""
+    if len(set(rates)) == 1:  # multiplication by a Python number is faster than by a tensor
+        return rates[0]
+    tensor = torch.tensor(rates, dtype=like.dtype, device="cpu").to(like.device, non_blocking=True)
+    return tensor.index_select(0, k.reshape(1)).squeeze(0)

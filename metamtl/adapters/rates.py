@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..functional import Params, select_parameters, trainable
+from ..functional import Params, longest_prefix, select_parameters, trainable
 from ..functional.register import register_parameter
 
 PER = ("model", "tensor", "element")
@@ -102,7 +102,35 @@ class LearnedRates(nn.Module):
         return rates.where(mask.view(-1, *[1] * (rates.dim() - 1)), 0).sum(0)
 
 
-def per_step_lr(lr: Any, steps: int) -> tuple[float, ...]:
+StepRates = tuple[float, ...]
+
+
+def fixed_rates(lr: Any, steps: int) -> StepRates | dict[str, StepRates]:
+    """The step size of each step; for a mapping, by prefix."""
+    if not isinstance(lr, Mapping):
+        return per_step_lr(lr, steps)
+    if not lr:
+        raise ValueError("lr={} has no prefix; pass a number, or {prefix: number}.")
+    return {prefix: per_step_lr(rates, steps) for prefix, rates in lr.items()}
+
+
+def check_prefixes(lr: Mapping[str, StepRates], names: Iterable[str]) -> None:
+    """Raise a ValueError if an adapted parameter has no step size, or a prefix matches none of them."""
+    used = {name: longest_prefix(name, lr) for name in names}
+    missing = [name for name, prefix in used.items() if prefix is None]
+    if missing:
+        raise ValueError(
+            f"lr has no step size for {missing[:5]}; its prefixes are {', '.join(map(repr, lr))}. The"
+            " prefix '' matches every parameter."
+        )
+    unused = sorted(set(lr) - set(used.values()))
+    if unused:
+        raise ValueError(
+            f"lr has step sizes for {unused[:5]}, which no adapted parameter uses; remove them."
+        )
+
+
+def per_step_lr(lr: Any, steps: int) -> StepRates:
     """The step size of each step, if step sizes are not learned."""
     rates = list(lr) if isinstance(lr, Sequence) else [lr] * steps
     if any(not isinstance(rate, Real) for rate in rates or [lr]):

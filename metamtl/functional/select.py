@@ -58,6 +58,12 @@ def with_prefix(names: Iterable[str], prefix: str) -> list[str]:
     return [name for name in names if not prefix or name == prefix or name.startswith(prefix + ".")]
 
 
+def longest_prefix(name: str, prefixes: Iterable[str]) -> str | None:
+    """The longest of the prefixes that match a name; None if none does. The prefix `""` matches all."""
+    matches = [prefix for prefix in prefixes if with_prefix([name], prefix)]
+    return max(matches, key=len, default=None)
+
+
 def select_parameters(
     model: nn.Module, prefixes: str | Iterable[str] | None, argument: str = "adapts"
 ) -> list[str]:

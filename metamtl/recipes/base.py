@@ -13,7 +13,7 @@ from ..adapters.differentiation import Shorthand
 from ..aggregators import Aggregator, Mean, as_aggregator
 from ..objectives import Objective, query_loss
 
-Rate = float | Sequence[float] | LearnedRates
+Rate = float | Sequence[float] | Mapping[str, float | Sequence[float]] | LearnedRates
 Prefixes = str | Iterable[str]
 How = Differentiation | Shorthand
 

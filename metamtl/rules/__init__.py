@@ -14,39 +14,55 @@ If a gradient is exactly 0 (a dead ReLU, an unused row), the average of its squa
 of the square root is infinite. The rules use the limit of the derivative of the direction instead, in
 every precision.
 
-Not available: `ASGD`, whose step size depends on the learning rates of earlier steps; `Rprop`, whose
-direction is a sign, with derivative zero; `Adafactor`, `Muon` and `LBFGS`, which combine the entries of a
-matrix or the values of several steps; `SparseAdam`, which needs sparse gradients. Instead of
-`maximize=True`, negate the loss.
+`of(optimizer, model)` takes over an optimizer with its parameter groups and state. `Groups` combines rules
+by prefixes of parameter names, `Clipped` clips gradients, `DropGrad` adds noise to them, `MetaCurvature`
+and `Learned` are learned rules.
+
+Not available: `LBFGS`, which evaluates the loss several times in a step; `SparseAdam`, which needs sparse
+gradients. Instead of `maximize=True`, negate the loss.
 """
 
+from .adafactor import Adafactor
 from .adam import Adam, AdamW
 from .adam_variants import Adamax, NAdam, RAdam
 from .base import OptState, Rates, Rule
+from .clipped import Clipped
 from .descent import Descent
 from .drop_grad import DropGrad
+from .groups import Groups
 from .learned import Learned
 from .meta_curvature import MetaCurvature
+from .muon import Muon
 from .root_mean_square import Adadelta, Adagrad, RMSprop
 from .sgd import SGD
+from .step_sizes import ASGD, Rprop
+from .take_over import TakenOver, of
 
 Memory = OptState
 
 __all__ = [
+    "ASGD",
     "SGD",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
+    "Clipped",
     "Descent",
     "DropGrad",
+    "Groups",
     "Learned",
     "MetaCurvature",
+    "Muon",
     "NAdam",
     "OptState",
     "RAdam",
     "RMSprop",
     "Rates",
+    "Rprop",
     "Rule",
+    "TakenOver",
+    "of",
 ]

@@ -61,7 +61,8 @@ class Rule(nn.Module, ABC):
 class TorchRule(Rule):
     """Base class of the rules that compute the update of the `torch.optim` optimizer of the same name.
 
-    The new parameter is `p - lr * d`; a subclass defines the direction `d` of one parameter. Parameters
+    The new parameter is `p - lr * d`; a subclass defines the direction `d` of one parameter,
+    or the whole `step`. Parameters
     in half precision are updated in float32 and rounded once; their state is float32. In float16, whose
     largest number is 65504, the slope `1 / eps` at a zero gradient overflows. Therefore, gradient entries
     of exactly 0 are constants for the outer gradient in float16. The state of each parameter counts its
@@ -179,21 +180,28 @@ class TorchRule(Rule):
             if self.decays and not self.decoupled:
                 gradient = gradient + self.weight_decay * value
             slots = opt_state[name]
-            direction, new_slots = self.direction(gradient, slots)
+            new_value, new_slots = self.step(value, gradient, slots, lr[name])
             # A learned option may have a higher precision than the parameter.
             new_state[name] = {slot: tensor.to(slots[slot].dtype) for slot, tensor in new_slots.items()}
-            if self.decays and self.decoupled:
-                direction = direction + self.weight_decay * value
-            new_params[name] = (value - lr[name] * direction).to(param.dtype)
+            new_params[name] = new_value.to(param.dtype)
         return new_params, new_state
+
+    def step(
+        self, value: Tensor, gradient: Tensor, slots: Slots, lr: float | Tensor
+    ) -> tuple[Tensor, Slots]:
+        """The next value of one parameter, and its new state: `p - lr * d` with its `direction`."""
+        direction, new_slots = self.direction(gradient, slots)
+        if self.decays and self.decoupled:
+            direction = direction + self.weight_decay * value
+        return value - lr * direction, new_slots
 
     @abstractmethod
     def init_slots(self, param: Tensor) -> Slots:
         """The state of one parameter before its first update."""
 
-    @abstractmethod
     def direction(self, gradient: Tensor, slots: Slots) -> tuple[Tensor, Slots]:
-        """The update direction of one parameter, and its new state."""
+        """The update direction of one parameter, and its new state; unless `step` is defined."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither direction nor step.")
 
 
 _ATTRIBUTES = {"decoupled_weight_decay": "decoupled"}

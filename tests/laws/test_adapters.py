@@ -138,6 +138,16 @@ ROWS = {
     "class means, then transductive": Row(
         lambda: Recipe(adapters.Chain(adapters.Prototype(), adapters.TransductiveFineTuning(2, 0.1)))
     ),
+    "maml, rates by prefix": Row(lambda: recipes.maml(3, {"": 0.3, "head": [0.3, 0.2, 0.1]})),
+    "maml, groups, clipped": Row(
+        lambda: recipes.maml(
+            2,
+            0.1,
+            rule=rules.Clipped(
+                rules.Groups({"": rules.Adam(eps=1e-2), "head": rules.SGD(momentum=0.9)}), max_norm=0.1
+            ),
+        )
+    ),
     "support mean": Row(lambda: Recipe(adapters.MeanPredictor()), "numbers"),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -61,6 +61,10 @@ class Implicit(Differentiation):
                 "Implicit with lr=LearnedRates(...): the minimum does not depend on the step sizes, so they"
                 " would not be learned; pass numbers as lr, or use Unrolled()."
             )
+        if isinstance(lr, Mapping) and self.solver == "neumann":
+            raise ValueError(
+                f"Implicit(solver='neumann') uses one step size, but lr={lr}; pass a number or solver='cg'."
+            )
         if rule.decays:
             raise ValueError(
                 f"Implicit with rule={rule}: with weight_decay, the steps do not converge to the minimum"
@@ -118,7 +122,7 @@ class Implicit(Differentiation):
             proximal=self.proximal,
             solver=self.solver,
             solver_steps=self.solver_steps,
-            rate=lr[-1],
+            rate=0.0 if isinstance(lr, Mapping) else lr[-1],  # not used by the other solver
         )
         unadapted = {n: param for n, param in params.items() if n not in (*loop.names, *loop.counters)}
         return {**params, **end, **dict(zip(theta, minimum)), **unadapted}
