@@ -40,8 +40,8 @@ class Recipe:
         TypeError: a part has the wrong type.
         ValueError: `layer` is set, and the aggregator has state for each parameter.
 
-    >>> from metamtl import aggregators
-    >>> recipe = Recipe(Shared(), aggregators.UW(3))
+    >>> from metamtl import adapters, aggregators
+    >>> recipe = Recipe(adapters.Shared(), aggregators.UW(3))
     >>> [name for name, _ in recipe.named_parameters()]
     ['aggregator.inner.log_var']
     """

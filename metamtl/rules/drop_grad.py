@@ -71,7 +71,8 @@ class DropGrad(Rule):
 
     def _factors(self, gradient: Tensor, k: Tensor, index: int) -> Tensor:
         assert self.key is not None
-        key, shape, device = (*self.key, k, index), gradient.shape, gradient.device
+        key: tuple[int | Tensor, ...] = (*self.key, k, index)
+        shape, device = gradient.shape, gradient.device
         if self.kind == "gaussian":
             factors = 1 + (self.rate / (1 - self.rate)) ** 0.5 * normal(key, shape, device=device)
         else:

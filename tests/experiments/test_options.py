@@ -73,6 +73,16 @@ def test_a_training_does_not_start(
     assert not list(tmp_path.iterdir())
 
 
+def test_transductive_methods_can_be_forbidden(
+    composed: Compose, tmp_path: Path, no_training: None
+) -> None:
+    forbidden = ("experiment=glyphs_5way_1shot", "transductive=false")
+    with pytest.raises(ValueError, match=r"recipe=.* is transductive: it reads all query inputs"):
+        train.run(composed(*forbidden, "recipe=tim"), tmp_path)
+    with pytest.raises(ValueError, match=r"adapt\.tim=.* is transductive"):
+        train.run(composed(*forbidden, "+adapt.tim={_target_: metamtl.adapters.TIM}"), tmp_path)
+
+
 def test_metrics_of_named_tasks(composed: Compose, tmp_path: Path, no_training: None) -> None:
     experiment = "experiment=glyphs_multitask"
     with pytest.raises(ValueError, match=r"metric=acc: .* it has .*case/accuracy"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 
 import pytest
 from torch import nn
@@ -23,7 +24,40 @@ MAKERS = {
     "imaml": (recipes.imaml, adapters.Gradient, objectives.query_loss),
     "reptile": (recipes.reptile, adapters.Gradient, objectives.displacement),
     "protonet": (recipes.protonet, adapters.Prototype, objectives.query_loss),
+    "class_means": (recipes.class_means, adapters.ClassMeans, objectives.query_loss),
+    "matching": (recipes.matching, adapters.Matching, objectives.query_loss),
+    "relation": (lambda **k: recipes.relation(4, **k), adapters.Relation, objectives.query_loss),
+    "simple_shot": (recipes.simple_shot, adapters.SimpleShot, objectives.query_loss),
+    "feat": (lambda **k: recipes.feat(4, **k), adapters.FEAT, objectives.query_loss),
+    "r2d2": (recipes.r2d2, adapters.Ridge, objectives.query_loss),
+    "logistic": (recipes.logistic, adapters.Logistic, objectives.query_loss),
+    "metaoptnet": (recipes.metaoptnet, adapters.SVM, objectives.query_loss),
+    "cavia": (recipes.cavia, adapters.Chain, objectives.query_loss),
+    "drop_grad": (recipes.drop_grad, adapters.Gradient, objectives.query_loss),
+    "meta_curvature": (
+        lambda **k: recipes.meta_curvature(NET, **k),
+        adapters.Gradient,
+        objectives.query_loss,
+    ),
+    "learned_rule": (recipes.learned_rule, adapters.Gradient, objectives.query_loss),
+    "fine_tuning": (recipes.fine_tuning, adapters.Chain, objectives.query_loss),
+    "frozen_logistic": (recipes.frozen_logistic, adapters.Logistic, objectives.query_loss),
+    "tim": (recipes.tim, adapters.TIM, objectives.query_loss),
+    "laplacian_shot": (recipes.laplacian_shot, adapters.LaplacianShot, objectives.query_loss),
+    "transductive_fine_tuning": (
+        recipes.transductive_fine_tuning,
+        adapters.TransductiveFineTuning,
+        objectives.query_loss,
+    ),
 }
+# Their schedules choose the objective.
+SCHEDULED = {"maml_plus_plus", "es_maml"}
+
+
+def test_every_recipe_is_in_the_table() -> None:
+    assert {*MAKERS, *SCHEDULED} == set(recipes.__all__) - {"Recipe"}
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in readme for name in recipes.__all__ if name != "Recipe")
 
 
 @pytest.mark.parametrize("name", MAKERS)
