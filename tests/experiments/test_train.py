@@ -45,6 +45,7 @@ KEYS = {
 }
 KEYS |= {
     "test_as_trained",
+    "transductive",
     "parameters",
     "seconds",
     "seeds",
