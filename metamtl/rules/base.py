@@ -155,7 +155,8 @@ class TorchRule(Rule):
             values = value if isinstance(value, tuple) else (value,)
             if any(isinstance(part, Tensor) for part in values) or value != default:
                 texts = [f"Parameter({p.item():.4g})" if isinstance(p, Tensor) else repr(p) for p in values]
-                options.append(f"{name}=({', '.join(texts)})" if name == "betas" else f"{name}={texts[0]}")
+                is_tuple = isinstance(value, tuple)
+                options.append(f"{name}=({', '.join(texts)})" if is_tuple else f"{name}={texts[0]}")
         return f"{type(self).__name__}({', '.join(options)})"
 
     @property

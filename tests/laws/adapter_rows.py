@@ -251,4 +251,6 @@ COMPILED = {
     },
     "logistic": Row(lambda: recipes.logistic(steps=2)),
     "metaoptnet": Row(lambda: recipes.metaoptnet(steps=2)),
+    "maml++": ROWS["maml++"],
+    "tim": Row(lambda: recipes.tim(steps=1)),
 }

@@ -15,6 +15,16 @@ def count(module: nn.Module) -> int:
     return sum(param.numel() for param in module.parameters())
 
 
+def test_a_context_is_appended_to_every_example() -> None:
+    model, x = nets.context_mlp(2, 6, 1, context=3), torch.randn(4, 2)
+    context = torch.tensor([1.0, 2.0, 3.0])
+    found = functional_call(model, {"context.context": context}, (x,))
+    assert torch.equal(found, model.head(model.body(torch.cat([x, context.expand(4, 3)], 1))))
+    assert count(model) == 3 + 6 * 5 + 6 + 7 and not model.context.context.any()
+    with pytest.raises(ValueError, match="at least an input and an output width"):
+        nets.context_mlp(2, context=3)
+
+
 @pytest.mark.parametrize("shape", [(6, 3), (6, 3, 4), (6, 3, 4, 5), (6, 3, 2, 2, 2)])
 def test_batchnorm_is_torchs_in_training_mode(shape: tuple[int, ...]) -> None:
     x, weight, bias = _inputs(shape)
