@@ -73,6 +73,7 @@ TRAINING: dict[str, Kind] = {
     "select.tasks": COUNT,
     "test.tasks": COUNT,
     "train_task": OPTIONS,
+    "transductive": FLAG,
     "metric": TEXT,
     "reference": or_null(NUMBERS),
     "teachers": or_null(FOLDERS),

@@ -38,10 +38,6 @@ class FeatureClassifier(Adapter):
             raise ValueError(f"ways={ways!r}: pass the number of classes, or None.")
         self.features, self.ways = features, ways
 
-    @property
-    def gradient_evaluations(self) -> int:
-        return 1  # the outer gradient is propagated through the support features
-
     def check(self, model: nn.Module, task: Tensor | str | None) -> None:
         check_features(model, self.features)
         self._num_classes(task[0] if isinstance(task, Tensor) and task.dim() == 2 else None)

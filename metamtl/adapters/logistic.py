@@ -35,8 +35,8 @@ class Logistic(FeatureClassifier):
     Raises:
         ValueError: `penalty` or `steps` is not positive.
 
-    >>> Logistic(ways=5, penalty=0.1).gradient_evaluations
-    1
+    >>> [name for name, _ in Logistic(ways=5, penalty=0.1).named_parameters()]
+    ['log_penalty']
     """
 
     def __init__(

@@ -29,8 +29,8 @@ class Relation(FeatureClassifier):
         ValueError: when called: the relation module does not return one number for each pair.
 
     >>> from metamtl import nets
-    >>> Relation(nets.mlp(2 * 8, 8, 1), ways=5).gradient_evaluations
-    1
+    >>> len(list(Relation(nets.mlp(2 * 8, 8, 1), ways=5).parameters()))
+    4
     """
 
     def __init__(

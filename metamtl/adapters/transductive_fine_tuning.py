@@ -56,10 +56,6 @@ class TransductiveFineTuning(Adapter):
     def transductive(self) -> bool:
         return True
 
-    @property
-    def gradient_evaluations(self) -> int:
-        return 2 * self.steps
-
     def check(self, model: nn.Module, task: Tensor | str | None) -> None:
         select_parameters(model, self.adapts)
 

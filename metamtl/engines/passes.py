@@ -52,9 +52,7 @@ def task_passes(
                 support, query = episode.support, episode.query
                 stages = problem.stages(shared, own, support, episode.task)
                 again = problem.again(own, support, episode.task)
-                objective, loss = problem.result(
-                    shared, stages, support, query, outputs.get(task), again
-                )
+                objective, loss = problem.result(shared, stages, support, query, outputs.get(task), again)
                 # The tasks of the group share one pass through the model, so its graph is retained.
                 retain = features is not None or (len(outputs) > 0 and task != group[-1])
                 if features is None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from metamtl import engines, evaluate, meta_backward, recipes
+from metamtl import adapters, engines, evaluate, meta_backward, recipes
 
 from .adapter_rows import COMPILED, FEATURES, ROWS, Case, Row, distance, grad_of, make_case
 
@@ -114,10 +114,9 @@ def test_frozen_parameters_are_constants(case: Case) -> None:
     frozen.requires_grad_(False)
     after = case.gradient()
     assert frozen.grad is None
-    parts = case.recipe.adapter.modules()
-    if not any(
-        part.steps for part in parts if isinstance(part, adapters.Gradient)
-    ):  # no inner loop that would have moved it
+    moving = (adapters.Gradient, adapters.TransductiveFineTuning)
+    parts = [part for part in case.recipe.adapter.modules() if isinstance(part, moving)]
+    if not any(part.steps for part in parts):  # no inner loop that would have moved it
         kept = torch.ones_like(after, dtype=torch.bool)
         kept[start : start + frozen.numel()] = False
         assert distance(after[kept], before[kept]) <= 1e-12
