@@ -46,6 +46,7 @@ KEYS = {
 KEYS |= {
     "test_as_trained",
     "transductive",
+    "processes",
     "parameters",
     "seconds",
     "seeds",
