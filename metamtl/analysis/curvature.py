@@ -163,7 +163,7 @@ def curvature_overlap(
             )
     error = max(float((s.residuals / s.values.abs()).max()) for s in spectra)
     overlaps = [[float((a.vectors.T @ b.vectors).square().sum()) / k for b in spectra] for a in spectra]
-    return Relatedness(torch.tensor(overlaps), tasks.names, "curvature overlap", error)
+    return Relatedness(torch.tensor(overlaps, dtype=torch.float64), tasks.names, "curvature overlap", error)
 
 
 def _product(tasks: TaskFunctions, of: str | None) -> Callable[[Params], Params]:

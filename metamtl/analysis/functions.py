@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -103,11 +103,26 @@ class TaskFunctions:
             values = [float(self.loss(task, params)) for task in range(len(self))]
         return torch.tensor(values, dtype=torch.float64)
 
+    def mean_objective(self, params: Params) -> float:
+        """The mean objective of all tasks."""
+        with torch.no_grad():
+            return sum(float(self.objective(task, params)) for task in range(len(self))) / len(self)
+
+    def at(self, params: Params) -> TaskFunctions:
+        """The same functions with other current values of the trainable parameters."""
+        return replace(self, params={**self.params, **params})
+
     def adapt(self, task: int, params: Params) -> Params:
         """All parameters that the task uses."""
         support, _, ids = self.data[task]
         with self.seeded(task):
             return self.problems[task].adapt({**self.params, **params}, {}, support, ids)
+
+    def measure(self, task: int, params: Params, part: Literal["support", "query"]) -> float:
+        """The loss on the support or the query set with these parameters, without adaptation."""
+        batch = self.data[task][("support", "query").index(part)]
+        with torch.no_grad(), self.seeded(task):
+            return float(self.problems[task].measure({**self.problems[task].frozen, **params}, batch))
 
     def output(self, task: int, params: Params, data: Any = None) -> Any:
         """The output of the adapted model on the query set; with `data`, on that of other data."""

@@ -82,7 +82,7 @@ def spectral_groups(relatedness: Relatedness, groups: int, seed: int = 0) -> Gro
     low, high = float(off_diagonal.min()), float(off_diagonal.max())
     if not high > low:
         raise ValueError(
-            f"all pairs of tasks have the same {relatedness.measure}, {low}, so there are no groups to find."
+            f"all pairs of tasks have the same {relatedness.measure}, {low}; there are no groups to find."
         )
     scaled = ((similarity - low) / (high - low)).fill_diagonal_(1.0).clamp(1e-6, 1.0)
     clustering = SpectralClustering(groups, affinity="precomputed", random_state=seed)

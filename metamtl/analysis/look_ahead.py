@@ -71,10 +71,10 @@ def linearized(
 ) -> Relatedness:
     """Predict `look_ahead` with the model linearized around theta, without a step.
 
-    `Z_ij = 1 - L_j(f_j - lr J_j g_i) / L_j(f_j)`, where `f_j` is the output of the adapted model on task j's
-    query set and `J_j` its Jacobian, through the adaptation; the loss is exact. One Jacobian-vector product
-    for each pair, in forward mode. The linearization is that of Grad-TAG, Li, Sharma, Zhang 2024,
-    https://arxiv.org/abs/2409.06091.
+    `Z_ij = 1 - L_j(f_j - lr J_j g_i) / L_j(f_j)`, where `f_j` is the output of the adapted model on the
+    query set of task j and `J_j` its Jacobian, through the adaptation; the loss is exact. One
+    Jacobian-vector product for each pair, in forward mode. The linearization is that of Grad-TAG, Li,
+    Sharma, Zhang 2024, https://arxiv.org/abs/2409.06091.
 
     Differs from the paper in: 1. the effect of one step instead of that of training the linear model on
     subsets of tasks; 2. exact products instead of random projections.
@@ -127,7 +127,7 @@ def task_directions(grads: Gradients, tasks: TaskFunctions) -> list[Params]:
     """
     if grads.tasks != tasks.names:
         raise ValueError(
-            f"the gradients are those of {list(grads.tasks)[:10]}, but the tasks are {list(tasks.names)[:10]};"
+            f"the gradients are those of {list(grads.tasks)[:10]}, the tasks are {list(tasks.names)[:10]};"
             " pass the gradients of the same episodes, or None."
         )
     rows = [grads.direction(task) for task in tasks.names]

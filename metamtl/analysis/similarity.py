@@ -71,12 +71,12 @@ def _features(tasks: TaskFunctions, task: int, module: nn.Module, layer: str, x:
         finally:
             handle.remove()
     if len(outputs) != 1 or not isinstance(outputs[0], Tensor):
-        kind = (
-            f"ran {len(outputs)} times" if len(outputs) != 1 else f"returns a {type(outputs[0]).__name__}"
-        )
+        kind = f"ran {len(outputs)} times"
+        if len(outputs) == 1:
+            kind = f"returned a {type(outputs[0]).__name__}"
         raise ValueError(
-            f"layer={layer!r} {kind} in one pass for task {tasks.names[task]!r}; use a module that runs once"
-            " and returns one tensor."
+            f"layer={layer!r} {kind} in one pass for task {tasks.names[task]!r}; use a module that runs"
+            " once and returns one tensor."
         )
     features = outputs[0].detach().flatten(1).double().cpu()
     if len(features) < 3:

@@ -16,8 +16,8 @@ BLOCK = 2**20  # columns whose random numbers exist at the same time
 class Sketch:
     """Count sketch: each column is added, with a random sign, to one of `dim` random buckets.
 
-    `(S g)_b = sum_{i: bucket(i) = b} sign(i) g_i`. Inner products are unbiased, `E <S g, S h> = <g, h>`. The
-    standard error of a cosine is at most `error = 1 / sqrt(dim)`. The cost is one addition per number.
+    `(S g)_b = sum_{i: bucket(i) = b} sign(i) g_i`. Inner products are unbiased, `E <S g, S h> = <g, h>`.
+    The standard error of a cosine is at most `error = 1 / sqrt(dim)`. The cost is one addition per number.
     Buckets and signs are drawn again from the seed in every call, in blocks; no matrix is stored. Rows that
     are not longer than `dim` stay exact. Charikar, Chen, Farach-Colton 2002; Weinberger et al. 2009,
     https://arxiv.org/abs/0902.2206.

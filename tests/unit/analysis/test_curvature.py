@@ -87,17 +87,19 @@ def test_the_spectrum_is_exact_on_small_models(batch: SimpleNamespace, way: str)
     assert float(result.residuals.max()) < 1e-9 and result.products == len(values)
     short = analysis.spectrum(*args, k=1, iterations=12)
     assert float((short.values[0] - expected[0]).abs()) <= float(short.residuals[0]) + 1e-12
-    assert analysis.spectrum(*args, k=1, of="1", iterations=67).values[0] == pytest.approx(
+    assert analysis.spectrum(*args, k=1, of="1", iterations=71).values[0] == pytest.approx(
         float(torch.linalg.eigvalsh(dense[1]).abs().max()), rel=1e-9
     )
 
 
 def test_curvature_overlap(batch: SimpleNamespace) -> None:
     args = batch.args(recipes.joint())
-    overlap = analysis.curvature_overlap(*args, k=3, iterations=67)
+    overlap = analysis.curvature_overlap(*args, k=3, iterations=71)
     bases = [v[:, s.abs().argsort(descending=True)[:3]] for s, v in map(torch.linalg.eigh, hessians(args))]
-    expected = torch.tensor([[float((a.T @ b).square().sum()) / 3 for b in bases] for a in bases]).double()
-    torch.testing.assert_close(overlap.matrix, expected, rtol=1e-6, atol=1e-6)
+    expected = torch.tensor(
+        [[float((a.T @ b).square().sum()) / 3 for b in bases] for a in bases], dtype=torch.float64
+    )
+    torch.testing.assert_close(overlap.matrix, expected, rtol=1e-9, atol=1e-9)
     assert overlap.error is not None and overlap.error < 1e-8
     same = Episode(None, Batch(batch.episodes.query.x[[0, 0]], batch.episodes.query.y[[0, 0]]))
     pair = analysis.curvature_overlap(batch.model, recipes.joint(), same, batch.loss, k=2)
