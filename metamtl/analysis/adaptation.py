@@ -80,7 +80,7 @@ def adaptation(model: nn.Module, recipe: Recipe, episodes: Episodes, loss: Losse
     >>> episodes = family.sample(3, torch.Generator().manual_seed(0))
     >>> report = adaptation(model, recipes.maml(steps=2, lr=0.01), episodes, family.loss)
     >>> report.distance.shape, report.layers
-    (torch.Size([3, 3, 2]), ('0', '2'))
+    (torch.Size([3, 3, 2]), ('body.0', 'head'))
     """
     tasks = with_support(model, recipe, episodes, loss)
     stages = [_stages(tasks, task) for task in range(len(tasks))]

@@ -149,7 +149,7 @@ def conflict(grads: Gradients) -> Conflict:
     >>> episodes = family.sample(3, torch.Generator().manual_seed(0))
     >>> result = conflict(analysis.gradients(model, recipes.joint(), episodes, family.loss))
     >>> result.layers, len(result.branches().nodes)
-    (('0', '2', '4'), 3)
+    (('body.0', 'body.2', 'head'), 3)
     """
     if len(grads.tasks) < 2:
         raise ValueError(

@@ -56,18 +56,31 @@ def _tangent(
 def hessian_product(tasks: TaskFunctions, task: int, names: tuple[str, ...]) -> Callable[[Params], Params]:
     """A function that multiplies a direction by the Hessian of a task's objective with respect to `names`.
 
-    The gradient is computed and recorded once; every call is one backward pass through it.
+    The gradient is computed and recorded once, by plain autograd, which supports most modules. A call is
+    one backward pass through it.
     """
-
-    def objective(params: Params) -> Tensor:
-        value = tasks.objective(task, params)
-        check_depends(value, tasks.names[task])
-        return value
-
     with differentiable_ops(), torch.enable_grad():
-        params = {name: tasks.params[name] for name in names}
-        product = torch.func.vjp(torch.func.grad(objective), params)[1]
-    return lambda direction: product(direction)[0]  # type: ignore[no-any-return]
+        leaves = {name: tasks.params[name].clone().requires_grad_() for name in names}
+        value = tasks.objective(task, leaves)
+        check_depends(value, tasks.names[task])
+        grads = torch.autograd.grad(value, list(leaves.values()), create_graph=True, allow_unused=True)
+    recorded = {name: g for name, g in zip(names, grads) if g is not None and g.requires_grad}
+
+    def product(direction: Params) -> Params:
+        if not recorded:  # the objective is linear
+            return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+        cotangents = [direction[name] for name in recorded]
+        columns = torch.autograd.grad(
+            list(recorded.values()),
+            list(leaves.values()),
+            cotangents,
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return dict(zip(names, columns))
+
+    return product
 
 
 def mean_hessian_product(

@@ -156,7 +156,7 @@ def gradients(
     >>> episodes = family.sample(4, torch.Generator().manual_seed(0))
     >>> grads = gradients(model, recipes.maml(steps=1, lr=0.01), episodes, family.loss)
     >>> grads.cosines().shape, list(grads.layers)
-    (torch.Size([4, 4]), ['0', '2'])
+    (torch.Size([4, 4]), ['body.0', 'head'])
     """
     episodes = check_analysis(model, recipe, episodes, loss, engine)
     if per not in ("task", "example", "group"):

@@ -46,6 +46,7 @@ class Result:
 class History(Result):
     """Results of one kind at several training steps.
 
+    >>> import torch
     >>> from metamtl.analysis import Relatedness
     >>> history = History()
     >>> for step, value in enumerate([0.0, 0.5]):

@@ -36,7 +36,7 @@ def cka(
     >>> family, model = tasks.Sinusoid(), nets.mlp(1, 8, 1)
     >>> episodes = family.sample(3, torch.Generator().manual_seed(0))
     >>> x = torch.linspace(-5, 5, 20)[:, None]
-    >>> similarity = cka(model, recipes.boil(adapts="0"), episodes, family.loss, x, layer="1")
+    >>> similarity = cka(model, recipes.boil(), episodes, family.loss, x, layer="body")
     >>> bool((similarity.pairs > 0.5).all())
     True
     """

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .attention import vmap_compatible_kernels
-from .decompositions import DecomposeOps, moments, normalise
+from .decompositions import REPLACED, DecomposeOps, moments, normalise
 
 
 def layer_norm(
@@ -58,7 +58,8 @@ def differentiable_ops() -> Iterator[None]:
     """Context manager in which a model can be differentiated three times, and in forward mode.
 
     Second derivatives through an inner loop are third derivatives of the model. Those of `F.layer_norm` and
-    `F.instance_norm` are wrong by some percent (torch 2.13, CPU), without an error.
+    `F.instance_norm` are wrong by some percent (torch 2.13, CPU), without an error. Other fused layers are
+    decomposed as they are inside of transforms.
     """
-    with vmap_compatible_kernels(), DecomposeOps(TABLE):
+    with vmap_compatible_kernels(), DecomposeOps({**REPLACED, **TABLE}):
         yield
