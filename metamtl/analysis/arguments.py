@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import Checkpointed, FirstOrder, Gradient, Implicit, Truncated, Unrolled
-from ..engines import Engine
+from ..engines import Engine, Sharded
 from ..episode import Episode
 from ..functional import trainable
 from ..losses import Loss
@@ -32,6 +32,11 @@ def check_analysis(
         )
     episodes = check_call(model, recipe, episodes, loss, engine)
     check_features(recipe, episodes)
+    if isinstance(engine, Sharded) and isinstance(episodes, Mapping):
+        raise ValueError(
+            f"engine={engine!r}: an analysis of named tasks runs in one process, on all of their examples;"
+            " pass engine=None."
+        )
     if not trainable(model):
         raise ValueError(f"{type(model).__name__} has no trainable parameter; call requires_grad_(True).")
     count = len(episodes) if isinstance(episodes, Mapping) else episodes.num_tasks

@@ -139,7 +139,7 @@ def _named_rows(
 
 def _gathered(labels: tuple[str, ...], grads: TaskGradients) -> Rows:
     """The rows of all processes."""
-    return Rows(labels, grads.losses, {n: grads.exchange.gather(rows) for n, rows in grads.shared.items()})
+    return Rows(labels, grads.losses, {n: grads.exchange.full(rows) for n, rows in grads.shared.items()})
 
 
 def _unchanged_generators(model: nn.Module) -> Any:

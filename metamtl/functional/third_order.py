@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .attention import vmap_compatible_kernels
-from .decompositions import REPLACED, DecomposeOps, moments, normalise
+from .decompositions import REPLACED, DecomposeOps, moments, normalize
 
 
 def layer_norm(
@@ -41,10 +41,10 @@ def instance_norm(
 ) -> Tensor:
     """`F.instance_norm` in elementary operations, without an update of the running statistics."""
     if not use_input_stats and running_mean is not None and running_var is not None:
-        return normalise(input, running_mean, running_var, weight, bias, eps)
+        return normalize(input, running_mean, running_var, weight, bias, eps)
     examples, channels, *rest = input.shape
     flat = input.reshape(1, examples * channels, *rest)
-    y = normalise(flat, *moments(flat), None, None, eps).reshape(input.shape)
+    y = normalize(flat, *moments(flat), None, None, eps).reshape(input.shape)
     shape = [1, -1] + [1] * len(rest)
     y = y if weight is None else y * weight.view(shape)
     return y if bias is None else y + bias.view(shape)

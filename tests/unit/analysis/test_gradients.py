@@ -31,6 +31,13 @@ def test_gradients_are_those_of_autograd(
     assert all(p.grad is None for p in batch.model.parameters())
 
 
+@pytest.mark.slow  # generates code
+def test_gradients_under_compiled(batch: SimpleNamespace, reference: Callable[..., Tensor]) -> None:
+    args = batch.args(recipes.maml(steps=2, lr=0.1))
+    grads = analysis.gradients(*args, engine=engines.Compiled())
+    torch.testing.assert_close(grads.matrix(), reference(args, 2, 0.1), rtol=1e-10, atol=1e-12)
+
+
 def test_the_mean_of_examples_is_the_gradient_of_the_task(
     batch: SimpleNamespace, named: SimpleNamespace
 ) -> None:
@@ -63,6 +70,8 @@ def test_named_tasks_have_rows_for_the_shared_parameters(named: SimpleNamespace)
     expected = torch.autograd.grad(one, [named.model.get_parameter(n) for n in grads.rows])
     for value, gradient in zip(grads.direction("b").values(), expected):
         torch.testing.assert_close(value, gradient)
+    with pytest.raises(ValueError, match="in one process"):
+        analysis.gradients(*named.args, engine=engines.Sharded(engines.Loop()))
     with pytest.raises(ValueError, match="no parameter that all tasks share"):
         analysis.gradients(*named.args, layers=["heads.a"])
 
