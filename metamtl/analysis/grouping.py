@@ -94,7 +94,7 @@ def best_groups(relatedness: Relatedness, models: int) -> Grouping:
 
     The score is the sum over tasks of the mean relatedness of the other tasks of its group to it; a task
     alone has 0. It is the selection of TAG (Fifty et al. 2021, https://arxiv.org/abs/2109.04617). Dynamic
-    programming over subsets, `O(models 3^T)`: a second for twelve tasks.
+    programming over subsets, `O(models 3^T)`.
 
     Differs from the paper in: 1. a task belongs to one group; 2. a task that is alone has affinity 0.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -101,3 +102,14 @@ def test_one_task_is_not_compared(batch: SimpleNamespace) -> None:
         _ = analysis.cosine(analysis.gradients(*batch.args(recipes.joint())))["z", "0"]
     with pytest.raises(ValueError, match="lr=0"):
         analysis.transfer(analysis.gradients(*args), lr=0)
+
+
+@pytest.mark.parametrize("missing", ["matplotlib", "sklearn"])
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == missing]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, missing, None)
+    result = Relatedness(torch.tensor([[1.0, -0.5], [0.25, 1.0]]), ("a", "b"), "cosine")
+    with pytest.raises(ImportError, match=r"pip install 'metamtl\[analysis\]'"):
+        result.plot() if missing == "matplotlib" else analysis.spectral_groups(result, groups=2)
+    assert result.as_dict()["tasks"] == ["a", "b"]
