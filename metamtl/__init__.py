@@ -7,6 +7,7 @@ update. `meta_backward` applies both: it turns episodes into `.grad`.
 from . import (
     adapters,
     aggregators,
+    analysis,
     checkpoint,
     datasets,
     engines,
@@ -40,6 +41,7 @@ __all__ = [
     "adaptation_curve",
     "adapters",
     "aggregators",
+    "analysis",
     "backward_passes",
     "checkpoint",
     "datasets",

@@ -19,6 +19,7 @@ from metamtl import (
     Metric,
     Recipe,
     aggregators,
+    analysis,
     engines,
     evaluate,
     meta_backward,
@@ -90,6 +91,19 @@ def check_evaluation() -> dict[str, float]:
     return {"evaluate": float((values[0].values - values[1].values).abs().max())}
 
 
+def check_analysis() -> dict[str, float]:
+    """Sketched and exact gradients of tasks that several processes share."""
+    args = (model(), recipes.maml(2, 0.1), episode(), F.mse_loss)
+    gramians = {
+        name: [
+            analysis.gradients(*args, project=project, engine=engine).gramian()
+            for engine in (engines.Sharded(engines.Vmap()), engines.Vmap())
+        ]
+        for name, project in {"exact": None, "sketched": analysis.Sketch(dim=8)}.items()
+    }
+    return {name: float((a - b).norm() / b.norm()) for name, (a, b) in gramians.items()}
+
+
 def check_errors() -> dict[str, str]:
     """The message that this process receives."""
     bad, net, sharded = episode(), model(), engines.Sharded(engines.Vmap())
@@ -132,6 +146,7 @@ def compute(arguments: list[str]) -> dict[str, Any]:
         "aggregators": check_aggregators(arguments[0].split(",")),
         "adapters": check_adapters(),
         "evaluation": check_evaluation(),
+        "analysis": check_analysis(),
         "errors": check_errors(),
         "traffic": check_traffic(),
     }
