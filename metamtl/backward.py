@@ -109,28 +109,28 @@ def meta_backward(
                 "the recipe changes during the training; pass recipe.at(step), with the number of the outer"
                 " step."
             )
-        shared, own = trainable(model), trainable(recipe.adapter)
-        if not shared and not own:
+        shared, adapter_params = trainable(model), trainable(recipe.adapter)
+        if not shared and not adapter_params:
             raise ValueError(
                 f"{type(model).__name__} has no trainable parameter; call requires_grad_(True)."
             )
         named = isinstance(checked, Mapping)
         problems = {name: problem(checked[name], name) for name in checked} if named else {}
     if named:
-        grads = named_gradients(problems, checked, shared, own, recipe.layer, exchange)
+        grads = named_gradients(problems, checked, shared, adapter_params, recipe.layer, exchange)
     else:
         engine = DEFAULT if engine is None else engine
         engine.check(model)
         data = (checked.support, checked.query, checked.task)
-        grads = engine.gradients(problem(checked), shared, own, data)
+        grads = engine.gradients(problem(checked), shared, adapter_params, data)
     check_finite(model, recipe.adapter, checked, loss, grads)
     names = tuple(checked) if named else None
-    _accumulate(shared, own, recipe, checked, grads, names)
+    _accumulate(shared, adapter_params, recipe, checked, grads, names)
     return Outcome(grads.losses, names)
 
 
 def _accumulate(
-    shared: Params, own: Params, recipe: Recipe, episodes: Any, grads: TaskGradients, names: Any
+    shared: Params, adapter_params: Params, recipe: Recipe, episodes: Any, grads: TaskGradients, names: Any
 ) -> None:
     """Aggregate and add the result to `.grad`; if an error is raised, nothing has changed."""
     aggregator, exchange = recipe.aggregator, grads.exchange
@@ -144,7 +144,7 @@ def _accumulate(
         bottom = [name for name in shared if name not in grads.task_specific]
         summed = (bottom if exchange.by_columns else list(directions)) if partial else []
         parts = [(shared[name], directions.get(name)) for name in summed]
-        parts += _unaggregated(shared, own, grads, combined.weights)
+        parts += _unaggregated(shared, adapter_params, grads, combined.weights)
         sums = exchange.sum_each([gradient for _, gradient in parts], [param for param, _ in parts])
         if partial:
             directions = {name: total for name, total in zip(summed, sums) if total is not None}
@@ -175,7 +175,7 @@ def _aggregate(
 
 
 def _unaggregated(
-    shared: Params, own: Params, grads: TaskGradients, weights: Tensor | None
+    shared: Params, adapter_params: Params, grads: TaskGradients, weights: Tensor | None
 ) -> list[tuple[Tensor, Tensor | None]]:
     """The gradients of the parameters of single tasks and of the adapter, on the data of this process."""
     pairs: list[tuple[Tensor, Tensor | None]] = []
@@ -184,7 +184,9 @@ def _unaggregated(
         pairs.append((shared[name], parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)))
     for name, rows in grads.adapter_params.items():
         if weights is None:
-            pairs.append((own[name], rows.sum(0) / len(grads.losses)))
+            pairs.append((adapter_params[name], rows.sum(0) / len(grads.losses)))
         else:
-            pairs.append((own[name], torch.tensordot(grads.exchange.select(weights).to(rows), rows, 1)))
+            pairs.append(
+                (adapter_params[name], torch.tensordot(grads.exchange.select(weights).to(rows), rows, 1))
+            )
     return pairs

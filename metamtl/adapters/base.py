@@ -119,11 +119,13 @@ class _NoSteps(InnerLoop):
     def init(self, params: Params, support: Batch | None, task: Any) -> Start:
         return Start(self.adapt(params, {}, support, task), ())
 
-    def adapt(self, params: Params, learned: Params, support: Batch | None, task: Any) -> Params:
+    def adapt(self, params: Params, adapter_params: Params, support: Batch | None, task: Any) -> Params:
         task_key = task if self.name is None else self.name
         return self.adapter.forward(self.model, support, self.loss, params=params, task=task_key)
 
-    def path(self, params: Params, learned: Params, support: Batch | None, task: Any) -> Iterator[Params]:
+    def path(
+        self, params: Params, adapter_params: Params, support: Batch | None, task: Any
+    ) -> Iterator[Params]:
         task_key = task if self.name is None else self.name
         return self.adapter.path(self.model, support, self.loss, params=params, task=task_key)
 

@@ -104,13 +104,15 @@ class _ChainLoop(InnerLoop):
         start = self.last.init(params, support, task)
         return Start((start.carry, params), start.features)
 
-    def adapt(self, params: Params, learned: Params, support: Batch | None, task: Any) -> Params:
+    def adapt(self, params: Params, adapter_params: Params, support: Batch | None, task: Any) -> Params:
         params = self._before(params, support, task)
-        return self.last.adapt(params, self._of_last(learned), support, task)
+        return self.last.adapt(params, self._of_last(adapter_params), support, task)
 
-    def path(self, params: Params, learned: Params, support: Batch | None, task: Any) -> Iterator[Params]:
+    def path(
+        self, params: Params, adapter_params: Params, support: Batch | None, task: Any
+    ) -> Iterator[Params]:
         params = self._before(params, support, task)
-        return self.last.path(params, self._of_last(learned), support, task)
+        return self.last.path(params, self._of_last(adapter_params), support, task)
 
     def _before(self, params: Params, support: Batch | None, task: Any) -> Params:
         """The parameters that the adapters before the last one return."""
@@ -119,10 +121,10 @@ class _ChainLoop(InnerLoop):
             params = adapter(self.model, support, self.loss, params=params, task=task_key)
         return params
 
-    def _of_last(self, learned: Params) -> Params:
+    def _of_last(self, adapter_params: Params) -> Params:
         """The parameters of the last adapter, by their names within it."""
         prefix = f"adapters.{len(self.adapter.adapters) - 1}."
-        return {n.removeprefix(prefix): p for n, p in learned.items() if n.startswith(prefix)}
+        return {n.removeprefix(prefix): p for n, p in adapter_params.items() if n.startswith(prefix)}
 
     def with_leftovers(self, leftovers: Leftovers) -> _ChainLoop:
         return replace(self, last=self.last.with_leftovers(leftovers))
@@ -135,9 +137,12 @@ class _ChainLoop(InnerLoop):
 
     def step(self, carry: Carry, context: StepContext, k: Tensor, *, first_order: bool) -> Carry:
         inner, params = carry
-        learned = self._of_last(context.learned)
+        adapter_params = self._of_last(context.adapter_params)
         context = StepContext(
-            {name: params[name] for name in self.last.reads}, learned, context.features, context.fixed
+            {name: params[name] for name in self.last.reads},
+            adapter_params,
+            context.features,
+            context.fixed,
         )
         return self.last.step(inner, context, k, first_order=first_order), params
 

@@ -140,11 +140,11 @@ class Gradient(Adapter):
             proximal=self.differentiation.proximal,
         )
 
-    def rates(self, params: Params, learned: Params, k: Tensor) -> Rates:
-        """The step size of every parameter at step `k`; `learned` holds the adapter's own parameters."""
+    def rates(self, params: Params, adapter_params: Params, k: Tensor) -> Rates:
+        """The step size of every parameter at step `k`."""
         if isinstance(self.lr, LearnedRates):
             prefix = "lr.rates."
-            return self.lr.at({n.removeprefix(prefix): p for n, p in learned.items()}, params, k)
+            return self.lr.at({n.removeprefix(prefix): p for n, p in adapter_params.items()}, params, k)
         like = next(iter(params.values()))
         if isinstance(self.lr, dict):
             by_prefix = {prefix: _at(rates, k, like) for prefix, rates in self.lr.items()}

@@ -74,13 +74,15 @@ class GradientLoop(InnerLoop):
         second_order = not all(map(self.first_order, range(self.num_steps)))
         return Start(carry, (self._forward(params, x, self.parts.stem, second_order), origin))
 
-    def adapt(self, params: Params, learned: Params, support: Batch | None, task: Any) -> Params:
+    def adapt(self, params: Params, adapter_params: Params, support: Batch | None, task: Any) -> Params:
         with self._kernels():
-            return self.adapter.differentiation.adapt(self, params, learned, support)
+            return self.adapter.differentiation.adapt(self, params, adapter_params, support)
 
-    def path(self, params: Params, learned: Params, support: Batch | None, task: Any) -> Iterator[Params]:
+    def path(
+        self, params: Params, adapter_params: Params, support: Batch | None, task: Any
+    ) -> Iterator[Params]:
         with self._kernels():
-            yield from self.adapter.differentiation.path(self, params, learned, support)
+            yield from self.adapter.differentiation.path(self, params, adapter_params, support)
 
     def _kernels(self) -> AbstractContextManager[None]:
         second_order = self.adapter.differentiation.any_second_order(self.num_steps)
@@ -122,7 +124,7 @@ class GradientLoop(InnerLoop):
         if self.proximal:
             origin = context.features[1]
             grads = {n: g + self.proximal * (phi[n] - origin[n]) for n, g in grads.items()}
-        return self._update(adapted, grads, opt_state, context.learned, k)
+        return self._update(adapted, grads, opt_state, context.adapter_params, k)
 
     def _batch(self, context: StepContext, k: Tensor) -> StepContext:
         """The context with the support examples of step `k`."""
@@ -161,9 +163,13 @@ class GradientLoop(InnerLoop):
 
         return support_loss
 
-    def _update(self, adapted: Params, grads: Params, opt_state: Any, learned: Params, k: Tensor) -> Carry:
-        rule, rates = self.adapter.rule, self.adapter.rates(adapted, learned, k)
-        options = {name.removeprefix("rule."): p for name, p in learned.items() if name.startswith("rule.")}
+    def _update(
+        self, adapted: Params, grads: Params, opt_state: Any, adapter_params: Params, k: Tensor
+    ) -> Carry:
+        rule, rates = self.adapter.rule, self.adapter.rates(adapted, adapter_params, k)
+        options = {
+            name.removeprefix("rule."): p for name, p in adapter_params.items() if name.startswith("rule.")
+        }
         with substituted(rule, structure_of(rule), options) if options else nullcontext():
             return tuple(rule.update(adapted, grads, opt_state, rates, k))
 

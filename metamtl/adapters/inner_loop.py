@@ -35,13 +35,13 @@ class StepContext(NamedTuple):
 
     Attributes:
         params: shared parameters that the steps use but do not adapt.
-        learned: the adapter's own parameters.
+        adapter_params: the adapter's own parameters.
         features: as in `Start`.
         fixed: values without a gradient: the support set.
     """
 
     params: Params
-    learned: Params
+    adapter_params: Params
     features: Any
     fixed: Any
 
@@ -79,13 +79,15 @@ class InnerLoop(ABC):
         """Whether the outer gradient treats the gradient of step `k` as a constant."""
         return False
 
-    def adapt(self, params: Params, learned: Params, support: Batch | None, task: Any) -> Params:
-        """The parameters after all steps; `learned` holds the adapter's own parameters."""
-        return run(self, params, learned, support, task)
+    def adapt(self, params: Params, adapter_params: Params, support: Batch | None, task: Any) -> Params:
+        """The parameters after all steps; `adapter_params` holds the adapter's own parameters."""
+        return run(self, params, adapter_params, support, task)
 
-    def path(self, params: Params, learned: Params, support: Batch | None, task: Any) -> Iterator[Params]:
+    def path(
+        self, params: Params, adapter_params: Params, support: Batch | None, task: Any
+    ) -> Iterator[Params]:
         """The parameters after 0, 1, ..., K steps."""
-        return stages(self, params, learned, support, task)
+        return stages(self, params, adapter_params, support, task)
 
     def with_leftovers(self, leftovers: Leftovers) -> InnerLoop:
         """The same loop for compiled code; `leftovers` are attributes set by the model's forward pass."""
@@ -95,10 +97,12 @@ class InnerLoop(ABC):
         """The part of the support set that the steps read, without a gradient."""
         return ()
 
-    def context(self, start: Start, params: Params, learned: Params, support: Batch | None) -> StepContext:
+    def context(
+        self, start: Start, params: Params, adapter_params: Params, support: Batch | None
+    ) -> StepContext:
         """The values that the steps read."""
         unadapted = {name: params[name] for name in self.reads}
-        return StepContext(unadapted, learned, start.features, self.fixed(support))
+        return StepContext(unadapted, adapter_params, start.features, self.fixed(support))
 
     def unused(self, params: Params, support: Batch | None, task: Any) -> list[str]:
         """Adapted parameters that the support loss does not use. The rule must not decay them."""
@@ -106,19 +110,26 @@ class InnerLoop(ABC):
 
 
 def run(
-    loop: InnerLoop, params: Params, learned: Params, support: Any, task: Any, every: int | None = None
+    loop: InnerLoop,
+    params: Params,
+    adapter_params: Params,
+    support: Any,
+    task: Any,
+    every: int | None = None,
 ) -> Params:
     """The parameters after all steps; `every` is `checkpoint_every` of `functional.scan`."""
     start, device = loop.init(params, support, task), device_of(params)
-    context, step = loop.context(start, params, learned, support), _numbered(loop, device)
+    context, step = loop.context(start, params, adapter_params, support), _numbered(loop, device)
     carry = scan(step, start.carry, context, range(loop.num_steps), checkpoint_every=every)
     return loop.finish(carry, params, step_number(loop.num_steps, device))
 
 
-def stages(loop: InnerLoop, params: Params, learned: Params, support: Any, task: Any) -> Iterator[Params]:
+def stages(
+    loop: InnerLoop, params: Params, adapter_params: Params, support: Any, task: Any
+) -> Iterator[Params]:
     """The parameters after 0, 1, ..., K steps."""
     start, device = loop.init(params, support, task), device_of(params)
-    context, step = loop.context(start, params, learned, support), _numbered(loop, device)
+    context, step = loop.context(start, params, adapter_params, support), _numbered(loop, device)
     yield loop.finish(start.carry, params, step_number(0, device))
     for k, carry in enumerate(carries(step, start.carry, context, range(loop.num_steps)), 1):
         yield loop.finish(carry, params, step_number(k, device))

@@ -72,12 +72,14 @@ class Auto(Engine):
             if tuner.choice is not None
         ]
 
-    def gradients(self, problem: TaskProblem, shared: Params, own: Params, data: Any) -> TaskGradients:
+    def gradients(
+        self, problem: TaskProblem, shared: Params, adapter_params: Params, data: Any
+    ) -> TaskGradients:
         work = Work(problem, data, evaluation=False)
         return self._run(  # type: ignore[no-any-return]
             work,
-            shapes((shared, own, data)),
-            lambda engine: engine.gradients(problem, shared, own, data),
+            shapes((shared, adapter_params, data)),
+            lambda engine: engine.gradients(problem, shared, adapter_params, data),
         )
 
     def outputs(self, problem: TaskProblem, data: Any, *, every: bool = False) -> list[Any]:

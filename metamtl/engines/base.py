@@ -54,13 +54,15 @@ class Engine(ABC):
         """Reject a model that this engine does not support, before anything is computed."""
 
     @abstractmethod
-    def gradients(self, problem: TaskProblem, shared: Params, own: Params, data: Any) -> TaskGradients:
+    def gradients(
+        self, problem: TaskProblem, shared: Params, adapter_params: Params, data: Any
+    ) -> TaskGradients:
         """The losses and gradients of all tasks.
 
         Args:
             problem: the computation of one task as pure functions.
             shared: the model's trainable parameters.
-            own: the adapter's parameters.
+            adapter_params: the adapter's parameters.
         """
 
     @abstractmethod

@@ -65,9 +65,11 @@ class Compiled(Engine):
     def check(self, model: nn.Module) -> None:
         self.fallback.check(model)
 
-    def gradients(self, problem: TaskProblem, shared: Params, own: Params, data: Any) -> TaskGradients:
+    def gradients(
+        self, problem: TaskProblem, shared: Params, adapter_params: Params, data: Any
+    ) -> TaskGradients:
         model_params = {name: param.detach() for name, param in shared.items()}
-        adapter_params = {name: param.detach() for name, param in own.items()}
+        adapter_params = {name: param.detach() for name, param in adapter_params.items()}
 
         def run(kind: Kind, problem: TaskProblem, chunk: Any) -> Any:
             if kind.by_parts:
@@ -76,7 +78,7 @@ class Compiled(Engine):
 
         result = self._run("gradients", problem, (model_params, adapter_params), data, run)
         if result is None:
-            return self.fallback.gradients(problem, shared, own, data)
+            return self.fallback.gradients(problem, shared, adapter_params, data)
         rows, adapter_rows, losses = result
         return TaskGradients(losses, rows, adapter_rows, {})
 

@@ -31,52 +31,60 @@ def _each(batched: bool, function: Callable[..., Any], *args: Any) -> Any:
 
 
 def whole(
-    problem: TaskProblem, batched: bool, shared: Params, own: Params, data: Any
+    problem: TaskProblem, batched: bool, shared: Params, adapter_params: Params, data: Any
 ) -> tuple[Params, Params, Tensor]:
-    """The gradients with respect to `shared` and `own`, and the query losses."""
+    """The gradients with respect to `shared` and `adapter_params`, and the query losses."""
 
-    def objective(shared: Params, own: Params, data: Any) -> tuple[Tensor, Tensor]:
+    def objective(shared: Params, adapter_params: Params, data: Any) -> tuple[Tensor, Tensor]:
         support, query, task = data
         support = None if support is None else Batch(*support)
-        with problem.substituted_adapter(own):
+        with problem.substituted_adapter(adapter_params):
             params = {**problem.frozen, **shared}
             if reads(problem.objective) == "stages":
-                path = list(stages(problem.loop, params, own, support, task))
+                path = list(stages(problem.loop, params, adapter_params, support, task))
             else:
-                path = [run(problem.loop, params, own, support, task)]
+                path = [run(problem.loop, params, adapter_params, support, task)]
         value, loss = problem.result(shared, path, support, query)
         return value, loss
 
     def one_task(data: Any) -> tuple[Params, Params, Tensor]:
-        (rows, adapter_rows), loss = grad(objective, argnums=(0, 1), has_aux=True)(shared, own, data)
+        (rows, adapter_rows), loss = grad(objective, argnums=(0, 1), has_aux=True)(
+            shared, adapter_params, data
+        )
         return rows, adapter_rows, loss
 
     return _each(batched, one_task, data)  # type: ignore[no-any-return]
 
 
 def init(
-    problem: TaskProblem, batched: bool, shared: Params, own: Params, support: Any, task: Any
+    problem: TaskProblem, batched: bool, shared: Params, adapter_params: Params, support: Any, task: Any
 ) -> tuple[Carry, Any]:
     """The first carry and the features of every task."""
 
     def one_task(support: Any, task: Any) -> tuple[Carry, Any]:
-        start = _start(problem, shared, own, support, task)
+        start = _start(problem, shared, adapter_params, support, task)
         return start.carry, start.features
 
     return _each(batched, one_task, support, task)  # type: ignore[no-any-return]
 
 
 def init_vjp(
-    problem: TaskProblem, batched: bool, shared: Params, own: Params, support: Any, task: Any, grads: Any
+    problem: TaskProblem,
+    batched: bool,
+    shared: Params,
+    adapter_params: Params,
+    support: Any,
+    task: Any,
+    grads: Any,
 ) -> tuple[Params, Params]:
-    """The vector-Jacobian product of `init` with respect to `shared` and `own`, for every task."""
+    """The vector-Jacobian product of `init` with respect to all parameters, for every task."""
 
     def one_task(support: Any, task: Any, grads: Any) -> tuple[Params, Params]:
-        def start(shared: Params, own: Params) -> tuple[Carry, Any]:
-            result = _start(problem, shared, own, support, task)
+        def start(shared: Params, adapter_params: Params) -> tuple[Carry, Any]:
+            result = _start(problem, shared, adapter_params, support, task)
             return result.carry, result.features
 
-        return vjp(start, shared, own)[1](grads)  # type: ignore[no-any-return]
+        return vjp(start, shared, adapter_params)[1](grads)  # type: ignore[no-any-return]
 
     return _each(batched, one_task, support, task, grads)  # type: ignore[no-any-return]
 
@@ -87,7 +95,7 @@ def step(
     """Inner step `k` of every task."""
 
     def one_task(carry: Carry, features: Any, fixed: Any) -> Carry:
-        task_context = StepContext(context.params, context.learned, features, fixed)
+        task_context = StepContext(context.params, context.adapter_params, features, fixed)
         return problem.loop.step(carry, task_context, k, first_order=first_order)
 
     return _each(batched, one_task, carry, context.features, context.fixed)
@@ -113,11 +121,11 @@ def step_vjp(
     """The vector-Jacobian product of `step` with respect to the carry and the context's tensors."""
 
     def one_task(carry: Carry, features: Any, fixed: Any, cotangent: Carry) -> Any:
-        def task_step(carry: Carry, params: Params, learned: Params, features: Any) -> Carry:
-            task_context = StepContext(params, learned, features, fixed)
+        def task_step(carry: Carry, params: Params, adapter_params: Params, features: Any) -> Carry:
+            task_context = StepContext(params, adapter_params, features, fixed)
             return problem.loop.step(carry, task_context, k, first_order=first_order)
 
-        return vjp(task_step, carry, context.params, context.learned, features)[1](cotangent)
+        return vjp(task_step, carry, context.params, context.adapter_params, features)[1](cotangent)
 
     args = (carry, context.features, context.fixed, cotangent)
     return _each(batched, one_task, *args)  # type: ignore[no-any-return]
@@ -194,7 +202,7 @@ def output(problem: TaskProblem, batched: bool, carry: Carry, shared: Params, k:
     return _each(batched, one_task, carry, query)
 
 
-def _start(problem: TaskProblem, shared: Params, own: Params, support: Any, task: Any) -> Start:
+def _start(problem: TaskProblem, shared: Params, adapter_params: Params, support: Any, task: Any) -> Start:
     support = None if support is None else Batch(*support)
-    with problem.substituted_adapter(own):
+    with problem.substituted_adapter(adapter_params):
         return problem.loop.init({**problem.frozen, **shared}, support, task)

@@ -20,9 +20,11 @@ class Loop(Engine):
     def __repr__(self) -> str:
         return "Loop()"
 
-    def gradients(self, problem: TaskProblem, shared: Params, own: Params, data: Any) -> TaskGradients:
-        shared, own = leaves(shared), leaves(own)
-        inputs = [*shared.values(), *own.values()]
+    def gradients(
+        self, problem: TaskProblem, shared: Params, adapter_params: Params, data: Any
+    ) -> TaskGradients:
+        shared, adapter_params = leaves(shared), leaves(adapter_params)
+        inputs = [*shared.values(), *adapter_params.values()]
         losses = []
         parts = split_tasks(data)
         # One block for the gradients of all tasks: separate allocations between the temporary tensors of
@@ -30,7 +32,7 @@ class Loop(Engine):
         columns = [param.new_empty((len(parts), *param.shape)) for param in inputs]
         for task, part in enumerate(parts):
             with torch.enable_grad():
-                objective, loss = problem(shared, own, part)
+                objective, loss = problem(shared, adapter_params, part)
             if not objective.requires_grad:
                 raise ValueError(DETACHED.format(task=task))
             grads = torch.autograd.grad(objective, inputs, allow_unused=True, materialize_grads=True)
@@ -39,7 +41,7 @@ class Loop(Engine):
             losses.append(loss.detach())
             del objective, loss, grads, gradient  # free the graph before the next one is built
         shared_grads = dict(zip(shared, columns))
-        adapter_grads = dict(zip(own, columns[len(shared) :]))
+        adapter_grads = dict(zip(adapter_params, columns[len(shared) :]))
         return TaskGradients(torch.stack(losses), shared_grads, adapter_grads, {})
 
     def outputs(self, problem: TaskProblem, data: Any, *, every: bool = False) -> list[Any]:

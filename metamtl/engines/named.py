@@ -25,7 +25,7 @@ def named_gradients(
     problems: Mapping[str, TaskProblem],
     episodes: Mapping[str, Episode],
     shared: Params,
-    own: Params,
+    adapter_params: Params,
     features: str | None = None,
     exchange: Exchange = LOCAL,
 ) -> TaskGradients:
@@ -47,19 +47,19 @@ def named_gradients(
             do not share one input; `features` is not the name of the last module that all tasks share; no
             process has a label of a task.
     """
-    shared, own = leaves(shared), leaves(own)
-    inputs, tasks = [*shared.values(), *own.values()], list(problems)
+    shared, adapter_params = leaves(shared), leaves(adapter_params)
+    inputs, tasks = [*shared.values(), *adapter_params.values()], list(problems)
     shares: Tensor | None = None
     with exchange.together() as agreement:
         labeled = tasks
         if isinstance(exchange, ExampleShards):
-            agreement |= setting(problems, episodes, {**shared, **own}, features)
+            agreement |= setting(problems, episodes, {**shared, **adapter_params}, features)
             numbers = [
                 label_count(problem.loss, episodes[task].query) for task, problem in problems.items()
             ]
             counts = torch.stack([number.double() for number in numbers]).tolist()
             labeled = [task for task, count in zip(tasks, counts) if count]
-        local = task_passes(problems, episodes, labeled, shared, own, features)
+        local = task_passes(problems, episodes, labeled, shared, adapter_params, features)
     zero = inputs[0].new_zeros(())
     losses = torch.stack([local.losses.get(task, zero) for task in tasks])
     grads: Grads = [local.grads.get(task, (None,) * len(inputs)) for task in tasks]
@@ -69,7 +69,7 @@ def named_gradients(
         grads = [tuple(None if g is None else s.to(g) * g for g in row) for s, row in zip(shares, grads)]
     if features is None:
         _check_used(tasks, used, len(shared))
-    result = _collect(losses, grads, used, shared, own, aggregated=features is None)
+    result = _collect(losses, grads, used, shared, adapter_params, aggregated=features is None)
     if features is None:
         return result._replace(exchange=exchange)
     check_bypass([row[: len(shared)] for row in used], list(shared), features)
@@ -95,7 +95,7 @@ def _collect(
     grads: Grads,
     used: list[list[bool]],
     shared: Params,
-    own: Params,
+    adapter_params: Params,
     aggregated: bool,
 ) -> TaskGradients:
     """Separate the gradients of parameters that all tasks use (if `aggregated`) from the others.
@@ -114,7 +114,7 @@ def _collect(
             specific[name] = by_task
     adapter_params = {
         name: torch.stack([_or_zero(row[position], param) for row in grads])
-        for position, (name, param) in enumerate(own.items(), len(shared))
+        for position, (name, param) in enumerate(adapter_params.items(), len(shared))
     }
     return TaskGradients(losses, rows, adapter_params, specific)
 

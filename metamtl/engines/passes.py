@@ -34,14 +34,14 @@ def task_passes(
     episodes: Mapping[str, Episode],
     labeled: list[str],
     shared: Params,
-    own: Params,
+    adapter_params: Params,
     features: str | None,
 ) -> TaskPasses:
     """Run the tasks in `labeled`, forward and backward."""
     groups = _groups(problems, episodes)
     if features is not None:
         check_features(problems, groups, episodes, features)
-    model, inputs = next(iter(problems.values())).model, [*shared.values(), *own.values()]
+    model, inputs = next(iter(problems.values())).model, [*shared.values(), *adapter_params.values()]
     local, output = TaskPasses({}, {}, {}, None), None
     with torch.enable_grad(), cut_at(model, features) as pairs:
         for group in groups:
@@ -50,8 +50,8 @@ def task_passes(
             for task in group:
                 problem, episode = problems[task], episodes[task]
                 support, query = episode.support, episode.query
-                stages = problem.stages(shared, own, support, episode.task)
-                again = problem.again(own, support, episode.task)
+                stages = problem.stages(shared, adapter_params, support, episode.task)
+                again = problem.again(adapter_params, support, episode.task)
                 objective, loss = problem.result(shared, stages, support, query, outputs.get(task), again)
                 # The tasks of the group share one pass through the model, so its graph is retained.
                 retain = features is not None or (len(outputs) > 0 and task != group[-1])

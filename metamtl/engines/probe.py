@@ -45,12 +45,14 @@ class Probe:
     @classmethod
     def of(cls, problem: TaskProblem, data: Any) -> Probe:
         """Run one task with data `data` forward and backward. Invalid input raises its own error here."""
-        shared, own = leaves(trainable(problem.model)), leaves(trainable(problem.adapter))
+        shared, adapter_params = leaves(trainable(problem.model)), leaves(trainable(problem.adapter))
         rng_state, foreign = torch.get_rng_state(), foreign_state()
         with torch.enable_grad(), _Counter() as counter:
-            objective, _ = problem(shared, own, data)
+            objective, _ = problem(shared, adapter_params, data)
             if objective.requires_grad:
-                torch.autograd.grad(objective, [*shared.values(), *own.values()], allow_unused=True)
+                torch.autograd.grad(
+                    objective, [*shared.values(), *adapter_params.values()], allow_unused=True
+                )
         draws = not torch.equal(rng_state, torch.get_rng_state()) or foreign_state() != foreign
         torch.set_rng_state(rng_state)
         set_foreign_state(foreign)

@@ -29,15 +29,15 @@ from ..objectives.base import reads
 
 @dataclass(frozen=True)
 class TaskProblem:
-    """The objective and the query loss of one task, as functions of `shared`, `own` and the task's data.
+    """The objective and the query loss of one task, as functions of parameters and the task's data.
 
-    `shared` holds the model's trainable parameters, `own` those of the adapter, and `data` is
+    `shared` holds the model's trainable parameters, `adapter_params` those of the adapter, and `data` is
     `(support, query, task ids)` of one task. Every value that differs between tasks is an argument, so any
     engine may batch the computation. The input has already been checked.
 
     Attributes:
         frozen: the model's other parameters.
-        structure, own_structure: where the model and the adapter store their tensors.
+        structure, adapter_structure: where the model and the adapter store their tensors.
         loop: the adapter's computation for this call.
         name: the name of a named task; None in a meta-batch.
         adapts: whether the task is adapted. A named task without a support set uses the parameters
@@ -51,7 +51,7 @@ class TaskProblem:
     loss: Loss
     frozen: Params
     structure: Structure
-    own_structure: Structure
+    adapter_structure: Structure
     loop: InnerLoop
     name: str | None = None
     adapts: bool = True
@@ -75,7 +75,7 @@ class TaskProblem:
             loss=loss,
             frozen=trainable_and_frozen(model)[1],
             structure=structure_of(model),
-            own_structure=structure_of(adapter),
+            adapter_structure=structure_of(adapter),
             loop=adapter.inner_loop(model, loss, name),
             name=name,
             adapts=name is None or episode.support is not None,
@@ -86,42 +86,48 @@ class TaskProblem:
         """How the outer gradient is computed through each inner loop of the adapter."""
         return [part.differentiation for part in self.adapter.modules() if isinstance(part, Gradient)]
 
-    def adapt(self, shared: Params, own: Params, support: Batch | None, task: Any) -> Params:
+    def adapt(self, shared: Params, adapter_params: Params, support: Batch | None, task: Any) -> Params:
         """The parameters that the task uses."""
         params = {**self.frozen, **shared}
         if not self.adapts:
             return params
         task_key = task if self.name is None else self.name
-        learned = own or dict(self.adapter.named_parameters())
-        with self.substituted_adapter(own):
-            adapted = self.loop.adapt(params, learned, support, task_key)
+        all_params = adapter_params or dict(self.adapter.named_parameters())
+        with self.substituted_adapter(adapter_params):
+            adapted = self.loop.adapt(params, all_params, support, task_key)
         return self._with_statistics(adapted, support, task_key)
 
-    def substituted_adapter(self, own: Params) -> AbstractContextManager[None]:
-        """Context manager in which the adapter has the parameters `own`, if there are any."""
-        return substituted(self.adapter, self.own_structure, own) if own else nullcontext()
+    def substituted_adapter(self, adapter_params: Params) -> AbstractContextManager[None]:
+        """Context manager in which the adapter has the parameters `adapter_params`, if there are any."""
+        return (
+            substituted(self.adapter, self.adapter_structure, adapter_params)
+            if adapter_params
+            else nullcontext()
+        )
 
     def path(
-        self, shared: Params, support: Batch | None, task: Any, own: Params | None = None
+        self, shared: Params, support: Batch | None, task: Any, adapter_params: Params | None = None
     ) -> Iterator[Params]:
-        """The parameters at each stage of adaptation; `own` replaces the adapter's own parameters."""
+        """The parameters at each stage of adaptation, with `adapter_params` for the adapter's own."""
         params, task_key = {**self.frozen, **shared}, task if self.name is None else self.name
-        learned = own or dict(self.adapter.named_parameters())
-        with self.substituted_adapter(own or {}):
-            for stage in self.loop.path(params, learned, support, task_key):
+        all_params = adapter_params or dict(self.adapter.named_parameters())
+        with self.substituted_adapter(adapter_params or {}):
+            for stage in self.loop.path(params, all_params, support, task_key):
                 yield self._with_statistics(stage, support, task_key)
 
-    def stages(self, shared: Params, own: Params, support: Batch | None, task: Any) -> tuple[Params, ...]:
+    def stages(
+        self, shared: Params, adapter_params: Params, support: Batch | None, task: Any
+    ) -> tuple[Params, ...]:
         """The stages of adaptation that the objective reads; the last one is its end."""
         what = reads(self.objective)
         if what == "stages" and self.adapts:
-            return tuple(self.path(shared, support, task, own))
+            return tuple(self.path(shared, support, task, adapter_params))
         with torch.no_grad() if what == "adapter" else nullcontext():
-            return (self.adapt(shared, own, support, task),)
+            return (self.adapt(shared, adapter_params, support, task),)
 
-    def again(self, own: Params, support: Batch | None, task: Any) -> Callable[[Params], Params]:
+    def again(self, adapter_params: Params, support: Batch | None, task: Any) -> Callable[[Params], Params]:
         """The adaptation to the task as a function of the shared parameters."""
-        return lambda shared: self.adapt(shared, own, support, task)
+        return lambda shared: self.adapt(shared, adapter_params, support, task)
 
     def _with_statistics(self, params: Params, support: Batch | None, task: Any) -> Params:
         x = None if support is None else support[0]
@@ -161,8 +167,8 @@ class TaskProblem:
         with torch.no_grad():  # if the objective does not use the query loss, it is only reported
             return objective, task.query_loss
 
-    def __call__(self, shared: Params, own: Params, data: Any) -> tuple[Tensor, Tensor]:
+    def __call__(self, shared: Params, adapter_params: Params, data: Any) -> tuple[Tensor, Tensor]:
         """`result` after adaptation."""
         support, query, task = data
-        stages = self.stages(shared, own, support, task)
-        return self.result(shared, stages, support, query, adapt=self.again(own, support, task))
+        stages = self.stages(shared, adapter_params, support, task)
+        return self.result(shared, stages, support, query, adapt=self.again(adapter_params, support, task))

@@ -72,10 +72,12 @@ class Sharded(Engine):
             )
         self.inner.check(model)
 
-    def gradients(self, problem: TaskProblem, shared: Params, own: Params, data: Any) -> TaskGradients:
+    def gradients(
+        self, problem: TaskProblem, shared: Params, adapter_params: Params, data: Any
+    ) -> TaskGradients:
         exchange = self._exchange(problem, data)
         grads: TaskGradients = self._compute(
-            exchange, data, lambda part: self.inner.gradients(problem, shared, own, part)
+            exchange, data, lambda part: self.inner.gradients(problem, shared, adapter_params, part)
         )
         count = len(range(*exchange.tasks.indices(num_tasks(data))))
 

@@ -78,7 +78,7 @@ class StepLoop:
             the query losses; the cotangents of `carry`, and of the parameters and features of `context`.
         """
         flat, spec = tree_flatten(tree_map(torch.Tensor.contiguous, carry))
-        _, spec_of_vjp = tree_flatten((carry, context.params, context.learned, context.features))
+        _, spec_of_vjp = tree_flatten((carry, context.params, context.adapter_params, context.features))
         stand_ins = self._stand_ins(flat, spec, ks[0])
         leaves = [tree_leaves(part) for part in (*stand_ins.steps, stand_ins.end, *stand_ins.vjps)]
         steps, end = range(problem.loop.num_steps), len(self.first_orders)

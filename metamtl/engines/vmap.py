@@ -44,20 +44,24 @@ class Vmap(Engine):
                 " engine=Compiled()."
             )
 
-    def gradients(self, problem: TaskProblem, shared: Params, own: Params, data: Any) -> TaskGradients:
+    def gradients(
+        self, problem: TaskProblem, shared: Params, adapter_params: Params, data: Any
+    ) -> TaskGradients:
         # Detached, because autograd would otherwise record another graph outside of vmap.
         # Contiguous, because max-pooling of channels-last tensors has no second derivative under vmap.
         shared = {name: param.detach().contiguous() for name, param in shared.items()}
-        own = {name: param.detach() for name, param in own.items()}
+        adapter_params = {name: param.detach() for name, param in adapter_params.items()}
 
-        def objective(shared: Params, own: Params, data: Any) -> tuple[Tensor, Tensor]:
-            value, loss = problem(shared, own, data)
+        def objective(shared: Params, adapter_params: Params, data: Any) -> tuple[Tensor, Tensor]:
+            value, loss = problem(shared, adapter_params, data)
             if not value.requires_grad:
                 raise ValueError(DETACHED.format(task="0 and of all others"))
             return value, loss
 
         def one_task(data: Any) -> tuple[Params, Params, Tensor]:
-            (rows, adapter_rows), loss = grad(objective, argnums=(0, 1), has_aux=True)(shared, own, data)
+            (rows, adapter_rows), loss = grad(objective, argnums=(0, 1), has_aux=True)(
+                shared, adapter_params, data
+            )
             return rows, adapter_rows, loss
 
         rows, adapter_rows, losses = self._vmap(one_task, data)

@@ -42,10 +42,12 @@ class Differentiation(ABC):
     def check(self, lr: Any, rule: Rule, adapts: Any) -> None:  # noqa: B027  (most have no condition)
         """Raise a ValueError if the options of `Gradient` contradict this way of differentiation."""
 
-    def adapt(self, loop: GradientLoop, params: Params, learned: Params, support: Any) -> Params:
+    def adapt(self, loop: GradientLoop, params: Params, adapter_params: Params, support: Any) -> Params:
         """The parameters after all steps."""
-        return run(loop, params, learned, support, None, self.checkpoint_every)
+        return run(loop, params, adapter_params, support, None, self.checkpoint_every)
 
-    def path(self, loop: GradientLoop, params: Params, learned: Params, support: Any) -> Iterator[Params]:
+    def path(
+        self, loop: GradientLoop, params: Params, adapter_params: Params, support: Any
+    ) -> Iterator[Params]:
         """The parameters after 0, 1, ..., K steps."""
-        return stages(loop, params, learned, support, None)
+        return stages(loop, params, adapter_params, support, None)

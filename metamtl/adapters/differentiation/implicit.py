@@ -82,15 +82,17 @@ class Implicit(Differentiation):
     def any_second_order(self, steps: int) -> bool:
         return steps > 0
 
-    def adapt(self, loop: GradientLoop, params: Params, learned: Params, support: Any) -> Params:
+    def adapt(self, loop: GradientLoop, params: Params, adapter_params: Params, support: Any) -> Params:
         if not loop.num_steps:
-            return super().adapt(loop, params, learned, support)
+            return super().adapt(loop, params, adapter_params, support)
         end = run(loop, detached(params), {}, support, None)
         return self._differentiable(loop, params, support, end)
 
-    def path(self, loop: GradientLoop, params: Params, learned: Params, support: Any) -> Iterator[Params]:
+    def path(
+        self, loop: GradientLoop, params: Params, adapter_params: Params, support: Any
+    ) -> Iterator[Params]:
         if not loop.num_steps:
-            yield from super().path(loop, params, learned, support)
+            yield from super().path(loop, params, adapter_params, support)
             return
         *stage_params, end = stages(loop, detached(params), {}, support, None)
         yield from stage_params
