@@ -3,6 +3,7 @@
 # make test      everything, against learn2learn and higher as well; ARGS="tests/laws -x" narrows it;
 #                one process for each processor; with CI set, what would be skipped fails
 # make lint      ruff and mypy
+# make docs      the documentation as a site, in build/docs
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
@@ -10,7 +11,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: install peers demo test lint clean
+.PHONY: install peers demo test lint docs clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -59,6 +60,9 @@ lint: $(VENV)/.tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.tools
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
