@@ -1,0 +1,150 @@
+"""Six walks through the pages, each from an empty folder: a test does what the page says, word for word."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+SHORT = ["steps=4", "meta_batch=2", "validate.tasks=4", "select.tasks=4", "test.tasks=8"]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def block(page: str, containing: str, language: str = "python") -> str:
+    """The only block of a page that contains a text."""
+    blocks = [code for kind, code in BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
+              if kind == language and containing in code]  # fmt: skip
+    assert len(blocks) == 1, f"{page} has {len(blocks)} blocks with {containing!r}"
+    return blocks[0]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def run(*command: str, folder: Path) -> str:
+    """The output of a command that must succeed; `metamtl` and `python` are those of this environment."""
+    names = {"metamtl": [sys.executable, "-m", "metamtl"], "python": [sys.executable]}
+    names["torchrun"] = [sys.executable, "-m", "torch.distributed.run"]
+    result = subprocess.run(
+        [*names[command[0]], *command[1:]], cwd=folder, env=environment(), capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def rows(table: str) -> set[str]:
+    return {line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")}
+
+
+@pytest.mark.slow
+def test_a_folder_of_images_becomes_a_table_of_three_methods(tmp_path: Path) -> None:
+    page, rng = "howto/own_data.md", np.random.default_rng(0)
+    run("metamtl", "init", "my_experiment", folder=tmp_path)
+    mine = tmp_path / "my_experiment"
+    for name in range(20):
+        folder = mine / "images" / f"class_{name:02}"
+        folder.mkdir(parents=True)
+        pattern = rng.integers(0, 200, (20, 20))
+        for number in range(6):
+            noisy = (pattern + rng.integers(0, 50, (20, 20))).astype(np.uint8)
+            Image.fromarray(noisy).save(folder / f"{number}.png")
+    source = (mine / "mine.py").read_text(encoding="utf-8")
+    start, end = source.index("class Data"), source.index("def net")
+    data = block(page, "class Data")
+    (mine / "mine.py").write_text(f"{source[:start]}{data}\n\n{source[end:]}", encoding="utf-8")
+    (mine / "conf/net/mine.yaml").write_text(block(page, "_target_", "yaml"), encoding="utf-8")
+    experiment = mine / "conf/experiment/mine.yaml"
+    trivial = "trivial: {net: {inputs: 784}}"
+    assert f"`{trivial}`" in (DOCS / page).read_text(encoding="utf-8")
+    text, count = re.subn(r"^trivial: .*$", trivial, experiment.read_text(encoding="utf-8"), flags=re.M)
+    assert count == 1
+    experiment.write_text(text.replace("queries: 10", "queries: 5"), encoding="utf-8")
+    task = mine / "conf/task/mine.yaml"
+    task.write_text(task.read_text(encoding="utf-8").replace("queries: 10", "queries: 5"), encoding="utf-8")
+    command = block(page, "metamtl compare", "bash").splitlines()[-1].split()
+    run(*command, *SHORT, "hydra.run.dir=out", folder=mine)
+    table = (mine / "out/table.md").read_text(encoding="utf-8")
+    assert {"anil", "protonet", "mine"} <= rows(table)
+
+
+def test_three_heads_with_missing_labels() -> None:
+    names: dict[str, object] = {"__name__": "walk"}
+    exec(compile(block("howto/missing_labels.md", "UPGrad"), "missing_labels.md", "exec"), names)
+    estimates = names["estimates"]
+    assert isinstance(estimates, dict) and list(estimates) == ["kind", "size", "tone"]
+    assert estimates["kind"]["accuracy"].num_missing == 100
+    assert estimates["size"]["mse"].num_missing == 150
+    assert estimates["kind"]["accuracy"].mean > 0.9 and estimates["tone"]["accuracy"].mean > 0.9
+    assert estimates["size"]["mse"].mean < 0.5
+
+
+@pytest.mark.filterwarnings("ignore:Failed to load image Python extension")
+def test_a_script_of_learn2learn_migrates_with_equal_gradients() -> None:
+    pytest.importorskip("learn2learn", exc_type=ImportError)
+    import torch
+
+    page, gradients = "migration/learn2learn.md", []
+    for containing in ("learner.clone()", "recipes.maml(steps=3"):
+        names: dict[str, object] = {"__name__": "walk"}
+        exec(compile(block(page, containing), page, "exec"), names)
+        model = names["model"]
+        assert isinstance(model, torch.nn.Module)
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    before, after = gradients
+    assert len(before) == sum(p.numel() for p in model.parameters())
+    torch.testing.assert_close(after, before, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_a_new_adapter_is_compared_fairly(tmp_path: Path) -> None:
+    page = "howto/own_adapter.md"
+    run("metamtl", "init", "my_experiment", folder=tmp_path)
+    mine = tmp_path / "my_experiment"
+    adapter = block(page, "class SignDescent").partition("\nsinusoids, model")[0]
+    with (mine / "mine.py").open("a", encoding="utf-8") as file:
+        file.write(f"\n\n{adapter}\n\n{block(page, 'def signs', '')}")
+    (mine / "conf/recipe/signs.yaml").write_text(block(page, "mine.signs", "yaml"), encoding="utf-8")
+    command = block(page, "metamtl compare", "bash").replace("'", "").split()
+    run(*command, *SHORT, "hydra.run.dir=out", folder=mine)
+    table = (mine / "out/table.md").read_text(encoding="utf-8")
+    assert {"anil", "protonet", "signs"} <= rows(table)
+
+
+@pytest.mark.slow
+def test_a_killed_script_resumes_with_the_same_bytes(tmp_path: Path) -> None:
+    script = block("howto/resume.md", "checkpoint.save(FILE")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+        (folder / "train.py").write_text(script, encoding="utf-8")
+    run("python", "train.py", folder=whole)
+    process = subprocess.Popen([sys.executable, "train.py"], cwd=killed, env=environment())
+    while not (killed / "state.safetensors").exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    run("python", "train.py", folder=killed)
+    expected = (whole / "state.safetensors").read_bytes()
+    assert (killed / "state.safetensors").read_bytes() == expected
+
+
+@pytest.mark.slow
+def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(block("distributed.md", '"RANK" not in os.environ'), encoding="utf-8")
+    alone = run("python", "train.py", folder=tmp_path)
+    together = run(
+        "torchrun", "--nproc-per-node", "2", "--master-port", "29534", "train.py", folder=tmp_path
+    )
+    assert len(alone.splitlines()) == 5 and together == alone
