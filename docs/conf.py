@@ -11,7 +11,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
-from generate import aggregator_table  # noqa: E402  (needs the path)
+from generate import aggregator_table, multitask_table  # noqa: E402  (needs the path)
 
 import metamtl  # noqa: E402
 
@@ -54,6 +54,7 @@ PAGES = {
     "../CONTRIBUTING.md": "contributing.md",
     "../CHANGELOG.md": "changelog.md",
 }
+TABLES = {"aggregators": aggregator_table, "multitask": multitask_table}
 LINK = re.compile(r"\[([^\]]+)\]\((https?://[^)\s]+)\)")
 CODE = re.compile(r"(?<![`:])`(?![^`\n]* <http)([^`\n]+)`(?![`_])")
 
@@ -132,7 +133,9 @@ def link_to_public_name(app: Any, env: Any, node: Any, contents: Any) -> Any:
 
 def prepare_source(app: Any, docname: str, source: list[str]) -> None:
     """Insert generated tables, and turn links to files of the repository into pages or downloads."""
-    source[0] = source[0].replace("<!-- generated: aggregators -->", aggregator_table())
+    for name, table in TABLES.items():
+        if (marker := f"<!-- generated: {name} -->") in source[0]:
+            source[0] = source[0].replace(marker, table())
     for path, page in PAGES.items():
         source[0] = source[0].replace(f"]({path}", f"](/{page}")
     source[0] = re.sub(r"\[([^\]]+)\]\((\.\./experiments/[^)]+\.md)\)", r"{download}`\1 <\2>`", source[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from metamtl import aggregators
 PAPER = re.compile(
     r"https?://(?:arxiv\.org/(?:abs|pdf)/[\w.]+|openreview\.net/[\w.?=&-]+|doi\.org/[^\s)>\]]+)"
 )
-TESTS = Path(__file__).resolve().parents[1] / "tests" / "laws" / "test_aggregator_claims.py"
+ROOT = Path(__file__).resolve().parents[1]
+TESTS = ROOT / "tests" / "laws" / "test_aggregator_claims.py"
 # For arguments without a default, with three tasks.
 ARGUMENTS = {
     "alpha": 1.0,
@@ -74,3 +76,33 @@ def _argument(parameter: inspect.Parameter) -> str:
         return parameter.name
     text = repr(parameter.default)
     return f"{parameter.name}={text if len(text) < 30 and ' at 0x' not in text else '...'}"
+
+
+def multitask_table() -> str:
+    """One row per recorded multi-task run: the gain of equal weights, and of the other methods."""
+    rows = [
+        "| run | tasks | seeds | equal weights, delta_m, % | largest of the other methods, delta_m, % |"
+        " methods better than equal weights | worse |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted((ROOT / "experiments" / "results").glob("*/multitask.json")):
+        table = json.loads(path.read_text(encoding="utf-8"))
+        methods = {row["method"]: row for row in table["rows"] if row.get("delta_m")}
+        if "equal" not in methods:
+            continue
+        equal = methods.pop("equal")
+        best = max(methods.values(), key=lambda row: row["delta_m"]["mean"], default=None)
+        gaps = [row["against_first"] for row in methods.values() if row.get("against_first")]
+        better = sum(gap["mean"] > gap["ci95"] for gap in gaps)
+        worse = sum(gap["mean"] < -gap["ci95"] for gap in gaps)
+        tasks = len({name.partition("/")[0] for name in table["higher_is_better"]})
+        other = f"{_interval(best['delta_m'])} ({best['method']})" if best else ""
+        rows.append(
+            f"| {path.parent.name} | {tasks} | {len(table['seeds'])} | {_interval(equal['delta_m'])} | {other}"
+            f" | {better} of {len(gaps)} | {worse} of {len(gaps)} |"
+        )
+    return "\n".join(rows)
+
+
+def _interval(estimate: dict[str, float]) -> str:
+    return f"{estimate['mean']:+.2f} ± {estimate['ci95']:.2f}"
