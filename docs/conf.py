@@ -63,7 +63,7 @@ def markdown_to_rst(lines: list[str]) -> list[str]:
     """Convert the Markdown of a docstring (code, fences, links, tables) to reStructuredText."""
     result: list[str] = []
     fenced = in_table = False
-    for line in lines:
+    for line in _joined(lines):
         text, indent = line.strip(), line[: len(line) - len(line.lstrip())]
         if text.startswith("```"):
             fenced = not fenced
@@ -85,6 +85,17 @@ def markdown_to_rst(lines: list[str]) -> list[str]:
                 result.append("")
             result.append(_inline(line))
         in_table = False
+    return result
+
+
+def _joined(lines: list[str]) -> list[str]:
+    """Join lines that code in backticks spans."""
+    result: list[str] = []
+    for line in lines:
+        if result and result[-1].replace("```", "").count("`") % 2:
+            result[-1] += " " + line.strip()
+        else:
+            result.append(line)
     return result
 
 
