@@ -102,13 +102,12 @@ def _joined(lines: list[str]) -> list[str]:
 def _inline(text: str) -> str:
     """Code, links and bars, which are substitutions in reStructuredText."""
     text = CODE.sub(r"``\1``", LINK.sub(r"`\1 <\2>`__", text)) if "`" in text or "](" in text else text
+    text = re.sub(r"(``[^`]+``)(?=\w)", r"\1\\ ", text)
     parts = re.split(r"(``[^`]*``)", text)
     return "".join(part if part.startswith("``") else part.replace("|", r"\|") for part in parts)
 
 
-def process_docstring(
-    app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
-) -> None:
+def process_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     if not getattr(obj, "__module__", "metamtl").startswith("metamtl"):
         del lines[1:]  # a function of torch, as an attribute
     if isinstance(obj, type) and (obj.__doc__ or "").startswith("TorchJD's `"):

@@ -21,7 +21,17 @@ FOLDERS = [name for name in metamtl.__all__ if (ROOT / "metamtl" / name).is_dir(
 def test_the_site_builds(tmp_path: Path) -> None:
     """Unknown references, broken links to pages and headings, and pages in no toctree are warnings."""
     result = subprocess.run(
-        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "--no-color", str(DOCS), str(tmp_path)],
+        [
+            sys.executable,
+            "-m",
+            "sphinx",
+            "-W",
+            "--keep-going",
+            "-q",
+            "--no-color",
+            str(DOCS),
+            str(tmp_path),
+        ],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -155,7 +155,9 @@ def test_a_killed_script_resumes_bit_for_bit(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
-    (tmp_path / "train.py").write_text(block("distributed.md", '"RANK" not in os.environ'), encoding="utf-8")
+    (tmp_path / "train.py").write_text(
+        block("distributed.md", '"RANK" not in os.environ'), encoding="utf-8"
+    )
     alone = run("python", "train.py", folder=tmp_path)
     together = run(
         "torchrun", "--nproc-per-node", "2", "--master-port", "29534", "train.py", folder=tmp_path
