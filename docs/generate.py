@@ -97,10 +97,9 @@ def multitask_table() -> str:
         worse = sum(gap["mean"] < -gap["ci95"] for gap in gaps)
         tasks = len({name.partition("/")[0] for name in table["higher_is_better"]})
         other = f"{_interval(best['delta_m'])} ({best['method']})" if best else ""
-        rows.append(
-            f"| {path.parent.name} | {tasks} | {len(table['seeds'])} | {_interval(equal['delta_m'])} | {other}"
-            f" | {better} of {len(gaps)} | {worse} of {len(gaps)} |"
-        )
+        cells = [path.parent.name, tasks, len(table["seeds"]), _interval(equal["delta_m"]), other]
+        cells += [f"{better} of {len(gaps)}", f"{worse} of {len(gaps)}"]
+        rows.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(rows)
 
 

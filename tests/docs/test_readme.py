@@ -23,7 +23,7 @@ DOCUMENTS = (
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "data/README.md"),
     *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")),
 )
-BLOCK = re.compile(r"(?:^<!-- needs: (\w+) -->\n)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"(?:^<!-- needs: (\w+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MODULES = sorted(module.name for module in pkgutil.walk_packages(metamtl.__path__, "metamtl."))
 
 
@@ -47,10 +47,15 @@ def own_random_numbers() -> Iterator[None]:
         yield
 
 
+PYTHON = [
+    pytest.param(*block, id=f"{document}:{number}")
+    for document in DOCUMENTS
+    for number, block in enumerate(blocks(document, "python"))
+]
+
+
 @pytest.mark.filterwarnings("ignore:Failed to load image Python extension")
-@pytest.mark.parametrize(
-    ("needs", "code"), [block for document in DOCUMENTS for block in blocks(document, "python")]
-)
+@pytest.mark.parametrize(("needs", "code"), PYTHON)
 def test_python_blocks_run(needs: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if needs:
         pytest.importorskip(needs, exc_type=ImportError)
@@ -89,7 +94,7 @@ def test_make_has_the_targets(command: str) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document: str) -> None:
-    text = (ROOT / document).read_text(encoding="utf-8")
+    text = BLOCK.sub("", (ROOT / document).read_text(encoding="utf-8"))
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         if not target.startswith("https://"):
             assert (ROOT / document).parent.joinpath(target).exists(), target
