@@ -1,6 +1,7 @@
 """Sources of tasks: `source.split("train" | "validation" | "test")` returns tasks with `sample()`."""
 
 from .adult import Adult
+from .cifar100 import CIFARFS, FC100
 from .clinc150 import Clinc150
 from .easy_vqa import EasyVQA
 from .few_shot import FewShot
@@ -18,8 +19,10 @@ from .tox21 import Tox21
 
 __all__ = [
     "Adult",
+    "CIFARFS",
     "Clinc150",
     "EasyVQA",
+    "FC100",
     "FewShot",
     "GlyphAttributes",
     "Glyphs",
