@@ -54,9 +54,7 @@ def _download(path: Path, url: str, checksum: str, title: str) -> None:
     try:
         import pooch
     except ImportError as error:
-        raise ImportError(
-            f"Downloading {title} requires pooch: pip install 'metamtl[images]'."
-        ) from error
+        raise ImportError(f"Downloading {title} requires pooch: pip install 'metamtl[images]'.") from error
     try:
         # pooch uses a temporary name until the checksum is verified.
         pooch.retrieve(url, checksum, fname=path.name, path=path.parent)

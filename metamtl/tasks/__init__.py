@@ -4,11 +4,14 @@ from .adult import Adult
 from .cifar100 import CIFARFS, FC100
 from .clinc150 import Clinc150
 from .easy_vqa import EasyVQA
+from .episode_loader import EpisodeLoader
 from .few_shot import FewShot
 from .glyph_attributes import GlyphAttributes
 from .glyphs import Glyphs
 from .grouped import GroupedTasks
+from .image_folder import ImageFolder
 from .labeled import LabeledTasks
+from .lazy import LazyFewShot
 from .mixture import TaskMixture
 from .multimnist import MultiMNIST
 from .omniglot import Omniglot
@@ -22,12 +25,15 @@ __all__ = [
     "CIFARFS",
     "Clinc150",
     "EasyVQA",
+    "EpisodeLoader",
     "FC100",
     "FewShot",
     "GlyphAttributes",
     "Glyphs",
     "GroupedTasks",
+    "ImageFolder",
     "LabeledTasks",
+    "LazyFewShot",
     "MultiMNIST",
     "Omniglot",
     "Parkinsons",
