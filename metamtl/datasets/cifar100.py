@@ -129,7 +129,7 @@ def _read_sheets(sheets: list[Path]) -> np.ndarray:
 
 
 def _check(images: np.ndarray, facts: Mapping[str, Any], folder: Path) -> np.ndarray:
-    digest, expected = hashlib.sha256(memoryview(images)).hexdigest(), facts["prepared"]["sha256"]
+    digest, expected = hashlib.sha256(images.data).hexdigest(), facts["prepared"]["sha256"]
     if digest != expected:
         raise ValueError(
             f"the sheets of CIFAR-100 in {folder} were altered: sha256 of their images is {digest},"

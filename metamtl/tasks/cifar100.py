@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ class _CIFAR100:
         data_dir: str | os.PathLike[str] | None = None,
         download: bool = False,
         device: torch.device | str | None = None,
+        **options: Any,
     ) -> None:
         if shots + queries > PER_CLASS:
             raise ValueError(
@@ -42,7 +43,7 @@ class _CIFAR100:
                 f" has {PER_CLASS}; lower shots or queries."
             )
         self.ways, self.shots, self.queries, self.rotations = ways, shots, queries, rotations
-        self.data_dir, self.download, self.device = data_dir, download, device
+        self.data_dir, self.download, self.device, self.options = data_dir, download, device, options
 
     @cached_property
     def _data(self) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -75,6 +76,7 @@ class _CIFAR100:
             classes=[row[label] for label in split_file(self._split_file)[name]],
             rotations=self.rotations,
             class_names=self.class_names,
+            **self.options,
         )
 
 
@@ -94,6 +96,7 @@ class CIFARFS(_CIFAR100):
         data_dir: the folder that contains `cifar100/`; if None, the environment variable `METAMTL_DATA`,
             or else the user's cache.
         download: download the archive if it is missing.
+        options: `balance` and `tasks_per_class_set` of `FewShot`.
 
     Raises:
         ValueError: unknown options, more than the 600 images of a class; on first use, a damaged file.

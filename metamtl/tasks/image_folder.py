@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ class ImageFolder:
             passed to `sample`.
         check: `"headers"`, or `"full"` to decode every image on first use.
         device: device of the episodes.
+        options: `balance` and `tasks_per_class_set` of `FewShot`.
 
     Raises (on first use):
         FileNotFoundError: there is no such folder.
@@ -79,6 +80,7 @@ class ImageFolder:
         augment: Augment | None = None,
         check: Check = "headers",
         device: torch.device | str | None = None,
+        **options: Any,
     ) -> None:
         if mode not in get_args(Mode):
             raise ValueError(f"mode={mode!r} is not 'RGB' or 'L'.")
@@ -89,6 +91,7 @@ class ImageFolder:
         self.folder = Path(folder).expanduser()
         self.ways, self.shots, self.queries, self.size, self.mode = ways, shots, queries, size, mode
         self.splits, self.seed, self.augment, self.check, self.device = splits, seed, augment, check, device
+        self.options = options
 
     @cached_property
     def _files(self) -> dict[str, list[Path]]:
@@ -149,6 +152,7 @@ class ImageFolder:
             classes=self.classes[name],
             class_names=self.class_names,
             device=self.device,
+            **self.options,
         )
 
 
