@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from metamtl import Estimate, Recipe, meta_backward
 from metamtl.checkpoint import save_file
 from metamtl.functional.atomic_write import atomic_write
 from metamtl.nets import batchnorm_statistics
+from metamtl.tasks import EpisodeLoader
 
 from .tables.report import environment, write_json
 from .utils import options, parts
@@ -94,6 +97,8 @@ def train(
     model, recipe, optimizer = built.model, built.recipe, built.optimizer
     clock = Clock(built.engine, built.evaluator, before=state.compile_seconds)
     validation_tasks = own_part(built.validation.sample(cfg.validate.tasks, stream(cfg.seed, VALIDATION)))
+    draw = partial(sample, built.train, cfg.meta_batch, cfg.seed)
+    training = iter(EpisodeLoader(draw, count(state.step), workers=cfg.workers, device=cfg.device))
     with Progress(cfg, clock, state) as progress, Interruption() as interruption:
         began, stored = clock(), state.step
         while True:
@@ -133,7 +138,7 @@ def train(
                 state.compile_seconds = clock.compile_seconds
                 return stop
             optimizer.zero_grad()
-            episodes = sample(built.train, cfg.meta_batch, cfg.seed, state.step)
+            episodes = next(training)
             state.evaluations += built.cost(episodes)
             episodes = own_part(episodes)
             used, observer = observed(recipe) if now.log else (recipe, None)

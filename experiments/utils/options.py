@@ -72,6 +72,7 @@ TRAINING: dict[str, Kind] = {
     "validate.tasks": COUNT,
     "select.tasks": COUNT,
     "test.tasks": COUNT,
+    "workers": STEPS,
     "train_task": OPTIONS,
     "transductive": FLAG,
     "metric": TEXT,

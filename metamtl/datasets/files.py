@@ -95,7 +95,7 @@ def sources() -> dict[str, dict[str, Any]]:
         import yaml
     except ImportError as error:
         raise ImportError(
-            "reading data/sources.yaml requires pyyaml: pip install 'metamtl[omniglot]'."
+            "reading data/sources.yaml requires pyyaml: pip install 'metamtl[images]'."
         ) from error
     path = project_file("sources.yaml")
     try:

@@ -14,7 +14,8 @@ import numpy as np
 
 from ..functional.atomic_write import atomic_write
 from .archives import load_npz
-from .files import VARIABLE, source
+from .files import source
+from .official_archive import official_archive
 
 Arrays = dict[str, np.ndarray]
 
@@ -48,7 +49,10 @@ def load(folder: Path, *, download: bool = False) -> Arrays:
     prepared = folder / facts["prepared"]["file"]
     if prepared.is_file():
         return _check(_read(prepared), facts, prepared)
-    archives = [_archive(folder / name, official, download) for name, official in facts["archives"].items()]
+    archives = [
+        official_archive(folder / name, official, "Omniglot", prepared=prepared.name, download=download)
+        for name, official in facts["archives"].items()
+    ]
     arrays = _check(prepare(archives), facts, f"data prepared from the archives in {folder}")
     with atomic_write(prepared) as partial:
         np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]
@@ -66,7 +70,7 @@ def prepare(archives: Iterable[Path]) -> Arrays:
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
-        raise ImportError("Preparing Omniglot requires Pillow: pip install 'metamtl[omniglot]'.") from error
+        raise ImportError("Preparing Omniglot requires Pillow: pip install 'metamtl[images]'.") from error
     drawings = []
     for path in archives:
         with zipfile.ZipFile(path) as archive:
@@ -133,41 +137,3 @@ def _check(arrays: Arrays, facts: Mapping[str, Any], where: str | Path) -> Array
             f" {remedy}"
         )
     return arrays
-
-
-def _archive(path: Path, official: Mapping[str, Any], download: bool) -> Path:
-    """Return `path` if it is the official archive; if it is missing and `download` is set, download it."""
-    if not path.is_file():
-        if not download:
-            raise FileNotFoundError(
-                f"Omniglot is not in {path.parent}: found neither omniglot_28_u8.npz nor {path.name}. Pass"
-                f" download=True, or download the archive from {official['url']}, or set the folder that"
-                f" contains omniglot/ with data_dir=... or {VARIABLE}."
-            )
-        _download(path, official)
-    data = path.read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != official["sha256"]:
-        raise ValueError(
-            f"{path} is truncated or altered: {len(data):,} bytes with sha256 {digest}, expected"
-            f" {official['bytes']:,} bytes with sha256 {official['sha256']}; delete it, then pass"
-            f" download=True or download it again from {official['url']}."
-        )
-    return path
-
-
-def _download(path: Path, official: Mapping[str, Any]) -> None:
-    try:
-        import pooch
-    except ImportError as error:
-        raise ImportError(
-            "Downloading Omniglot requires pooch: pip install 'metamtl[omniglot]'."
-        ) from error
-    try:
-        # pooch uses a temporary name until the checksum is verified.
-        pooch.retrieve(official["url"], f"sha256:{official['sha256']}", fname=path.name, path=path.parent)
-    except (OSError, ValueError) as error:  # OSError: from requests; ValueError: wrong checksum
-        raise ConnectionError(
-            f"{path.name} could not be downloaded from {official['url']}: {error}. No file was saved;"
-            f" try again, or put the archive into {path.parent} by hand."
-        ) from error

@@ -1,13 +1,17 @@
 """Sources of tasks: `source.split("train" | "validation" | "test")` returns tasks with `sample()`."""
 
 from .adult import Adult
+from .cifar100 import CIFARFS, FC100
 from .clinc150 import Clinc150
 from .easy_vqa import EasyVQA
+from .episode_loader import EpisodeLoader
 from .few_shot import FewShot
 from .glyph_attributes import GlyphAttributes
 from .glyphs import Glyphs
 from .grouped import GroupedTasks
+from .image_folder import ImageFolder
 from .labeled import LabeledTasks
+from .lazy import LazyFewShot
 from .mixture import TaskMixture
 from .multimnist import MultiMNIST
 from .omniglot import Omniglot
@@ -18,13 +22,18 @@ from .tox21 import Tox21
 
 __all__ = [
     "Adult",
+    "CIFARFS",
     "Clinc150",
     "EasyVQA",
+    "EpisodeLoader",
+    "FC100",
     "FewShot",
     "GlyphAttributes",
     "Glyphs",
     "GroupedTasks",
+    "ImageFolder",
     "LabeledTasks",
+    "LazyFewShot",
     "MultiMNIST",
     "Omniglot",
     "Parkinsons",

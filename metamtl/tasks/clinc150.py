@@ -149,15 +149,15 @@ class Domains:
         """
         domains = torch.randint(len(self._draws), (num_tasks,), generator=rng).tolist()
         draws = [self._draws[domain].sample(1, rng) for domain in domains]
-        assert draws[0].support is not None and draws[0].task is not None
-        support = [torch.cat([episode.support[i] for episode in draws]) for i in (0, 1)]  # type: ignore[index]
-        query = [torch.cat([episode.query[i] for episode in draws]) for i in (0, 1)]
+        support, query = _joined([draw.support for draw in draws]), _joined([draw.query for draw in draws])
+        assert query is not None
         tasks = torch.cat([episode.task for episode in draws])  # type: ignore[misc]
-        longest = int(self._x["mask"][torch.cat([support[0], query[0]], 1)[..., 0]].sum(-1).max())
+        rows = torch.cat([part.x[..., 0] for part in (support, query) if part is not None], 1)
+        longest = int(self._x["mask"][rows].sum(-1).max())
         device = self._x["mask"].device
         return Episode(
-            support=Batch(self._at(support[0], longest), support[1].to(device)),
-            query=Batch(self._at(query[0], longest), query[1].to(device)),
+            None if support is None else Batch(self._at(support.x, longest), support.y.to(device)),
+            query=Batch(self._at(query.x, longest), query.y.to(device)),
             task=tasks.to(device),
             ways=draws[0].ways,
         )
@@ -166,3 +166,11 @@ class Domains:
         """Encoded sentences at `rows` `[T, n, 1]`."""
         indices = rows[..., 0]
         return {name: part[indices.to(part.device)][:, :, :longest] for name, part in self._x.items()}
+
+
+def _joined(parts: list[Batch | None]) -> Batch | None:
+    """The tasks of several episodes in one batch; None for shots=0."""
+    batches = [part for part in parts if part is not None]
+    if not batches:
+        return None
+    return Batch(torch.cat([batch.x for batch in batches]), torch.cat([batch.y for batch in batches]))

@@ -14,9 +14,11 @@ from torch.nn import functional as F
 from ..episode import Batch, Episode
 from ..metrics import Metric, accuracy
 from .arrays import as_tensor, class_ids, image_scale, widened
+from .draws import distinct, distinct_of, members, unequal
 from .items import read_items
 
 Rotations = Literal["none", "episode", "classes"]
+Balance = Literal["equal", "random", "own"]
 
 
 class FewShot:
@@ -43,13 +45,19 @@ class FewShot:
         labels: `[M]`, the class of each example: integers, floats with integer values, or strings. Strings
             are mapped to the ids `0 .. C-1` in sorted order.
         ways: classes per task, N.
-        shots: support examples per class, K.
+        shots: support examples per class, K. With 0, episodes have no support set (for joint training).
         queries: query examples per class, Q.
         classes: the labels to draw from (a split by class); if None, all labels.
         rotations: `"none"`; `"episode"`: every class of every task is rotated by a random multiple of
             90 degrees, as in the MAML authors' code; `"classes"`: each class rotated by 0, 90, 180 or 270
             degrees is a separate class with the id `4 * label + turns`. No task contains two rotations
             of the same class.
+        balance: `"equal"`: K support and Q query examples of each class. Otherwise a task has N*K and N*Q
+            in total, divided unequally, with at least one support example of each class. `"random"`: by
+            class proportions that are drawn for each task, uniformly from the simplex (a symmetric
+            Dirichlet distribution, as in https://arxiv.org/abs/2204.11181), the same for support and query
+            set. `"own"`: as in a random sample of all examples of the N classes.
+        tasks_per_class_set: number of consecutive tasks with the same classes (in the same order).
         class_names: the names of the classes by id, for error messages. If labels are strings, this list
             defines their ids, so that splits from different arrays use the same ids.
         device: device of the examples and the episodes.
@@ -78,16 +86,22 @@ class FewShot:
         queries: int = 15,
         classes: Iterable[Any] | None = None,
         rotations: Rotations = "none",
+        balance: Balance = "equal",
+        tasks_per_class_set: int = 1,
         class_names: Sequence[str] | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         if rotations not in ("none", "episode", "classes"):
             raise ValueError(f"rotations={rotations!r} is not one of 'none', 'episode', 'classes'.")
+        if balance not in ("equal", "random", "own"):
+            raise ValueError(f"balance={balance!r} is not one of 'equal', 'random', 'own'.")
         self.ways, self.shots, self.queries = (operator.index(n) for n in (ways, shots, queries))
-        if min(ways, shots, queries) < 1:
+        self.balance, self.tasks_per_class_set = balance, operator.index(tasks_per_class_set)
+        if min(ways, queries, tasks_per_class_set) < 1 or shots < 0:
             raise ValueError(
-                f"ways={ways}, shots={shots}, queries={queries}: each must be at least 1, because a task"
-                " adapts to its support set and is evaluated on its query set."
+                f"ways={ways}, shots={shots}, queries={queries}, tasks_per_class_set={tasks_per_class_set}:"
+                " each must be at least 1, because a task is evaluated on its query set; only shots may be"
+                " 0, for tasks without a support set."
             )
         if isinstance(images, list) and images and hasattr(images[0], "getbands"):
             raise TypeError("images is a list of Pillow images; use FewShot.from_dataset(pairs).")
@@ -109,7 +123,7 @@ class FewShot:
         self.images = values.to(device) if device is not None else values
         # Duplicates are removed: a class must not occur in a task under two labels.
         self._classes = codes.unique() if classes is None else _chosen(classes, number)
-        self._order, self._starts, self._counts = _members(codes, self._classes)
+        self._order, self._starts, self._counts = members(codes, self._classes)
         self._check()
 
     loss = staticmethod(F.cross_entropy)
@@ -163,37 +177,62 @@ class FewShot:
         """Draw `num_tasks` tasks using `rng` (a generator on the CPU).
 
         Returns:
-            An `Episode` with `support.x` `[T, N*K, ...]`, `query.x` `[T, N*Q, ...]`, their labels, and the
-            class ids `[T, N]` as `task`. Examples are ordered by class, starting with class 0.
+            An `Episode` with `support.x` `[T, N*K, ...]` (or no support, for K = 0), `query.x`
+            `[T, N*Q, ...]`, their labels, and the class ids `[T, N]` as `task`. Examples are ordered by
+            class, starting with class 0.
         """
-        total = self.shots + self.queries
         # Classes and examples are drawn on the CPU, which avoids synchronizing with the device.
-        sizes = torch.full((num_tasks,), len(self._classes), device="cpu")
-        rows = _distinct(sizes, self.ways, rng)
-        positions = self._order[self._starts[rows][..., None] + _distinct(self._counts[rows], total, rng)]
+        sets = torch.arange(num_tasks, device="cpu") // self.tasks_per_class_set
+        sizes = torch.full((int(sets[-1]) + 1 if num_tasks else 0,), len(self._classes), device="cpu")
+        rows = distinct(sizes, self.ways, rng)[sets]
+        positions, y = self._equal(rows, rng) if self.balance == "equal" else self._unequal(rows, rng)
         ids, turns = self._classes[rows], torch.zeros_like(rows)
         if self.rotations != "none":
-            turns = torch.randint(4, (num_tasks, self.ways), generator=rng, device="cpu")
+            turns = torch.randint(4, (len(sizes), self.ways), generator=rng, device="cpu")[sets]
         if self.rotations == "classes":
             ids = 4 * ids + turns
-        x = self._pictures(positions, turns)
-        labels = torch.arange(self.ways, device="cpu").repeat_interleave(total).view(1, self.ways, total)
-        y = labels.expand(num_tasks, -1, -1).to(x.device, non_blocking=True)
+        x = self._pictures(positions, turns.gather(1, y))
+        y = y.to(x.device, non_blocking=True)
+        cut = self.ways * self.shots
         return Episode(
-            support=Batch(x[:, :, : self.shots].flatten(1, 2), y[:, :, : self.shots].flatten(1, 2)),
-            query=Batch(x[:, :, self.shots :].flatten(1, 2), y[:, :, self.shots :].flatten(1, 2)),
+            support=Batch(x[:, :cut].contiguous(), y[:, :cut].contiguous()) if cut else None,
+            query=Batch(x[:, cut:].contiguous(), y[:, cut:].contiguous()),
             task=ids.to(x.device, non_blocking=True),
             ways=self.ways,
         )
 
+    def _equal(self, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Positions and labels `[T, N*K + N*Q]`: K + Q examples of each class in `rows` `[T, N]`."""
+        drawn = distinct(self._counts[rows], self.shots + self.queries, rng)
+        positions = self._order[self._starts[rows][..., None] + drawn]
+        labels = torch.arange(self.ways, device="cpu")[:, None].expand_as(positions)
+        parts = [(part[:, :, : self.shots], part[:, :, self.shots :]) for part in (positions, labels)]
+        first, second = (torch.cat([half.flatten(1) for half in part], 1) for part in parts)
+        return first, second
+
+    def _unequal(self, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """As `_equal`, with different numbers of examples per class."""
+        counts = self._counts[rows]
+        weights = None
+        if (
+            self.balance == "random"
+        ):  # exponential numbers, divided by their sum, are uniform on the simplex
+            weights = torch.empty(rows.shape, dtype=torch.float64, device="cpu").exponential_(generator=rng)
+        labels = unequal(counts, self.shots, self.ways * self.queries, weights, rng)
+        cut = self.ways * self.shots
+        # Sorted by class, support and query set by themselves.
+        labels = torch.cat([labels[:, :cut].sort(1).values, labels[:, cut:].sort(1).values], 1)
+        drawn = distinct_of(counts, labels, rng)
+        return self._order[self._starts[rows].gather(1, labels) + drawn], labels
+
     def _pictures(self, positions: Tensor, turns: Tensor) -> Tensor:
-        """Examples at `positions` `[T, N, n]`, each class rotated by `turns` `[T, N]` times 90 degrees."""
+        """Examples at `positions` `[T, n]`, each rotated by `turns` `[T, n]` times 90 degrees."""
         device = self.images.device
         x = self.images[positions.to(device, non_blocking=True)]
         if self._scale is not None or x.dtype == torch.bool:
             x = x.to(torch.get_default_dtype()).div_(self._scale or 1)
         if self._scale is not None and self.images.dim() == 3:
-            x = x.unsqueeze(3)
+            x = x.unsqueeze(2)
         if self.rotations != "none":
             quarters = turns.to(device, non_blocking=True).view(*turns.shape, *[1] * (x.dim() - 2))
             x = torch.where(quarters % 2 == 1, x.rot90(1, (-2, -1)), x)
@@ -208,6 +247,16 @@ class FewShot:
                 f" lower ways or pass more classes.{note}"
             )
         total = self.shots + self.queries
+        if self.balance != "equal":
+            smallest = self._counts.sort().values[: self.ways]
+            if (have := int(smallest.sum())) < self.ways * total or int(smallest[0]) < 1:
+                raise ValueError(
+                    f"balance={self.balance!r}: {self.ways} classes need {self.ways * total} examples in"
+                    f" total ({self.shots} shots + {self.queries} queries) and at least one each, but the"
+                    f" {self.ways} smallest classes have {have}; lower shots or queries, or leave these"
+                    " classes out."
+                )
+            return
         short = (self._counts < total).nonzero().flatten().tolist()
         if short:
             sizes = ", ".join(f"{self._name(row)} has {int(self._counts[row])}" for row in short[:5])
@@ -241,28 +290,3 @@ def _names_all(names: Any, labels: list[Any]) -> bool:
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         return False
     return all(hasattr(label, "__index__") and 0 <= int(label) < len(names) for label in labels)
-
-
-def _distinct(sizes: Tensor, count: int, rng: torch.Generator) -> Tensor:
-    """Draw `count` distinct integers from `range(size)` for each of `sizes` `[...]`: `[..., count]`.
-
-    Robert Floyd's algorithm: step j draws from `range(size - count + j + 1)`, and uses the largest number
-    of that range if the drawn number is already taken. The time does not depend on the sizes.
-    """
-    steps = torch.arange(count, device="cpu")
-    tops = (sizes[..., None] - count + steps).contiguous()
-    draws = torch.rand(tops.shape, generator=rng, dtype=torch.float64, device="cpu").mul(tops + 1).long()
-    draws = draws.minimum(tops)  # the product may round up
-    for j in range(1, count):
-        duplicate = (draws[..., :j] == draws[..., j, None]).any(-1)
-        draws[..., j] = torch.where(duplicate, tops[..., j], draws[..., j])
-    order = torch.rand(tops.shape, generator=rng, dtype=torch.float64, device="cpu").argsort(-1)
-    return draws.gather(-1, order)
-
-
-def _members(labels: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions sorted by label `[M]`; the start and the size of each class in `wanted`, both `[C]`."""
-    order = labels.argsort(stable=True)
-    ranked = labels[order]
-    starts = torch.searchsorted(ranked, wanted)
-    return order, starts, torch.searchsorted(ranked, wanted, right=True) - starts

@@ -266,3 +266,38 @@ def test_a_strategy_that_diverges_is_left_out(composed: Compose, tmp_path: Path)
     assert result["adaptation"]["strategy"] == "none"
     with pytest.raises(FloatingPointError, match="metric 'mse'"):
         train.run(composed(*few, "adapt=none", "~adapt.none", diverging), tmp_path / "alone")
+
+
+def test_worker_processes_draw_the_same_episodes(composed: Compose, tmp_path: Path) -> None:
+    results = [
+        train.run(composed(*SMALL, "steps=6", f"workers={workers}"), tmp_path / str(workers))
+        for workers in (0, 2)
+    ]
+    assert timeless(results[0] | {"config": None}) == timeless(results[1] | {"config": None})
+
+
+def test_training_on_a_folder_of_images(composed: Compose, tmp_path: Path) -> None:
+    images = pytest.importorskip("PIL.Image")
+    for i in range(6):
+        (tmp_path / "images" / f"class {i}").mkdir(parents=True)
+        for j in range(3):
+            images.new("RGB", (20 + i, 20), (40 * i, 0, 0)).save(
+                tmp_path / "images" / f"class {i}" / f"{j}.png"
+            )
+    own = (
+        *("task=image_folder", f"task.folder={tmp_path / 'images'}", "task.ways=2", "task.queries=2"),
+        *("task.size=16", "task.splits=[0.4,0.3,0.3]", "net=conv4", "net.channels=3", "net.hidden=4"),
+        *(
+            "adapt=trained",
+            "trivial=nearest_mean",
+            "metric=accuracy",
+            "recipe=maml",
+            "steps=2",
+            "workers=1",
+        ),
+    )
+    result = train.run(composed(*own, VMAP), tmp_path / "run")
+    assert result["steps"] == 2 and result["test"]["accuracy"]["n"] == 4
+    (tmp_path / "images" / "class 0" / "0.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"class 0/0\.png"):
+        train.run(composed(*own, VMAP), tmp_path / "again")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,16 +19,19 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 from experiments import train
+from experiments.utils.configs import compose
 from experiments.utils.measure import as_dicts, measure
 from experiments.utils.streams import TEST, stream
 from metamtl import Recipe, engines, evaluate, load
 from metamtl.loading import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
-EXPERIMENTS, RECIPES = (
+EVERY, RECIPES = (
     sorted(path.stem for path in (Path(train.CONF) / group).glob("*.yaml"))
     for group in ("experiment", "recipe")
 )
+PAPERS = [name for name in EVERY if name.endswith("_paper")]  # published protocols, which are larger
+EXPERIMENTS = [name for name in EVERY if name not in PAPERS]
 Compose = Callable[..., DictConfig]
 VMAP = "engine={_target_: metamtl.engines.Vmap}"  # repeats bit for bit; Auto chooses by the clock
 KEYS = {
@@ -117,6 +121,44 @@ def test_every_experiment_runs(experiment: str, composed: Compose, tmp_path: Pat
     assert result["steps"] == 2
     assert result["test"][cfg.metric]["mean"] == returned["test"][cfg.metric]["mean"]
     assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", PAPERS)
+def test_every_published_protocol_runs(experiment: str, composed: Compose, tmp_path: Path) -> None:
+    small = (
+        "steps=2",
+        "meta_batch=2",
+        "validate.times=1",
+        "patience=null",
+        "task.queries=1",
+        "net.hidden=8",
+    )
+    few = [] if "protonet" in experiment else ["adapt.trained.steps=2"]  # up to 50 steps at test
+    loop = "engine={_target_: metamtl.engines.Loop}"
+    cfg = composed(f"experiment={experiment}", *small, *few, loop)
+    train.run(cfg, tmp_path)
+    check(read(tmp_path), "accuracy")
+
+
+def test_published_protocols(composed: Compose) -> None:
+    """The numbers that decide whether a published result can be reproduced."""
+    for name in PAPERS:
+        cfg = compose("train", [f"experiment={name}"])
+        ways, shots = (int(re.findall(rf"(\d+){what}", name)[0]) for what in ("way", "shot"))
+        assert (cfg.task.ways, cfg.task.shots, cfg.metric) == (ways, shots, "accuracy")
+        text = (Path(train.CONF) / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
+        assert "# Published: " in text
+        if name.startswith("omniglot") and "maml" in name:
+            # The authors sum the loss over the ways: 5 * 0.4 and 20 * 0.1.
+            assert cfg.inner.lr == ways * {5: 0.4, 20: 0.1}[ways] and cfg.task.queries == shots
+            assert cfg.test.tasks == 600 and cfg.adapt.trained.steps == {5: 3, 20: 5}[ways]
+        if name.startswith("omniglot") and "protonet" in name:
+            assert (cfg.task.protocol, cfg.task.rotations, cfg.train_task.ways) == (
+                "vinyals",
+                "classes",
+                60,
+            )
 
 
 # joint_nuclear needs towers (see the ways of sharing below), cavia a context.

@@ -264,7 +264,7 @@ def test_too_few_examples_names_the_class_and_the_numbers() -> None:
         ({"ways": 7}, "7-way tasks need 7 classes, but there are 6"),
         ({"ways": 3, "classes": [3, 7]}, "there are 2"),
         ({"ways": 2, "classes": []}, "there are 0"),
-        ({"shots": 0}, "shots=0.*adapts to its support set"),
+        ({"shots": -1}, "shots=-1.*evaluated on its query set"),
         ({"queries": 0}, "queries=0.*evaluated on its query set"),
         ({"rotations": "half"}, "rotations='half' is not one of"),
         ({"rotations": "classes"}, r"square images, but images have shape \[72, 2\]"),

@@ -12,7 +12,8 @@ from scipy import stats
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metamtl.tasks.few_shot import FewShot, _distinct
+from metamtl.tasks.draws import distinct
+from metamtl.tasks.few_shot import FewShot
 
 from .few_shot_examples import LABELS, POINTS, rng
 
@@ -111,7 +112,7 @@ def test_examples_that_are_no_numbers_of_one_shape(images: Any, error: type[Exce
 
 @pytest.mark.parametrize("sizes", [[5, 5, 9], [16, 17, 40]])
 def test_subsets_are_uniform_and_in_random_order(sizes: list[int]) -> None:
-    found = _distinct(torch.tensor(sizes).expand(20_000, 3), 5, rng())
+    found = distinct(torch.tensor(sizes).expand(20_000, 3), 5, rng())
     assert found.shape == (20_000, 3, 5) and int(found.min()) == 0
     for column, size in enumerate(sizes):
         drawn = found[:, column]
