@@ -193,10 +193,10 @@ def _numerics(found: Mapping[str, list[Any]], context: Context) -> Section:
     enough = [name for name, value in cosines.items() if name != "float32" and above(value, 0.99)]
     noise = [name for name, value in cosines.items() if below(value, 0.9)]
     if enough:
+        lowest = min((cosines[name] for name in enough), key=lambda value: value.mean)
         section.advice.append(
-            f"The gradient in {', '.join(enough)} is that of float64 (cosine above 0.99; lowest:"
-            f" {interval(min((cosines[n] for n in enough), key=lambda v: v.mean))}): a cheaper precision may"
-            " be enough."
+            f"The gradient in {', '.join(enough)} is that of float64 (lowest cosine {interval(lowest)}): a"
+            " cheaper precision may be enough."
         )
     if noise:
         values = ", ".join(f"{name}: {interval(cosines[name])}" for name in noise)
