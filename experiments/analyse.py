@@ -22,6 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from metamtl import Estimate, load
+from metamtl.adapters import Gradient
 from metamtl.analysis.result import axes
 from metamtl.loading import Run
 
@@ -57,12 +58,10 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         lr = learning_rate(cfg, config)
         split, names, samples = draw(cfg, trained, start, lr)
         results, omitted = analyze(samples)
-        plain = config["optimizer"]["_target_"] == "torch.optim.SGD" and not config["optimizer"].get(
-            "momentum"
-        )
+        context = describe(config, trained, names is not None, lr)
         parts = [
             training(trained.result),
-            *sections(results, omitted, Context(names is not None, lr, plain)),
+            *sections(results, omitted, context),
         ]
         text = page(
             f"Analysis of {Path(cfg.run).name}", lead(cfg, split, names), parts, footer(trained.result)
@@ -84,6 +83,19 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     write_json(folder / "analysis.json", content)
     write_text(folder / "report.html", text)
     return content
+
+
+def describe(config: Mapping[str, Any], trained: Run, named: bool, lr: float) -> Context:
+    """What the sections need to know about the training."""
+    optimizer = config["optimizer"]
+    params = [name for name, param in trained.model.named_parameters() if param.requires_grad]
+    return Context(
+        named=named,
+        lr=lr,
+        plain=optimizer["_target_"] == "torch.optim.SGD" and not optimizer.get("momentum"),
+        inner=any(isinstance(part, Gradient) for part in trained.recipe.adapter.modules()),
+        layers=tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in params)),
+    )
 
 
 def learning_rate(cfg: DictConfig, config: Mapping[str, Any]) -> float:

@@ -40,11 +40,15 @@ class Context(NamedTuple):
         named: whether the tasks have names, so that batches have the same ones.
         lr: the learning rate of the gradient steps.
         plain: whether the training itself takes such steps.
+        inner: whether the adapter has an inner loop of gradient steps.
+        layers: the modules that have trainable parameters.
     """
 
     named: bool
     lr: float
     plain: bool
+    inner: bool
+    layers: tuple[str, ...]
 
 
 class Sample:

@@ -47,7 +47,7 @@ def _adaptation(found: Mapping[str, list[Any]], context: Context) -> Section:
             Statement("query loss after adaptation", over_batches([r.query[-1].mean() for r in reports])),
             Statement("decrease of the query loss by adaptation", gain),
         ]
-        if not above(gain, 0):
+        if context.inner and not above(gain, 0):
             section.advice.append(
                 f"Adaptation does not decrease the query loss beyond the noise ({interval(gain)}): tune"
                 " inner.lr and inner.steps with `metamtl search`."
@@ -56,25 +56,25 @@ def _adaptation(found: Mapping[str, list[Any]], context: Context) -> Section:
         if math.isfinite(alignment.mean):
             text = "cosine of the gradients of support and query loss, before adaptation"
             section.statements.append(Statement(text, alignment))
-            if not above(alignment, 0):
+            if context.inner and not above(alignment, 0):
                 section.advice.append(
                     f"The gradients of support and query loss do not agree ({interval(alignment)}), so a"
                     " step on the support set does not help: use larger support sets, or train for longer."
                 )
         section.pictures.append(Picture("Losses before and after each inner step", draw_stages(reports)))
-        _movement(section, reports)
+        _movement(section, reports, context)
     lines: list[analysis.Line] = found.get("line", [])
     if lines:
         lowest = scalars(lines)["lowest/query"]
         text = "position of the lowest query loss on the line from before (0) to after (1) adaptation"
         section.statements.append(Statement(text, lowest))
         section.pictures.append(Picture("Loss on the line through both parameters", draw_line(lines)))
-        if above(lowest, 1):
+        if context.inner and above(lowest, 1):
             section.advice.append(
                 f"The lowest query loss is beyond the adapted parameters (position {interval(lowest)}): try"
                 " a larger inner.lr or more inner.steps."
             )
-        if below(lowest, 1):
+        if context.inner and below(lowest, 1):
             section.advice.append(
                 f"The lowest query loss is before the adapted parameters (position {interval(lowest)}): try"
                 " a smaller inner.lr or fewer inner.steps."
@@ -82,7 +82,7 @@ def _adaptation(found: Mapping[str, list[Any]], context: Context) -> Section:
     return section
 
 
-def _movement(section: Section, reports: Sequence[analysis.AdaptationReport]) -> None:
+def _movement(section: Section, reports: Sequence[analysis.AdaptationReport], context: Context) -> None:
     """How far each layer moves; the layers are the same for every batch."""
     moves = {
         layer: over_batches([r.relative[-1].mean(0)[r.layers.index(layer)] for r in reports])
@@ -103,7 +103,7 @@ def _movement(section: Section, reports: Sequence[analysis.AdaptationReport]) ->
         for layer, value in moves.items()
         if below(corrected(value, len(moves)), SMALL_PART * (most.mean - most.ci95))
     ]
-    if small:
+    if small and context.inner:
         rest = [layer for layer in moves if layer not in small]
         section.advice.append(
             f"{', '.join(small)} moves less than {SMALL_PART:.0%} of the layer that moves most: adapting"

@@ -105,7 +105,8 @@ def conflict_section(found: Mapping[str, list[Any]], context: Context) -> Sectio
             f"The tasks conflict in {', '.join(bad[:3])} (cosine {interval(cosines[bad[0]])} in {bad[0]}):"
             f" {how}; compare."
         )
-    hidden = sorted({layer for result in results for layer in result.layers} - cosines.keys())
-    if hidden:
-        section.notes.append(f"Without layers that some batch gives no gradient: {', '.join(hidden)}.")
+    others = [layer for layer in context.layers if layer not in cosines]
+    if others:
+        why = "some task does not use them" if context.named else "some task has no gradient there"
+        section.notes.append(f"Not compared, because {why}: {', '.join(others)}.")
     return section
