@@ -141,7 +141,9 @@ def train(
             episodes = next(training)
             state.evaluations += built.cost(episodes)
             episodes = own_part(episodes)
-            used, observer = observed(recipe) if now.log else (recipe, None)
+            every = cfg.analyse.every
+            relate = every is not None and state.step % every == 0
+            used, observer = observed(recipe) if now.log or relate else (recipe, None)
             try:
                 outcome = meta_backward(
                     model, used.at(state.step), episodes, built.train.loss, engine=built.engine
@@ -151,6 +153,8 @@ def train(
                 continue
             if observer is not None:
                 board.step(state.step, outcome, observer, optimizer)
+                if relate:
+                    board.relatedness(state.step, outcome, observer)
                 state.logged = now.logged
             optimizer.step()
             built.schedule.step()

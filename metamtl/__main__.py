@@ -15,6 +15,7 @@ COMMANDS = {
     "multitask": "multi-task methods against single-task models",
     "grid": "aggregators on meta-gradients",
     "search": "search for learning rates: grid, random, or Optuna",
+    "analyse": "a report on a finished training: adaptation, relatedness, conflict, what to try next",
     "collect": "one table of the trainings of a sweep",
     "new_task": "add a task to trained text encoders",
     "toy": "all aggregators on two losses of two parameters",
@@ -37,6 +38,7 @@ examples:
   metamtl search experiment=sinusoid search.trials=20 'tune={{inner.lr:{{low:1e-3,high:1,log:true}}}}'
   metamtl train -m recipe=maml,anil seed=0,1,2 hydra.sweep.dir=outputs/sweep
   metamtl collect outputs/sweep
+  metamtl analyse run=outputs/first
   metamtl init my_experiment
 
 `metamtl COMMAND --help` explains a command; `metamtl COMMAND --cfg job` prints its options.

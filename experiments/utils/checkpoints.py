@@ -24,7 +24,7 @@ from .processes import is_first
 log = logging.getLogger(__name__)
 NAME = re.compile(r"step-\d{9}\.safetensors")
 # Options that do not change what a training computes up to where it ends.
-NEUTRAL = ("checkpoint", "resume", "max_minutes", "on_nonfinite")
+NEUTRAL = ("analyse", "checkpoint", "resume", "max_minutes", "on_nonfinite")
 
 
 class RunFolder:

@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from metamtl import Estimate, Outcome, Recipe
 from metamtl.aggregators import Aggregator
 from metamtl.aggregators.base import Combined
+from metamtl.analysis import Relatedness
 
 from .processes import is_distributed, is_first
 
@@ -27,6 +28,7 @@ class Observer(Aggregator):
     Attributes:
         scalars: of the last call: the mean and the minimum of the cosines between the gradients of two
             tasks, and the mean of the norms of the tasks' gradients. Empty without shared parameters.
+        gramian: of the last call, of the tasks' gradients, `[T, T]`; None without shared parameters.
         task_weights: of the last call, the weights of the losses `[T]`; None if `inner` has none.
     """
 
@@ -36,6 +38,7 @@ class Observer(Aggregator):
         # With one process, every aggregator receives the gradients; with several, only if it reads them.
         self.reads = "gramian" if is_distributed() and inner.reads == "losses" else inner.reads
         self.scalars: dict[str, float] = {}
+        self.gramian: Tensor | None = None
         self.task_weights: Tensor | None = None
 
     def forward(self, losses: Tensor, gradients: Tensor) -> Tensor:
@@ -46,25 +49,45 @@ class Observer(Aggregator):
     ) -> Combined:
         combined: Combined = self.inner.combine(losses, gradients, tasks)
         self.task_weights = combined.weights
-        self.scalars = {} if gradients is None else conflict(gradients)
+        self.gramian = None if gradients is None else gramian(gradients)
+        self.scalars = {} if self.gramian is None else conflict(self.gramian)
         return combined
 
+    def relatedness(self, tasks: Sequence[str] | None) -> Relatedness | None:
+        """The cosines of the last call, of tasks whose gradient is not zero; None with fewer than two."""
+        if self.gramian is None:
+            return None
+        names = tuple(map(str, range(len(self.gramian)))) if tasks is None else tuple(tasks)
+        matrix, moving = cosines(self.gramian)
+        names = tuple(name for name, moves in zip(names, moving.tolist()) if moves)
+        return Relatedness(matrix, names, "cosine") if len(names) > 1 else None
 
-def conflict(gradients: Tensor) -> dict[str, float]:
-    """Cosines between the rows of `[T, n]`, and the mean of their norms. Rows of zeros have no cosine.
 
-    >>> conflict(torch.tensor([[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]))
+def gramian(gradients: Tensor) -> Tensor:
+    """The inner products of the rows of `[T, n]`, in double precision."""
+    rows = gradients.detach()
+    return (rows @ rows.T).double()
+
+
+def cosines(gramian: Tensor) -> tuple[Tensor, Tensor]:
+    """The cosines of the M rows that are not zero, `[M, M]`, and which of the T rows they are, `[T]`."""
+    norms = gramian.diagonal().sqrt()
+    moving = norms > 0
+    matrix = gramian[moving][:, moving] / torch.outer(norms[moving], norms[moving])
+    return matrix.clamp(-1, 1), moving
+
+
+def conflict(gramian: Tensor) -> dict[str, float]:
+    """Cosines between gradients, and the mean of their norms, from `[T, T]`. Zeros have no cosine.
+
+    >>> conflict(gramian(torch.tensor([[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])))
     {'gradient_norm/tasks': 1.333..., 'cosine/mean': -0.333..., 'cosine/min': -1.0}
     """
-    rows = gradients.detach()
-    gramian = (rows @ rows.T).double()
-    norms = gramian.diagonal().sqrt()
-    scalars = {"gradient_norm/tasks": float(norms.mean())}
-    moving = norms > 0
-    if int(moving.sum()) > 1:
-        matrix = gramian[moving][:, moving] / torch.outer(norms[moving], norms[moving])
-        cosines = matrix[torch.ones_like(matrix, dtype=torch.bool).triu(1)].clamp(-1, 1)
-        scalars |= {"cosine/mean": float(cosines.mean()), "cosine/min": float(cosines.min())}
+    scalars = {"gradient_norm/tasks": float(gramian.diagonal().sqrt().mean())}
+    matrix, _ = cosines(gramian)
+    if len(matrix) > 1:
+        pairs = matrix[torch.ones_like(matrix, dtype=torch.bool).triu(1)]
+        scalars |= {"cosine/mean": float(pairs.mean()), "cosine/min": float(pairs.min())}
     return scalars
 
 
@@ -108,6 +131,20 @@ class TensorBoard:
         for index, group in enumerate(groups):
             scalars["learning_rate" if len(groups) == 1 else f"learning_rate/{index}"] = float(group["lr"])
         self._add(scalars, step)
+
+    def relatedness(self, step: int, outcome: Outcome, observer: Observer) -> None:
+        """Log the cosines between the gradients of the tasks as a figure, and by name for named tasks."""
+        found = observer.relatedness(outcome.tasks)
+        if found is None or self.writer is None:
+            return
+        if outcome.tasks is not None:
+            for i, first in enumerate(found.tasks):
+                pairs = {
+                    f"cosine/{first}, {second}": found[first, second] for second in found.tasks[i + 1 :]
+                }
+                self._add(pairs, step)
+        if self.writer is not None:
+            self._attempt(self.writer.add_figure, "relatedness", found.plot(), step)
 
     def estimates(self, kind: str, step: int, estimates: Mapping[str, Estimate]) -> None:
         """Log metrics with the ends of their 95 % intervals, after a validation or the test."""

@@ -36,6 +36,7 @@ from .kinds import (
     TUNE,
     Kind,
     devices,
+    integer,
     list_of,
     or_null,
 )
@@ -81,6 +82,7 @@ TRAINING: dict[str, Kind] = {
     "distillation.divergence": PART,
     "distillation.weight": SHARE,
     "distillation.mask": PART,
+    "analyse.every": or_null(COUNT),
     "checkpoint.every": or_null(COUNT),
     "checkpoint.keep": COUNT,
     "resume": FLAG,
@@ -130,6 +132,13 @@ NEW_TASK = {
     "test.tasks": COUNT,
     "data_dir": or_null(FOLDER),
 }
+ANALYSIS = {
+    "run": FOLDER,
+    "batches": Kind("an integer of at least 3", lambda value: integer(value) and value > 2),
+    "tasks": or_null(Kind("an integer of at least 2", lambda value: integer(value) and value > 1)),
+    "lr": or_null(AMOUNT),
+    "seed": SEED,
+}
 TOY = {
     "aggregators": list_of(TEXT, "aggregators", "[Mean,MGDA]", empty=True),
     "steps": COUNT,
@@ -155,6 +164,7 @@ TABLES = {
     "grid": GRID,
     "search": RATE_SEARCH,
     "new_task": NEW_TASK,
+    "analyse": ANALYSIS,
     "toy": TOY,
     "cost": COST,
     "bench": BENCH,

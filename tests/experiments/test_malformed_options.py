@@ -180,7 +180,7 @@ WRONG: list[tuple[str, str, str]] = [
 
 @pytest.mark.parametrize(("command", "override", "message"), WRONG)
 def test_a_wrong_option_is_named(command: str, override: str, message: str) -> None:
-    more = ["multitask=folder"] if command == "new_task" else []
+    more = {"new_task": ["multitask=folder"], "analyse": ["run=folder"]}.get(command, [])
     with pytest.raises(options.OptionError, match=message):
         checked(command, *more, override)
 
@@ -226,7 +226,7 @@ def test_the_tables_have_the_options_of_the_configs(command: str) -> None:
         return True
 
     assert [name for name in options.TABLES[command] if not exists(name)] == []
-    more = ["multitask=folder"] if command == "new_task" else []
+    more = {"new_task": ["multitask=folder"], "analyse": ["run=folder"]}.get(command, [])
     overrides = ["search.trials=2", "tune={inner.lr:[1]}"] if command == "search" else []
     checked(command, *more, *overrides)
 

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from experiments import train
 from experiments.utils import parts
 from experiments.utils.checkpoints import RunFolder
-from experiments.utils.observation import Observer, conflict
+from experiments.utils.observation import Observer, conflict, gramian
 from metamtl import Episode, Recipe, adapters, aggregators, engines, meta_backward, tasks
 
 from .test_run_loop import SMALL
@@ -89,11 +89,11 @@ def test_the_log_of_a_resumed_run_has_no_step_twice(composed: Compose, tmp_path:
 
 def test_conflict_by_hand() -> None:
     rows = torch.tensor([[3.0, 4.0], [0.0, 0.0], [-3.0, -4.0], [4.0, -3.0]])
-    found = conflict(rows)
+    found = conflict(gramian(rows))
     assert found == pytest.approx(
         {"gradient_norm/tasks": 15 / 4, "cosine/mean": -1 / 3, "cosine/min": -1.0}
     )
-    assert conflict(rows[:2]) == {"gradient_norm/tasks": 2.5}  # one gradient has no angle
+    assert conflict(gramian(rows[:2])) == {"gradient_norm/tasks": 2.5}  # one gradient has no angle
 
 
 @pytest.mark.parametrize("name", ["Mean", "DWA", "PCGrad", "MGDA", "UW"])
