@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .kinds import (
     AMOUNT,
+    BASELINES,
     CHANGES,
     COUNT,
     DECAY,
@@ -50,6 +51,7 @@ LIMITS = {
 }
 TRAINING: dict[str, Kind] = {
     "task": PART,
+    "tower": PART,
     "net": PART,
     "recipe": PART,
     "optimizer": PART,
@@ -103,6 +105,7 @@ MULTITASK = {
     "tune_seeds": SEEDS,
     "run": NAMES,
     "methods": CHANGES,
+    "baselines": or_null(BASELINES),
 }
 GRID = {
     **TRAINING,
