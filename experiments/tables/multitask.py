@@ -76,14 +76,10 @@ def _test(table: dict[str, Any], measures: list[str]) -> list[str]:
     rows, first = _rows(table), next(iter(table["higher_is_better"]))
     with_mean = len(table["higher_is_better"]) > FEW and all(row.get("mean") for row in rows)
     mean = [f"mean {first.rpartition('/')[2]} {_arrow(table, first)}"] if with_mean else []
+    with_steps = any("steps" in row for row in rows)  # older results do not have them
     columns = ["method", *mean, *_heads(table, measures), "delta_m, %"]
-    columns += [
-        f"against {table['rows'][1]['method']}",
-        "signs",
-        "steps (epochs)",
-        "parameters",
-        "training s",
-    ]
+    columns += [f"against {table['rows'][1]['method']}", "signs"]
+    columns += [*(["steps (epochs)"] if with_steps else []), "parameters", "training s"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in rows:
         values = [row["mean"]] if with_mean else []
@@ -92,7 +88,8 @@ def _test(table: dict[str, Any], measures: list[str]) -> list[str]:
         cells.append(signed(row["delta_m"]) if "delta_m" in row else "0")
         cells.append(_verdict(row["against_first"]) if "against_first" in row else "")
         cells.append(" ".join(row["signs"].values()) if "signs" in row else "")
-        cells.append(_steps(row) if "steps" in row else "")
+        if with_steps:
+            cells.append(_steps(row) if "steps" in row else "")
         cells.append(f"{row['parameters']:,}" if "parameters" in row else "")
         lines.append(f"| {row['method']} | {' | '.join(cells)} | {row['seconds']:.0f} |")
     return lines

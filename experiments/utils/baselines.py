@@ -139,6 +139,6 @@ def _array(values: Any) -> np.ndarray:
     if not isinstance(values, Tensor) or values.ndim != 2 or not values.is_floating_point():
         raise ValueError(
             "baselines need inputs [M, features] and labels [M, 1], numbers or binary labels; set"
-            " baselines={} for these tasks."
+            " baselines=null for these tasks."
         )
     return values.cpu().numpy()

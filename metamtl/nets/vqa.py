@@ -14,6 +14,9 @@ from .text import Sentence, TextEncoder
 class VQA(NamedTasks):
     """An image encoder for all tasks, and a question encoder for the tasks that answer a question.
 
+    The image encoder has three convolutions of stride 2 and one of stride 1, and takes the maximum of each
+    feature over the positions, because the labels do not depend on the position of the shape.
+
     `image` is `[B, 3, 64, 64]`, `tokens` and `mask` are `[B, L]`. With v the features of the image and q
     those of the question, the head of a task that answers a question receives `v * tanh(q)`, so that the
     question selects features. The heads of other tasks receive v, so that the question encoder gets no
@@ -32,9 +35,10 @@ class VQA(NamedTasks):
         super().__init__()
         self.asks = frozenset(asks)
         self.image = nn.Sequential(
-            *(nn.Conv2d(3, 8, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()),
-            *(nn.Conv2d(8, 16, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()),
-            *(nn.Flatten(), nn.Linear(16 * 16 * 16, width), nn.ReLU()),
+            *(nn.Conv2d(3, 8, 5, stride=2, padding=2), nn.ReLU()),
+            *(nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU()),
+            *(nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU()),
+            *(nn.Conv2d(32, width, 3, padding=1), nn.ReLU()),
         )
         if self.asks & set(outputs):
             self.question = Sentence(TextEncoder(words, width=width, layers=1))
@@ -43,7 +47,7 @@ class VQA(NamedTasks):
     def answer(  # type: ignore[override]
         self, task_names: tuple[str, ...], image: Tensor, tokens: Tensor, mask: Tensor
     ) -> dict[str, Any]:
-        features = self.image(image - 0.5)  # most pixels are background, of value 1
+        features = self.image(1 - image).amax((-2, -1))  # the background is white, so it becomes zero
         product = features * self.question(tokens, mask).tanh() if self.asks & set(task_names) else features
         return {task: self.head(task, product if task in self.asks else features) for task in task_names}
 

@@ -151,3 +151,16 @@ def test_a_periodic_net_separates_values_that_a_line_cannot() -> None:
             optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[0] < 0.2 < 0.5 < losses[1]
+
+
+def test_the_place_of_a_shape_changes_no_answer() -> None:
+    torch.manual_seed(0)
+    model = nets.vqa(30, {"answer": 5, "shape": 3})
+    x = {key: part[:2] for key, part in sentences().items() if key != "spelling"}
+    image = torch.ones(2, 3, 160, 160)
+    image[:, :, 64:80, 64:76] = torch.rand(2, 3, 16, 12)
+    moved = {**x, "image": image.roll((16, 8), (-2, -1))}
+    for task, answer in model(**x, image=image).items():
+        torch.testing.assert_close(model(**moved, task=task), answer)
+    other = model(**x, image=image.flip(0), task="shape")
+    assert not torch.allclose(other, model(**x, image=image, task="shape"), atol=1e-4)
