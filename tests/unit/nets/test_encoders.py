@@ -116,7 +116,7 @@ def test_only_the_tasks_that_ask_use_the_question() -> None:
     other = {**x, "tokens": x["tokens"].flip(1)}
     assert torch.equal(model(**x, task="shape"), model(**other, task="shape"))
     assert not torch.equal(model(**x, task="answer"), model(**other, task="answer"))
-    asked = list(model.question.parameters())
+    asked = [*model.question.parameters(), *model.gate.parameters(), *model.fuse.parameters()]
     used = torch.autograd.grad(model(**x, task="shape").sum(), asked, allow_unused=True)
     # Exactly None, not zeros: the outer loop takes zeros for a gradient of a shared parameter.
     assert all(gradient is None for gradient in used)
