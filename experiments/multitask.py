@@ -66,7 +66,7 @@ class Rows:
         return {"protocol": getattr(source, "protocol", None), "train": sizes(source.split("train"))}
 
     def length(self, runs: Results) -> dict[str, Any]:
-        """Steps of the longest training, and its passes over the examples of each task, if they are known."""
+        """Steps of the longest training, and its epochs for each task, if they are known."""
         steps, config = max(run["steps"] for run in runs.values()), next(iter(runs.values()))["config"]
         train_tasks = self.sources(self.cfg, OmegaConf.create(config["train_task"])).split("train")
         return {"steps": steps, "epochs": epochs(train_tasks, steps, config["meta_batch"])}

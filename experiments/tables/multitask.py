@@ -73,17 +73,17 @@ def _arrow(table: dict[str, Any], measure: str) -> str:
 
 def _test(table: dict[str, Any], measures: list[str]) -> list[str]:
     """Table with one row per method and one column per measure."""
-    rows, first = _rows(table), next(iter(table["higher_is_better"]))
-    with_mean = len(table["higher_is_better"]) > FEW and all(row.get("mean") for row in rows)
-    mean = [f"mean {first.rpartition('/')[2]} {_arrow(table, first)}"] if with_mean else []
+    rows, means = _rows(table), []
+    metrics = {m.rpartition("/")[2]: _arrow(table, m) for m in table["higher_is_better"]}
+    if len(table["higher_is_better"]) > FEW and len(metrics) == 1:
+        means = [f"mean {metric} {arrow}" for metric, arrow in metrics.items()]
     with_steps = any("steps" in row for row in rows)  # older results do not have them
-    columns = ["method", *mean, *_heads(table, measures), "delta_m, %"]
+    columns = ["method", *means, *_heads(table, measures), "delta_m, %"]
     columns += [f"against {table['rows'][1]['method']}", "signs"]
     columns += [*(["steps (epochs)"] if with_steps else []), "parameters", "training s"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in rows:
-        values = [row["mean"]] if with_mean else []
-        values += [row["test"][m] for m in measures]
+        values = [_mean(row) for _ in means] + [row["test"][m] for m in measures]
         cells = [signed(each, digits=4, plus=False) for each in values]
         cells.append(signed(row["delta_m"]) if "delta_m" in row else "0")
         cells.append(_verdict(row["against_first"]) if "against_first" in row else "")
@@ -93,6 +93,12 @@ def _test(table: dict[str, Any], measures: list[str]) -> list[str]:
         cells.append(f"{row['parameters']:,}" if "parameters" in row else "")
         lines.append(f"| {row['method']} | {' | '.join(cells)} | {row['seconds']:.0f} |")
     return lines
+
+
+def _mean(row: dict[str, Any]) -> Mapping[str, float | None]:
+    """The mean over the tasks; without an interval in older results."""
+    values = [estimate["mean"] for estimate in row["test"].values()]
+    return row.get("mean") or {"mean": sum(values) / len(values), "ci95": None}
 
 
 def _steps(row: dict[str, Any]) -> str:
