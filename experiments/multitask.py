@@ -3,7 +3,8 @@
 Trains one model per task, then one model for all tasks with each method, with the same seeds and numbers of
 steps. The learning rates of every row, including single tasks, are selected on validation with separate
 seeds. The weights of every run are also selected on validation; those of a method by `delta_m` relative to
-the single tasks. Writes `multitask.json`, `multitask.md`, and a folder for every run.
+the single tasks. The rows of `baselines` are estimators of scikit-learn on the same inputs. Writes
+`multitask.json`, `multitask.md`, and a folder for every run.
 
 Examples:
   metamtl multitask experiment=multimnist 'run=[equal,uncertainty,upgrad]' 'seeds=[0,1,2,3,4]'
@@ -18,26 +19,26 @@ from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from metamtl import Estimate, delta_m
-
 from . import train
 from .tables.multitask import markdown
-from .tables.report import environment, sign, write_json, write_text
+from .tables.report import environment, write_json, write_text
 from .utils import options, parts
+from .utils.baselines import Baselines
 from .utils.command import command
+from .utils.comparison import Comparison, mean_of
 from .utils.configs import compose, dotted, drop_leftovers, given
-from .utils.measure import higher
+from .utils.measure import epochs, higher, sizes
 from .utils.processes import from_first, is_first, process_group
 from .utils.runs import Run, quality, run_cached
 from .utils.search import Search, label
 
-OWN = {"methods", "run", "seeds", "tune", "tune_seeds", "search", "seed"}
+OWN = {"methods", "baselines", "run", "seeds", "tune", "tune_seeds", "search", "seed"}
 SINGLE = "single_tasks"  # as teachers: the single-task models of the same seed
 GROUPS = ("net", "recipe", "optimizer")  # config groups: a method may select one config of each
+SPLITS = ("validation", "test")
 Results = dict[int, Run]  # by seed
 
 
@@ -58,6 +59,17 @@ class Rows:
         self.search = Search(cfg)
         self.passed_on = [text for text in overrides if _name(text).partition(".")[0] not in OWN]
         self.chosen: dict[str, dict[str, Any]] = {}  # for each row
+
+    def data(self) -> dict[str, Any]:
+        """What the tasks say about their files and split, and the number of training examples of each."""
+        source = self.sources(self.cfg)
+        return {"protocol": getattr(source, "protocol", None), "train": sizes(source.split("train"))}
+
+    def length(self, runs: Results) -> dict[str, Any]:
+        """Steps of the longest training, and its epochs for each task, if they are known."""
+        steps, config = max(run["steps"] for run in runs.values()), next(iter(runs.values()))["config"]
+        train_tasks = self.sources(self.cfg, OmegaConf.create(config["train_task"])).split("train")
+        return {"steps": steps, "epochs": epochs(train_tasks, steps, config["meta_batch"])}
 
     def check(self, rows: Mapping[str, DictConfig]) -> None:
         """Build the parts of these rows, with every combination of `tune`, without training.
@@ -168,15 +180,22 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
         {f"single_{task}": changes for task, changes in singles.items()}
         | {method: joint(method, any_reference) for method in methods}
     )
+    baselines = Baselines(cfg, rows.sources) if cfg.baselines else None
+    if baselines is not None:
+        baselines.check()
     single_runs, rates = {}, {}
     for task, changes in singles.items():
         single_runs[task], rates[task] = rows(f"single_{task}", changes)
-
-    def single_values(split: str, seed: int) -> dict[str, float]:
-        return {m: single_runs[task][seed][split][m]["mean"] for task, m in names.items()}
-
-    reference = _mean([single_values("validation", seed) for seed in cfg.seeds])
-    baseline = _mean([single_values("test", seed) for seed in cfg.seeds])
+    alone = {
+        split: {
+            seed: {m: single_runs[task][seed][split][m]["mean"] for task, m in names.items()}
+            for seed in cfg.seeds
+        }
+        for split in SPLITS
+    }
+    reference = mean_of(list(alone["validation"].values()))
+    compare = Comparison(direction, alone["test"])
+    all_runs = [run for runs in single_runs.values() for run in runs.values()]
     table: dict[str, Any] = {
         "experiment": {
             "overrides": [text for text in overrides if not text.startswith(("run=", "seeds="))],
@@ -185,55 +204,48 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
             "tune_seeds": list(cfg.tune_seeds),
         },
         **environment(cfg.device),
+        "data": rows.data(),
         "seeds": list(cfg.seeds),
         "interval": "95 %, Student t over seeds",
         "higher_is_better": direction,
         "rows": [
             {
                 "method": "single tasks",
-                "test": {m: _estimate([single_values("test", s)[m] for s in cfg.seeds]) for m in direction},
-                "validation": {
-                    m: _estimate([single_values("validation", s)[m] for s in cfg.seeds]) for m in direction
-                },
+                **{split: compare.estimates(alone[split]) for split in SPLITS},
+                "mean": compare.mean(alone["test"]),
                 "tuned": rates,
+                **rows.length(dict(enumerate(all_runs))),
                 "parameters": sum(runs[cfg.seeds[0]]["parameters"] for runs in single_runs.values()),
                 "seconds": sum(_seconds(runs) for runs in single_runs.values()),
             }
         ],
+        "baselines": [],
     }
-    changes_by_seed: dict[str, list[float]] = {}
+    for name in cfg.baselines or ():
+        assert baselines is not None
+        row = baselines(name, names)
+        table["baselines"].append(
+            {
+                "method": name,
+                "validation": compare.estimates(row["validation"]),
+                **compare(row["test"]),
+                "tuned": row["tuned"],
+                "seconds": row["seconds"],
+            }
+        )
     for method in methods:
         runs, tuned = rows(method, joint(method, reference))
-        tests = {seed: {m: runs[seed]["test"][m]["mean"] for m in direction} for seed in cfg.seeds}
-        # Each seed is compared with the single tasks of that seed: the interval includes the noise of both.
-        by_seed = [
-            delta_m(tests[seed], baseline, direction)
-            - delta_m(single_values("test", seed), baseline, direction)
-            for seed in cfg.seeds
-        ]
-        changes_by_seed[method] = by_seed
-        first = changes_by_seed[methods[0]]
+        values = {
+            split: {seed: {m: runs[seed][split][m]["mean"] for m in direction} for seed in cfg.seeds}
+            for split in SPLITS
+        }
         table["rows"].append(
             {
                 "method": method,
-                "test": {m: _estimate([tests[s][m] for s in cfg.seeds]) for m in direction},
-                "validation": {
-                    m: _estimate([runs[s]["validation"][m]["mean"] for s in cfg.seeds]) for m in direction
-                },
-                "delta_m": _estimate(by_seed),
-                "against_first": _estimate([a - b for a, b in zip(by_seed, first)]),
-                "signs": {
-                    m: sign(
-                        _estimate(
-                            [
-                                (tests[s][m] - single_values("test", s)[m]) * (1 if up else -1)
-                                for s in cfg.seeds
-                            ]
-                        )
-                    )
-                    for m, up in direction.items()
-                },
+                "validation": compare.estimates(values["validation"]),
+                **compare(values["test"], among_methods=True),
                 "tuned": tuned,
+                **rows.length(runs),
                 "parameters": runs[cfg.seeds[0]]["parameters"],
                 "seconds": _seconds(runs),
             }
@@ -246,15 +258,6 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
 
 def _name(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
-
-
-def _estimate(values: list[float]) -> dict[str, float]:
-    estimate = Estimate.of(torch.tensor(values, dtype=torch.float64))
-    return {"mean": estimate.mean, "ci95": estimate.ci95}
-
-
-def _mean(of_seeds: list[dict[str, float]]) -> dict[str, float]:
-    return {name: sum(values[name] for values in of_seeds) / len(of_seeds) for name in of_seeds[0]}
 
 
 def _seconds(found: Results) -> float:

@@ -50,45 +50,81 @@ def markdown(table: dict[str, Any]) -> str:
         f"| on validation | {' | '.join(_heads(table, measures))} | chosen on it |",
         "|---" * (len(measures) + 2) + "|",
     ]
-    for row in table["rows"]:
-        tuned = row["tuned"] if "delta_m" in row else {k: label(v) for k, v in row["tuned"].items()}
+    for row in _rows(table):
+        per_task = all(isinstance(values, Mapping) for values in row["tuned"].values()) and row["tuned"]
+        tuned = {k: label(v) for k, v in row["tuned"].items()} if per_task else row["tuned"]
         values = [signed(row["validation"][m], digits=4, plus=False) for m in measures]
         validation.append(f"| {row['method']} | {' | '.join(values)} | {label(tuned)} |")
     return "\n".join([*_test(table, measures), "", *validation, "", _footer(table)]) + "\n"
 
 
+def _rows(table: dict[str, Any]) -> list[dict[str, Any]]:
+    """Baselines, single tasks, methods."""
+    return [*table.get("baselines", ()), *table["rows"]]
+
+
 def _heads(table: dict[str, Any], measures: list[str]) -> list[str]:
-    return [f"{m} {'↑' if table['higher_is_better'][m] else '↓'}" for m in measures]
+    return [f"{m} {_arrow(table, m)}" for m in measures]
+
+
+def _arrow(table: dict[str, Any], measure: str) -> str:
+    return "↑" if table["higher_is_better"][measure] else "↓"
 
 
 def _test(table: dict[str, Any], measures: list[str]) -> list[str]:
     """Table with one row per method and one column per measure."""
-    columns = ["method", *_heads(table, measures), "delta_m, %", f"against {table['rows'][1]['method']}"]
-    lines = [
-        f"| {' | '.join([*columns, 'signs', 'parameters', 'training s'])} |",
-        "|---" * (len(columns) + 3) + "|",
-    ]
-    for row in table["rows"]:
-        cells = [signed(row["test"][m], digits=4, plus=False) for m in measures]
-        if "delta_m" in row:
-            cells += [signed(row["delta_m"]), _verdict(row["against_first"])]
-            cells.append(" ".join(row["signs"].values()))
-        else:
-            cells += ["0", "", ""]
-        lines.append(
-            f"| {row['method']} | {' | '.join(cells)} | {row['parameters']:,} | {row['seconds']:.0f} |"
-        )
+    rows, means = _rows(table), []
+    metrics = {m.rpartition("/")[2]: _arrow(table, m) for m in table["higher_is_better"]}
+    if len(table["higher_is_better"]) > FEW and len(metrics) == 1:
+        means = [f"mean {metric} {arrow}" for metric, arrow in metrics.items()]
+    with_steps = any("steps" in row for row in rows)  # older results do not have them
+    columns = ["method", *means, *_heads(table, measures), "delta_m, %"]
+    columns += [f"against {table['rows'][1]['method']}", "signs"]
+    columns += [*(["steps (epochs)"] if with_steps else []), "parameters", "training s"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for row in rows:
+        values = [_mean(row) for _ in means] + [row["test"][m] for m in measures]
+        cells = [signed(each, digits=4, plus=False) for each in values]
+        cells.append(signed(row["delta_m"]) if "delta_m" in row else "0")
+        cells.append(_verdict(row["against_first"]) if "against_first" in row else "")
+        cells.append(" ".join(row["signs"].values()) if "signs" in row else "")
+        if with_steps:
+            cells.append(_steps(row) if "steps" in row else "")
+        cells.append(f"{row['parameters']:,}" if "parameters" in row else "")
+        lines.append(f"| {row['method']} | {' | '.join(cells)} | {row['seconds']:.0f} |")
     return lines
+
+
+def _mean(row: dict[str, Any]) -> Mapping[str, float | None]:
+    """The mean over the tasks; without an interval in older results."""
+    values = [estimate["mean"] for estimate in row["test"].values()]
+    return row.get("mean") or {"mean": sum(values) / len(values), "ci95": None}
+
+
+def _steps(row: dict[str, Any]) -> str:
+    """Steps, and the epochs of every task, once if all are equal."""
+    epochs = list(dict.fromkeys(f"{value:.1f}" for value in (row["epochs"] or {}).values()))
+    return f"{row['steps']:,}" + (f" ({' / '.join(epochs)})" if epochs else "")
 
 
 def _footer(table: dict[str, Any]) -> str:
     hardware, order = table["hardware"], ", ".join(table["higher_is_better"])
     return (
-        f"Test set, used once. Seeds {table['seeds']}; intervals: {table['interval']}; delta_m: mean"
-        " relative change from the single tasks, in percent; signs: better (+), worse (-) or within the"
-        f" noise of the seeds (=), for {order}. {hardware['device']}, {hardware['threads']} threads; torch"
+        f"{_data(table)}Test set, used once. Seeds {table['seeds']}; intervals: {table['interval']};"
+        " single tasks: one training per task; delta_m: mean relative change from the single tasks, in"
+        " percent; signs: better (+), worse (-) or within the noise of the seeds (=), for"
+        f" {order}. {hardware['device']}, {hardware['threads']} threads; torch"
         f" {table['versions']['torch']}."
     )
+
+
+def _data(table: dict[str, Any]) -> str:
+    """The files and the split, and the number of training examples."""
+    data = table.get("data") or {}
+    counts = dict.fromkeys(f"{count:,}" for count in (data.get("train") or {}).values())
+    parts = [data["protocol"]] if data.get("protocol") else []
+    parts += [f"{' / '.join(counts)} training examples"] if counts else []
+    return f"Data: {'; '.join(parts)}. " if parts else ""
 
 
 def _verdict(found: Mapping[str, float | None]) -> str:

@@ -87,6 +87,10 @@ CHANGES = Kind(
     "a mapping from names to changes of the config, such as {mine: {optimizer: {lr: 0.1}}}",
     _mapping_of(lambda value: isinstance(value, dict)),
 )
+BASELINES = Kind(
+    "a mapping from rows to entries, such as {ridge: {estimator: {_target_: sklearn.linear_model.Ridge}}}",
+    _mapping_of(lambda value: isinstance(value, dict) and _part(value.get("estimator"))),
+)
 NUMBERS = Kind("a mapping from names to numbers", _mapping_of(number))
 FOLDERS = Kind("a mapping from tasks to folders of trainings", _mapping_of(TEXT.accepts))
 TUNE = Kind(

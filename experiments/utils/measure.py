@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from metamtl import Batch, Episode, Estimate, Recipe, adaptation_curve, delta_m, engines, evaluate, recipes
+from metamtl.tasks import LabeledTasks, TaskMixture
 
 from .nearest import hint
 from .targets import OptionError
@@ -179,3 +180,27 @@ def _few_shot(train: Episode, new: Episode, chunks: int = 20) -> Episode:
     support = [part.expand(chunks, *part.shape) for part in train.query]
     query = [part[: len(part) // chunks * chunks].unflatten(0, (chunks, -1)) for part in new.query]
     return Episode(Batch(*support), Batch(*query))
+
+
+def sizes(tasks: Any) -> dict[str, int] | None:
+    """Number of examples of every task; None if the tasks do not state it."""
+    if isinstance(tasks, TaskMixture):
+        parts = [sizes(source) for source in tasks.sources.values()]
+        return None if None in parts else {task: n for part in parts if part for task, n in part.items()}
+    return dict.fromkeys(tasks.tasks, len(tasks)) if isinstance(tasks, LabeledTasks) else None
+
+
+def epochs(tasks: Any, steps: int, batch: int) -> dict[str, float] | None:
+    """Passes over the examples of every task in `steps` steps; None if that is not a fixed number."""
+    counts = sizes(tasks)
+    if counts is None:
+        return None
+    if not isinstance(tasks, TaskMixture):
+        return {task: steps * batch / count for task, count in counts.items()}
+    if tasks.sampling != "all":
+        return None
+    return {
+        task: steps * min(tasks.sizes.get(name, batch), counts[task]) / counts[task]
+        for name, source in tasks.sources.items()
+        for task in source.loss
+    }

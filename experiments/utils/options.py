@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .kinds import (
     AMOUNT,
+    BASELINES,
     CHANGES,
     COUNT,
     DECAY,
@@ -51,6 +52,7 @@ LIMITS = {
 }
 TRAINING: dict[str, Kind] = {
     "task": PART,
+    "tower": PART,
     "net": PART,
     "recipe": PART,
     "optimizer": PART,
@@ -106,6 +108,7 @@ MULTITASK = {
     "tune_seeds": SEEDS,
     "run": NAMES,
     "methods": CHANGES,
+    "baselines": or_null(BASELINES),
 }
 GRID = {
     **TRAINING,

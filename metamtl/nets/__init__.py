@@ -15,6 +15,7 @@ from .norm import (
     batchnorm_statistics,
     with_batchnorm,
 )
+from .periodic import PeriodicEmbedding, periodic_tower
 from .resnet12 import ResNet12, resnet12
 from .sharing import (
     MTAN,
@@ -63,6 +64,7 @@ __all__ = [
     "NamedHeads",
     "NamedTasks",
     "PerStepBatchNorm",
+    "PeriodicEmbedding",
     "ResNet12",
     "SharedBottom",
     "SharedPrivate",
@@ -82,6 +84,7 @@ __all__ = [
     "lenet_heads",
     "mlp",
     "named_heads",
+    "periodic_tower",
     "resnet12",
     "reverse_gradient",
     "smooth_step",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -54,6 +55,10 @@ class EasyVQA:
     >>> train.sample(64, torch.Generator())["answer"].query.x["image"].shape  # doctest: +SKIP
     torch.Size([64, 3, 64, 64])
     """
+
+    protocol: ClassVar[str] = (
+        "easy_vqa.npz, official test set, validation: the questions of a tenth of the training images"
+    )
 
     def __init__(
         self,

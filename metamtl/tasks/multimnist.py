@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -70,6 +70,10 @@ class MultiMNIST:
     >>> episodes["right"].query.x.shape, episodes["right"].query.y.shape  # doctest: +SKIP
     (torch.Size([64, 1, 28, 28]), torch.Size([64, 1, 28, 28]))
     """
+
+    protocol: ClassVar[str] = (
+        "mnist.npz, training and test digits as published, validation from the last 10,000 training digits"
+    )
 
     def __init__(
         self,

@@ -47,6 +47,8 @@ class Parkinsons:
     (torch.Size([64, 19]), torch.Size([64, 1]))
     """
 
+    protocol: ClassVar[str] = "parkinsons_updrs.npz, split by patient: 28 / 6 / 8 of 42 patients"
+
     def __init__(
         self,
         *,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -73,6 +73,10 @@ class TextTrio:
     >>> list(episodes), episodes["entities"].query.x["tokens"].shape  # doctest: +SKIP
     (['intent', 'entities', 'sentiment'], torch.Size([300, 48]))
     """
+
+    protocol: ClassVar[str] = (
+        "SNIPS and WNUT 2017 with the official splits, UCI review sentences with a random split"
+    )
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -43,6 +44,11 @@ class Tox21:
     >>> episodes["NR-AR"].query.x.shape, episodes["NR-AR"].query.y.shape  # doctest: +SKIP
     (torch.Size([64, 1034]), torch.Size([64, 1]))
     """
+
+    protocol: ClassVar[str] = (
+        "tox21.npz (from tox21.csv.gz of MoleculeNet), random split 80 / 10 / "
+        "10 %, equal fingerprints together"
+    )
 
     def __init__(
         self,

@@ -357,6 +357,9 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
 def test_every_way_of_sharing_runs(changes: list[str], composed: Compose, tmp_path: Path) -> None:
     cfg = composed("experiment=adult", "steps=2", "meta_batch=8", "validate.times=1", *changes)
     assert train.run(cfg, tmp_path)["steps"] == 2
+    saved = load_file(tmp_path / "model.safetensors")
+    for name, tensor in load(tmp_path).model.state_dict().items():
+        assert torch.equal(tensor, saved[name])
 
 
 def test_a_schedule_takes_the_rate_to_zero(composed: Compose, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from metamtl import Batch, Episode, engines, meta_backward, nets, recipes
@@ -115,7 +116,51 @@ def test_only_the_tasks_that_ask_use_the_question() -> None:
     other = {**x, "tokens": x["tokens"].flip(1)}
     assert torch.equal(model(**x, task="shape"), model(**other, task="shape"))
     assert not torch.equal(model(**x, task="answer"), model(**other, task="answer"))
-    asked = list(model.question.parameters())
+    asked = [*model.question.parameters(), *model.gate.parameters(), *model.fuse.parameters()]
     used = torch.autograd.grad(model(**x, task="shape").sum(), asked, allow_unused=True)
     # Exactly None, not zeros: the outer loop takes zeros for a gradient of a shared parameter.
     assert all(gradient is None for gradient in used)
+
+
+def test_a_periodic_embedding_is_its_formula_and_keeps_the_input() -> None:
+    torch.manual_seed(0)
+    embedding = nets.PeriodicEmbedding(4, numbers=2, frequencies=3, width=5, sigma=2.0).double()
+    x = torch.randn(7, 4, dtype=torch.float64)
+    found = embedding(x)
+    assert torch.equal(found[:, :4], x) and found.shape == (7, embedding.features)
+    for number in range(2):
+        angle = 2 * torch.pi * x[:, number, None] * embedding.frequency[number]
+        expected = (torch.cat([angle.sin(), angle.cos()], 1) @ embedding.weight[number]).relu()
+        torch.testing.assert_close(found[:, 4 + 5 * number : 9 + 5 * number], expected)
+    with pytest.raises(ValueError, match="numbers=5 must be from 1 to 4"):
+        nets.PeriodicEmbedding(4, numbers=5)
+
+
+def test_a_periodic_net_separates_values_that_a_line_cannot() -> None:
+    torch.manual_seed(0)
+    x = torch.linspace(-1, 1, 64)[:, None]
+    y = (x * 10).floor() % 2  # alternates twenty times
+    losses = []
+    for tower in (nets.periodic_tower(1, 16, numbers=1, sigma=4.0), nets.tower(1, 16)):
+        model = torch.nn.Sequential(tower, torch.nn.Linear(16, 1))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+        for _ in range(150):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(model(x), y)
+            loss.backward()
+            optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[0] < 0.2 < 0.5 < losses[1]
+
+
+def test_the_place_of_a_shape_changes_no_answer() -> None:
+    torch.manual_seed(0)
+    model = nets.vqa(30, {"answer": 5, "shape": 3})
+    x = {key: part[:2] for key, part in sentences().items() if key != "spelling"}
+    image = torch.ones(2, 3, 160, 160)
+    image[:, :, 64:80, 64:76] = torch.rand(2, 3, 16, 12)
+    moved = {**x, "image": image.roll((16, 8), (-2, -1))}
+    for task, answer in model(**x, image=image).items():
+        torch.testing.assert_close(model(**moved, task=task), answer)
+    other = model(**x, image=image.flip(0), task="shape")
+    assert not torch.allclose(other, model(**x, image=image, task="shape"), atol=1e-4)
