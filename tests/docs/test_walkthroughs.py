@@ -82,6 +82,7 @@ def test_a_folder_of_images_becomes_a_table_of_three_methods(tmp_path: Path) -> 
     assert {"anil", "protonet", "mine"} <= rows(table)
 
 
+@pytest.mark.slow
 def test_three_heads_with_missing_labels() -> None:
     names: dict[str, object] = {"__name__": "walk"}
     exec(compile(block("howto/missing_labels.md", "UPGrad"), "missing_labels.md", "exec"), names)
