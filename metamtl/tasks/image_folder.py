@@ -51,7 +51,9 @@ class ImageFolder:
         device: device of the episodes.
         options: `balance` and `tasks_per_class_set` of `FewShot`.
 
-    Raises (on first use):
+    All errors are raised on first use.
+
+    Raises:
         FileNotFoundError: there is no such folder.
         ValueError: no class, an empty class, damaged files (all are named), a split that does not fit the
             classes, a class with fewer than K + Q images.
