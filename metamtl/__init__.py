@@ -27,6 +27,7 @@ from .loading import load
 from .metrics import Metric
 from .passes import backward_passes
 from .recipes import Recipe
+from .unrolled_model import unrolled
 
 __version__ = "0.1.0"
 
@@ -57,4 +58,5 @@ __all__ = [
     "recipes",
     "rules",
     "tasks",
+    "unrolled",
 ]

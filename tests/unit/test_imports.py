@@ -22,7 +22,7 @@ LAYERS = (
     {"datasets", "losses"},
     {"adapters", "aggregators", "nets", "tasks"},
     {"engines", "objectives", "recipes", "validation"},
-    {"__main__", "analysis", "backward", "evaluation", "interop", "loading", "passes"},
+    {"__main__", "analysis", "backward", "evaluation", "interop", "loading", "passes", "unrolled_model"},
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 INDEPENDENT = LAYERS[2] | LAYERS[3]  # these do not import others of their layer
