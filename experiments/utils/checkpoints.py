@@ -62,7 +62,7 @@ class RunFolder:
         self._check(result["config"], self.result_path)
         if "diverged" in result:
             raise FloatingPointError(result["diverged"])
-        if result["stopped_by"] == "max_minutes":
+        if result.get("stopped_by") == "max_minutes":
             before, now = result["config"]["max_minutes"], self.config["max_minutes"]
             if now is None or now > before:
                 return None

@@ -134,7 +134,7 @@ def test_a_new_adapter_is_compared_fairly(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_script_resumes_bit_for_bit(tmp_path: Path) -> None:
-    script = block("howto/resume.md", "checkpoint.save(FILE")
+    script = block("howto/resume.md", "checkpoint.save(")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()

@@ -35,9 +35,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     found: list[Path] = []
     original = train.train
 
-    def training(cfg: Any, built: Any, state: Any, folder: RunFolder) -> None:
+    def training(cfg: Any, built: Any, state: Any, folder: RunFolder, board: Any) -> str:
         found.append(folder.path)
-        original(cfg, built, state, folder)
+        return original(cfg, built, state, folder, board)
 
     monkeypatch.setattr(train, "train", training)
     return found

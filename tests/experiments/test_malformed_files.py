@@ -27,6 +27,7 @@ RESULT = {
     "config": {"metric": "mse", "seed": 0, "task": {}, "net": {}, "recipe": {}},
     "validation": {"mse": {"mean": 1.0, "ci95": 0.1}},
     "test": {"mse": {"mean": 1.0, "ci95": 0.1}},
+    "stopped_by": "steps",
 }
 
 

@@ -14,6 +14,7 @@ from metamtl import Batch, Episode, Recipe, adapters, meta_backward, recipes
 from metamtl.functional import forward, vmap_compatible_kernels
 from metamtl.objectives import l2_to_mean, penalized, query_loss
 
+from . import net_rows
 from .net_rows import (
     ROWS,
     B,
@@ -93,8 +94,8 @@ def test_an_unknown_task_is_refused(row: str) -> None:
 
 @each_row
 def test_no_task_at_all_is_refused(row: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "TASKS", {})
-    monkeypatch.setitem(globals(), "DECODER", {})
+    monkeypatch.setattr(net_rows, "TASKS", {})
+    monkeypatch.setattr(net_rows, "DECODER", {})
     with pytest.raises(ValueError, match=r"needs at least one task in outputs"):
         build(row)
 

@@ -106,4 +106,4 @@ def test_the_extra_has_what_the_extras_of_torchjd_have() -> None:
 
 def test_the_experiments_have_every_extra_that_their_configs_use() -> None:
     (package,) = [Requirement(text) for text in EXTRAS["experiments"] if text.startswith("metamtl")]
-    assert package.extras == {"aggregators", "glyphs", "omniglot", "tabular", "text"}
+    assert package.extras == {"aggregators", "glyphs", "images", "tabular", "text"}

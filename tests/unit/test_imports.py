@@ -133,9 +133,3 @@ def test_import_metamtl_brings_no_heavy_package() -> None:
     found = python("import sys, metamtl, metamtl.interop; print(' '.join(sys.modules))").split()
     assert "metamtl" in found and not {"torch._dynamo", "torch._inductor"} & set(found)
     assert not {name.split(".")[0] for name in found} & {*HEAVY, "scipy", "torchjd", "torchvision"}
-
-
-def test_import_metamtl_takes_less_than_a_third_of_a_second_beyond_torch() -> None:
-    timed = "import time, torch; t = time.process_time(); import metamtl; print(time.process_time() - t)"
-    # One of several: what else the machine does can only add. The first one may write .pyc files.
-    assert any(float(python(timed)) < 0.3 for _ in range(4))

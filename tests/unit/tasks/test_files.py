@@ -39,7 +39,7 @@ def test_missing_platformdirs_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
 
 def test_missing_pyyaml_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     _hide(monkeypatch, "yaml")
-    with pytest.raises(ImportError, match=r"metamtl\[omniglot\]"):
+    with pytest.raises(ImportError, match=r"metamtl\[images\]"):
         files.sources()
 
 
