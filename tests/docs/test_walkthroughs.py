@@ -99,7 +99,7 @@ def test_three_heads_with_missing_labels() -> None:
     ("peer", "before", "after"),
     [
         ("learn2learn", "learner.clone()", "recipes.maml(steps=3"),
-        ("higher", "innerloop_ctx", "rules.SGD(momentum"),
+        ("higher", "innerloop_ctx", "rule=rules.SGD(momentum"),
         ("torchjd", "mtl_backward", "aggregators.UPGrad()"),
     ],
 )
