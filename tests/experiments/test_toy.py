@@ -46,13 +46,13 @@ def test_an_aggregator_walks_as_it_would_alone() -> None:
     together = toy.descend(["PCGrad", "Mean", "UW"], steps=20, lr=0.005, tolerance=0.1)
     for name, found in together.items():
         alone = toy.descend([name], steps=20, lr=0.005, tolerance=0.1)[name]
-        assert torch.equal(alone.pop("path"), found.pop("way")) and alone == found
+        assert torch.equal(alone.pop("path"), found.pop("path")) and alone == found
 
 
 def test_every_aggregator_walks() -> None:
     names = [name for name in aggregators.names() if name not in toy.LEFT_OUT]
     for found in toy.descend(names, steps=3, lr=0.005, tolerance=0.1).values():
-        assert found["path"].isfinite().all() and found["way"].shape[1:] == (5, 2)
+        assert found["path"].isfinite().all() and found["path"].shape[1:] == (5, 2)
         assert all(one["steps"] == 3 and one["to"] != one["from"] for one in found["starts"])
 
 
