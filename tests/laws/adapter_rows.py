@@ -245,10 +245,7 @@ def make_case(row: Row) -> Case:
 # Few steps, because tracing takes long; test_compiled.py has the gradient steps.
 COMPILED = {
     "r2d2": ROWS["r2d2"],
-    **{
-        name: ROWS[name]
-        for name in ("class means", "class means, captured", "matching", "relation", "feat")
-    },
+    **{name: ROWS[name] for name in ("class means", "matching", "relation", "feat")},
     "logistic": Row(lambda: recipes.logistic(steps=2)),
     "metaoptnet": Row(lambda: recipes.metaoptnet(steps=2)),
     "maml++": ROWS["maml++"],
