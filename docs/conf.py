@@ -117,7 +117,7 @@ def process_docstring(app: Any, what: str, name: str, obj: Any, options: Any, li
 
 
 def public_names() -> dict[str, str]:
-    """Where an object is defined -> where it is documented."""
+    """The documented name of every public object, by the name of its definition."""
     names = {}
     for folder in FOLDERS:
         module = importlib.import_module(folder)

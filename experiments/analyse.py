@@ -86,7 +86,7 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
 
 
 def describe(config: Mapping[str, Any], trained: Run, named: bool, lr: float) -> Context:
-    """What the sections need to know about the training."""
+    """The properties of the training that the sections use."""
     optimizer = config["optimizer"]
     params = [name for name, param in trained.model.named_parameters() if param.requires_grad]
     return Context(
@@ -119,35 +119,35 @@ def draw(
 
     The split is validation, or train if the adapter knows only the training tasks.
     """
-    seen = trained.source.split("train")
-    others, split = trained.source.split("validation"), "validation"
-    named = isinstance(others.loss, Mapping)
+    train_tasks = trained.source.split("train")
+    eval_tasks, split = trained.source.split("validation"), "validation"
+    named = isinstance(eval_tasks.loss, Mapping)
     if cfg.tasks is None:
         cfg.tasks = trained.result["config"]["meta_batch"] if named else NUM_TASKS
-    first = _sample(cfg, others, EXAMINED, 0)
+    first = _sample(cfg, eval_tasks, EXAMINED, 0)
     if not named:
         try:
             trained.recipe.adapter.check(trained.model, first.task)
         except ValueError:
-            others, split = seen, "train"
+            eval_tasks, split = train_tasks, "train"
     names = list(first) if named else None
     subject = Subject(
         trained.model,
         trained.recipe,
-        others.loss,
+        eval_tasks.loss,
         {name: param.detach() for name, param in start.named_parameters() if param.requires_grad},
         lr,
     )
 
     def samples() -> Iterator[Sample]:
         for index in range(cfg.batches):
-            episodes = _sample(cfg, others, EXAMINED, index)
+            episodes = _sample(cfg, eval_tasks, EXAMINED, index)
             if named and list(episodes) != names:
                 raise options.OptionError(
                     f"tasks={cfg.tasks}: some tasks have no label in a batch of so few examples, so that"
                     f" batches differ ({', '.join(names or ())}; {', '.join(episodes)}); raise tasks=."
                 )
-            reference = _sample(cfg, seen, REFERENCE, index) if split == "validation" else None
+            reference = _sample(cfg, train_tasks, REFERENCE, index) if split == "validation" else None
             yield Sample(subject, episodes, reference)
 
     return split, names, samples()
@@ -161,7 +161,7 @@ def _sample(cfg: DictConfig, split: Any, kind: int, index: int) -> Any:
 
 
 def lead(cfg: DictConfig, split: str, names: list[str] | None) -> str:
-    """How the report was computed, in a paragraph."""
+    """A paragraph on the samples and intervals of the report."""
     size = f"{cfg.tasks} tasks" if names is None else f"{cfg.tasks} examples of {', '.join(names)}"
     text = (
         f"Values are means over {cfg.batches} batches of {size} ({split}), with 95 % intervals (Student t)."
@@ -180,7 +180,7 @@ def footer(result: Mapping[str, Any]) -> str:
 
 
 def training(result: Mapping[str, Any]) -> Section:
-    """What was trained, and its results; their intervals are those of the training."""
+    """The section on the training: its parts, and its results with the intervals of `result.json`."""
     config = result["config"]
     parts = {part: config[part]["_target_"] for part in ("recipe", "net", "task", "optimizer")}
     section = Section(
@@ -191,8 +191,8 @@ def training(result: Mapping[str, Any]) -> Section:
         Statement(f"ended by {result['stopped_by']}"),
     ]
     for name in ("validation", "test"):
-        for metric, found in result[name].items():
-            section.statements.append(Statement(f"{name} {metric}", _estimate(found)))
+        for metric, values in result[name].items():
+            section.statements.append(Statement(f"{name} {metric}", _estimate(values)))
     section.notes.append(f"The intervals of these results: {result['interval']}.")
     history = result["history"]
     if history:
@@ -206,9 +206,9 @@ def training(result: Mapping[str, Any]) -> Section:
     return section
 
 
-def _estimate(found: Mapping[str, Any]) -> Estimate:
-    ci95 = math.nan if found["ci95"] is None else found["ci95"]
-    return Estimate(found["mean"], ci95, found["n"], found["worst_decile"], torch.empty(0))
+def _estimate(values: Mapping[str, Any]) -> Estimate:
+    ci95 = math.nan if values["ci95"] is None else values["ci95"]
+    return Estimate(values["mean"], ci95, values["n"], values["worst_decile"], torch.empty(0))
 
 
 @command("analyse")

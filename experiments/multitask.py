@@ -61,7 +61,7 @@ class Rows:
         self.chosen: dict[str, dict[str, Any]] = {}  # for each row
 
     def data(self) -> dict[str, Any]:
-        """What the tasks say about their files and split, and the number of training examples of each."""
+        """The data protocol of the tasks, and the number of training examples of each task."""
         source = self.sources(self.cfg)
         return {"protocol": getattr(source, "protocol", None), "train": sizes(source.split("train"))}
 

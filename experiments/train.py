@@ -206,14 +206,14 @@ def test(
     """Load the best weights, select the adaptation strategy on validation tasks, and test once."""
     model, strategies, evaluator = built.model, built.strategies, built.evaluator
     state.restore_best_weights()
-    more = own_part(built.validation.sample(cfg.select.tasks, stream(cfg.seed, SELECT)))
-    choice = choose(model, strategies, built.validation, more, cfg.metric, cfg.reference, evaluator)
+    select_tasks = own_part(built.validation.sample(cfg.select.tasks, stream(cfg.seed, SELECT)))
+    choice = choose(model, strategies, built.validation, select_tasks, cfg.metric, cfg.reference, evaluator)
     strategy, stage = strategies[choice.strategy], choice.stage
-    seen = own_part(built.source.split("train").sample(cfg.test.tasks, stream(cfg.seed, SEEN)))
-    new = own_part(built.test.sample(cfg.test.tasks, stream(cfg.seed, TEST)))
-    on_new, curve = measure(model, strategy, stage, built.test, new, cfg.reference, evaluator)
-    on_seen, _ = measure(model, strategy, stage, built.test, seen, cfg.reference, evaluator)
-    as_trained = test_as_trained(cfg, built, new)
+    seen_tasks = own_part(built.source.split("train").sample(cfg.test.tasks, stream(cfg.seed, SEEN)))
+    new_tasks = own_part(built.test.sample(cfg.test.tasks, stream(cfg.seed, TEST)))
+    on_new, curve = measure(model, strategy, stage, built.test, new_tasks, cfg.reference, evaluator)
+    on_seen, _ = measure(model, strategy, stage, built.test, seen_tasks, cfg.reference, evaluator)
+    as_trained = test_as_trained(cfg, built, new_tasks)
     board.estimates("test", state.step, on_new)
     if is_first():
         values = {"test": on_new, "test_as_trained": as_trained or {}}

@@ -29,6 +29,16 @@ def own_random_numbers() -> Iterator[None]:
 
 
 @pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working directory; after the test, nothing may be beside it."""
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    yield folder
+    assert [path.name for path in tmp_path.iterdir()] == ["inside"]
+
+
+@pytest.fixture
 def real_data() -> Callable[[str], Path]:
     """`real_data("omniglot")`: the data folder, where that set lies in it.
 

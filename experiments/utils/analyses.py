@@ -17,7 +17,7 @@ MOST_LAYERS = 12  # that a report states one by one; its figures have all
 
 
 class Subject(NamedTuple):
-    """What is analyzed.
+    """A trained model with its recipe, its loss and its parameters before the training.
 
     Attributes:
         model, recipe: of a training.
@@ -34,7 +34,7 @@ class Subject(NamedTuple):
 
 
 class Context(NamedTuple):
-    """How the results were computed.
+    """Properties of the training that decide which statements hold.
 
     Attributes:
         named: whether the tasks have names, so that batches have the same ones.

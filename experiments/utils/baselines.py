@@ -56,15 +56,15 @@ class Baselines:
         """
         tuned = {task: self._tuned(name, task, measure) for task, measure in measures.items()}
         seconds = 0.0
-        found: dict[str, dict[int, Values]] = {"validation": {}, "test": {}}
+        measured: dict[str, dict[int, Values]] = {"validation": {}, "test": {}}
         for seed in self.cfg.seeds:
             fits = {task: self._fit(name, task, values, seed) for task, values in tuned.items()}
             seconds += sum(duration for _, duration in fits.values()) / len(self.cfg.seeds)
             estimators = {task: estimator for task, (estimator, _) in fits.items()}
-            for split, values in found.items():
+            for split, values in measured.items():
                 measured = self._measured(estimators, split, seed)
                 values[seed] = {measure: measured[measure] for measure in measures.values()}
-        return {"tuned": tuned, "seconds": seconds, **found}
+        return {"tuned": tuned, "seconds": seconds, **measured}
 
     def _tuned(self, name: str, task: str, measure: str) -> dict[str, Any]:
         """The best arguments on validation, over `tune_seeds`."""
@@ -122,7 +122,7 @@ class Baselines:
 
 
 def predicted(estimator: Any, x: np.ndarray) -> Tensor:
-    """What a head with one output returns, `[n, 1]`: the log odds of class 1, or the predicted number."""
+    """The predictions in the form of a head with one output, `[n, 1]`: log odds of class 1, or numbers."""
     if not hasattr(estimator, "predict_proba"):
         return torch.from_numpy(np.asarray(estimator.predict(x)))[:, None]
     chances = torch.from_numpy(estimator.predict_proba(x)).double()

@@ -17,7 +17,9 @@ from .task_sections import conflict_section, relatedness_section
 SMALL_PART = 0.1  # a layer that moves less than this part of the one that moves most hardly moves
 
 
-def sections(found: Mapping[str, list[Any]], omitted: Mapping[str, str], context: Context) -> list[Section]:
+def sections(
+    results_by_name: Mapping[str, list[Any]], omitted: Mapping[str, str], context: Context
+) -> list[Section]:
     """The sections of all analyses, and what to try next."""
     parts = {
         _adaptation: ("adaptation", "line"),
@@ -29,7 +31,7 @@ def sections(found: Mapping[str, list[Any]], omitted: Mapping[str, str], context
     }
     result = []
     for write, names in parts.items():
-        section = write(found, context)
+        section = write(results_by_name, context)
         section.notes += [f"Left out, {name}: {omitted[name]}" for name in names if name in omitted]
         result.append(section)
     advice = [Statement(line) for section in result for line in section.advice]
@@ -37,9 +39,9 @@ def sections(found: Mapping[str, list[Any]], omitted: Mapping[str, str], context
     return [*result, Section("What to try next", advice or [Statement(nothing)])]
 
 
-def _adaptation(found: Mapping[str, list[Any]], context: Context) -> Section:
+def _adaptation(results_by_name: Mapping[str, list[Any]], context: Context) -> Section:
     section = Section("How it adapts")
-    reports: list[analysis.AdaptationReport] = found.get("adaptation", [])
+    reports: list[analysis.AdaptationReport] = results_by_name.get("adaptation", [])
     if reports:
         gain = over_batches([report.scalars()["gain"] for report in reports])
         section.statements += [
@@ -63,7 +65,7 @@ def _adaptation(found: Mapping[str, list[Any]], context: Context) -> Section:
                 )
         section.pictures.append(Picture("Losses before and after each inner step", draw_stages(reports)))
         _movement(section, reports, context)
-    lines: list[analysis.Line] = found.get("line", [])
+    lines: list[analysis.Line] = results_by_name.get("line", [])
     if lines:
         lowest = scalars(lines)["lowest/query"]
         text = "position of the lowest query loss on the line from before (0) to after (1) adaptation"
@@ -111,9 +113,9 @@ def _movement(section: Section, reports: Sequence[analysis.AdaptationReport], co
         )
 
 
-def _step(found: Mapping[str, list[Any]], context: Context) -> Section:
+def _step(results_by_name: Mapping[str, list[Any]], context: Context) -> Section:
     section = Section("Does a step do what its gradient promises")
-    results: list[analysis.Descent] = found.get("descent", [])
+    results: list[analysis.Descent] = results_by_name.get("descent", [])
     if not results:
         return section
     values = scalars(results)
@@ -149,9 +151,9 @@ def _step(found: Mapping[str, list[Any]], context: Context) -> Section:
     return section
 
 
-def _generalization(found: Mapping[str, list[Any]], context: Context) -> Section:
+def _generalization(results_by_name: Mapping[str, list[Any]], context: Context) -> Section:
     section = Section("Does it generalize")
-    results: list[analysis.Generalization] = found.get("generalization", [])
+    results: list[analysis.Generalization] = results_by_name.get("generalization", [])
     if not results:
         return section
     values = scalars(results)
@@ -178,9 +180,9 @@ def _generalization(found: Mapping[str, list[Any]], context: Context) -> Section
     return section
 
 
-def _numerics(found: Mapping[str, list[Any]], context: Context) -> Section:
+def _numerics(results_by_name: Mapping[str, list[Any]], context: Context) -> Section:
     section = Section("Which precision is enough")
-    results: list[analysis.Numerics] = found.get("numerics", [])
+    results: list[analysis.Numerics] = results_by_name.get("numerics", [])
     if not results:
         return section
     cosines = {name.removeprefix("cosine/"): value for name, value in scalars(results).items()}

@@ -20,7 +20,7 @@ CANCEL = (
 )
 
 
-def relatedness_section(found: Mapping[str, list[Any]], context: Context) -> Section:
+def relatedness_section(results_by_name: Mapping[str, list[Any]], context: Context) -> Section:
     """Which tasks help each other, by their gradients and by steps on each of them."""
     section = Section("Who helps whom")
     names = {
@@ -29,7 +29,7 @@ def relatedness_section(found: Mapping[str, list[Any]], context: Context) -> Sec
         "look_ahead": "relative decrease of a task's loss by a step on another one, measured",
     }
     for name, text in names.items():
-        matrices: list[analysis.Relatedness] = found.get(name, [])
+        matrices: list[analysis.Relatedness] = results_by_name.get(name, [])
         if not matrices:
             continue
         values = scalars(matrices)
@@ -76,10 +76,10 @@ def _pairs(section: Section, matrices: Sequence[analysis.Relatedness]) -> None:
             section.advice.append(f"With two models, these groups help each other most: {text}.")
 
 
-def conflict_section(found: Mapping[str, list[Any]], context: Context) -> Section:
+def conflict_section(results_by_name: Mapping[str, list[Any]], context: Context) -> Section:
     """In which layers the tasks conflict."""
     section = Section("Where it conflicts")
-    results: list[analysis.Conflict] = found.get("conflict", [])
+    results: list[analysis.Conflict] = results_by_name.get("conflict", [])
     if not results:
         return section
     values = scalars(results)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 NUMBER_OF_TICKS = 40  # labels of an axis are drawn up to this number
 
 
-class Result:
+class Result(ABC):
     """Base class of results, which are frozen dataclasses: plain data, one plot, a few numbers to log."""
 
     def as_dict(self) -> dict[str, Any]:
@@ -20,13 +21,13 @@ class Result:
         data = {field.name: to_json(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
         return {"kind": type(self).__name__, **data}
 
+    @abstractmethod
     def scalars(self) -> dict[str, float]:
         """The numbers that summarize the result, by name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def plot(self, ax: Any = None) -> Any:
         """Draw the result on `ax`, or on a new figure; return the figure. Needs matplotlib."""
-        raise NotImplementedError
 
     def log(self, writer: Any, step: int, tag: str | None = None, *, figure: bool = False) -> None:
         """Write `scalars` to TensorBoard, and with `figure` also the plot.

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from ..functional import Params
-from .base import OptState, Rates, Rule, root
+from .base import Rule, root
+from .transformed import TransformedGradients
 
 
-class Clipped(Rule):
+class Clipped(TransformedGradients):
     """Clip the inner gradient before `rule` receives it; the outer gradient goes through the clipping.
 
     With `max_norm`, all gradients are multiplied by `min(1, max_norm / (norm + 1e-6))`, where `norm` is the
@@ -40,16 +41,7 @@ class Clipped(Rule):
         bound = f"max_norm={self.max_norm}" if self.max_norm else f"max_value={self.max_value}"
         return f"Clipped({self.rule!r}, {bound})"
 
-    @property
-    def decays(self) -> bool:
-        return self.rule.decays
-
-    def init(self, params: Params) -> OptState:
-        return self.rule.init(params)
-
-    def update(
-        self, params: Params, gradients: Params, opt_state: OptState, lr: Rates, k: Tensor
-    ) -> tuple[Params, OptState]:
+    def transform(self, params: Params, gradients: Params, k: Tensor) -> Params:
         if self.max_value is not None:
             bound = self.max_value
             gradients = {name: g.clamp(-bound, bound) for name, g in gradients.items()}
@@ -58,4 +50,4 @@ class Clipped(Rule):
             norm = root(torch.stack([g.square().sum() for g in gradients.values()]).sum())
             factor = (self.max_norm / (norm + 1e-6)).clamp(max=1.0)
             gradients = {name: factor.to(g.dtype) * g for name, g in gradients.items()}
-        return self.rule.update(params, gradients, opt_state, lr, k)
+        return gradients

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ..functional import Params
 from ..functional.counter_random import normal, uniform
-from .base import OptState, Rates, Rule
+from .base import Rule
+from .transformed import TransformedGradients
 
 
-class DropGrad(Rule):
+class DropGrad(TransformedGradients):
     """Multiply the entries of every inner gradient by noise of mean 1, as regularization: DropGrad.
 
     Tseng et al. 2020, https://arxiv.org/abs/2004.05859. With `kind="binary"` the factors are 0 with
@@ -54,20 +55,11 @@ class DropGrad(Rule):
         """The same rule, with the same parameters, and other noise."""
         return DropGrad(self.rule, self.rate, self.kind, key=key)
 
-    @property
-    def decays(self) -> bool:
-        return self.rule.decays
-
-    def init(self, params: Params) -> OptState:
-        return self.rule.init(params)
-
-    def update(
-        self, params: Params, gradients: Params, opt_state: OptState, lr: Rates, k: Tensor
-    ) -> tuple[Params, OptState]:
+    def transform(self, params: Params, gradients: Params, k: Tensor) -> Params:
         if self.key is not None:
             names = list(params)
             gradients = {n: g * self._factors(g, k, names.index(n)) for n, g in gradients.items()}
-        return self.rule.update(params, gradients, opt_state, lr, k)
+        return gradients
 
     def _factors(self, gradient: Tensor, k: Tensor, index: int) -> Tensor:
         assert self.key is not None

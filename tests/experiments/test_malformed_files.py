@@ -6,7 +6,7 @@ import gzip
 import json
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +39,6 @@ class Harmful:
 
     def __reduce__(self) -> Any:
         return (Path.touch, (self.target,))
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder; afterwards nothing is beside it."""
-    folder = tmp_path / "inside"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    yield folder
-    assert [path.name for path in tmp_path.iterdir()] == ["inside"]
 
 
 def npz(folder: Path) -> Path:

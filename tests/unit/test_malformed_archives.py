@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import struct
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +13,6 @@ import pytest
 from metamtl.datasets import archives, files, prepare, prepared
 
 PERCENTS = range(0, 100, 5)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder; afterwards nothing is beside it."""
-    folder = tmp_path / "inside"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    yield folder
-    assert [path.name for path in tmp_path.iterdir()] == ["inside"]
 
 
 def npz(folder: Path) -> Path:

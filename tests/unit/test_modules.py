@@ -15,6 +15,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from metamtl import Batch, Episode, Recipe, engines, evaluate, meta_backward, recipes
 from metamtl.functional import forward, vmap_compatible_kernels
 
+from ..reference.modules.cases import Once
+
 ENGINES = [engines.Loop(), engines.Vmap(), engines.Vmap(chunk_size=1)]
 
 
@@ -91,25 +93,6 @@ def test_a_branch_on_values_is_refused_by_vmap() -> None:
     assert gradient(model, recipes.maml(), episode, engines.Loop()).any()
     with pytest.raises(RuntimeError, match=r"Writes reads tensor values.*vmap.*engine=Loop"):
         gradient(model, recipes.maml(), episode, engines.Vmap())
-
-
-class Once(torch.autograd.Function):
-    """The square; its backward pass is a constant to a second one."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x * x
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> Tensor:
-        return 2 * ctx.saved_tensors[0] * slope
 
 
 class Squared(nn.Module):
