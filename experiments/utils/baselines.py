@@ -56,15 +56,15 @@ class Baselines:
         """
         tuned = {task: self._tuned(name, task, measure) for task, measure in measures.items()}
         seconds = 0.0
-        measured: dict[str, dict[int, Values]] = {"validation": {}, "test": {}}
+        row: dict[str, dict[int, Values]] = {"validation": {}, "test": {}}
         for seed in self.cfg.seeds:
             fits = {task: self._fit(name, task, values, seed) for task, values in tuned.items()}
             seconds += sum(duration for _, duration in fits.values()) / len(self.cfg.seeds)
             estimators = {task: estimator for task, (estimator, _) in fits.items()}
-            for split, values in measured.items():
-                measured = self._measured(estimators, split, seed)
-                values[seed] = {measure: measured[measure] for measure in measures.values()}
-        return {"tuned": tuned, "seconds": seconds, **measured}
+            for split, by_seed in row.items():
+                values = self._measured(estimators, split, seed)
+                by_seed[seed] = {measure: values[measure] for measure in measures.values()}
+        return {"tuned": tuned, "seconds": seconds, **row}
 
     def _tuned(self, name: str, task: str, measure: str) -> dict[str, Any]:
         """The best arguments on validation, over `tune_seeds`."""
