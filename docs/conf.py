@@ -112,7 +112,8 @@ def process_docstring(app: Any, what: str, name: str, obj: Any, options: Any, li
         del lines[1:]  # a function of torch, as an attribute
     if isinstance(obj, type) and (obj.__doc__ or "").startswith("TorchJD's `"):
         # The rest is TorchJD's docstring, with roles of its own site.
-        lines[:] = lines[:1]
+        first, second, *_ = "\n".join([*lines, "", ""]).split("\n\n")
+        lines[:] = f"{first}\n\n{second}".split("\n") if second.startswith("Formula") else [first]
     lines[:] = markdown_to_rst(lines)
 
 
