@@ -1,4 +1,4 @@
-"""Migration guides: our script prints what the other library's script printed, with the version on the page."""
+"""Migration guides: our script prints what the script of the other library printed."""
 
 from __future__ import annotations
 
