@@ -1,7 +1,7 @@
 """Parts of the documentation that are computed: `python docs/generate.py` writes those that are files.
 
-These are docs/notebooks/ and the table of formulas in docs/aggregators.md. The other tables are inserted
-when the site is built.
+These are docs/notebooks/, docs/llms.txt, the table of formulas in docs/aggregators.md, and the tables of
+contents of long pages. The other tables are inserted when the site is built.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from page_contents import llms_txt, pages, with_contents
 from to_notebook import notebooks
 
 from metamtl import aggregators
@@ -158,7 +159,8 @@ def _interval(estimate: dict[str, float]) -> str:
 
 def files() -> dict[Path, str]:
     """The text of every generated file by its path."""
-    return {LIST: aggregator_page(), **notebooks()}
+    llms = ROOT / "docs" / "llms.txt"
+    return {**pages(), LIST: with_contents(aggregator_page()), llms: llms_txt(), **notebooks()}
 
 
 if __name__ == "__main__":

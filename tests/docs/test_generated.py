@@ -29,7 +29,7 @@ def generate() -> Iterator[Any]:
         import generate
 
         yield generate
-    for name in ("generate", "to_notebook"):
+    for name in ("generate", "page_contents", "to_notebook"):
         del sys.modules[name]
 
 
@@ -46,6 +46,24 @@ def test_generated_files_are_up_to_date(generate: Any) -> None:
     files = generate.files()
     assert [path.name for path, text in files.items() if path.read_text(encoding="utf-8") != text] == []
     assert {path for path in files if path.suffix == ".ipynb"} == {*(DOCS / "notebooks").iterdir()}
+
+
+def test_llms_txt_lists_every_page() -> None:
+    pages = {path.relative_to(DOCS).with_suffix(".html").as_posix() for path in DOCS.rglob("*.md")}
+    links = re.findall(r"\]\((.+?)\)", (DOCS / "llms.txt").read_text(encoding="utf-8"))
+    assert sorted(links) == sorted(pages)
+
+
+def test_long_pages_link_to_their_sections(generate: Any) -> None:
+    long = "\n".join(
+        ["# Title", *["text"] * 100, "## One: `a_b`, two", "```", "## no heading", "```", "## Two"]
+    )
+    with_links = generate.with_contents(long)
+    assert "- [One: `a_b`, two](#one-a_b-two)\n- [Two](#two)\n" in with_links
+    assert generate.with_contents(with_links) == with_links  # not twice
+    assert generate.with_contents("# Title\n## One\n## Two\n") == "# Title\n## One\n## Two\n"
+    with pytest.raises(ValueError, match="needs sections: # Title"):
+        generate.with_contents("# Title\n" * 101)
 
 
 def test_every_method_has_one_formula(generate: Any) -> None:
