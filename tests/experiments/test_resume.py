@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from experiments import train
 from experiments.utils.checkpoints import RunFolder
 
-from .test_train import VMAP, read, timeless
+from .results import VMAP, read, timeless
 
 ROOT = Path(__file__).resolve().parents[2]
 Compose = Callable[..., DictConfig]
