@@ -2,9 +2,9 @@
 
 Also writes the Markdown file beside every recorded table again, so that all have the same form. With
 `--check`, only compare. The block between two markers has one table per `table.json` of
-`experiments.compare` and `experiments.grid`, and per `multitask.json`, `new_task.json`, `bench.json`,
-`cost.json`, `scaling.json`, `toy.json` and `endurance.json`, and one table for all `result.json` of
-`experiments.train`. The table of docs/distributed.md is that of `tables.traffic`.
+`experiments.compare` and `experiments.grid`, and per `multitask.json`, `new_task.json`, `curves.json`,
+`bench.json`, `cost.json`, `scaling.json`, `toy.json` and `endurance.json`, and one table for all
+`result.json` of `experiments.train`. The table of docs/distributed.md is that of `tables.traffic`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from . import bench as bench_table
 from . import compare as compare_table
 from . import cost as cost_table
+from . import curves as curves_table
 from . import endurance as endurance_table
 from . import grid as grid_table
 from . import multitask as multitask_table
@@ -44,6 +45,9 @@ def block(results: Path = RESULTS) -> str:
     for path in sorted(results.glob("*/multitask.json")):
         table = read_json(path)
         parts.append(multitask_table.section(path.parent.name, _kept(table), table))
+    for path in sorted(results.glob("*/curves.json")):
+        table = read_json(path)
+        parts.append(curves_table.section(path.parent.name, _kept(table), table))
     for path in sorted(results.glob("*/new_task.json")):
         table = read_json(path)
         parts.append(f"### {path.parent.name}\n{new_task_table.markdown(table).strip()}")
@@ -67,7 +71,11 @@ def beside(results: Path = RESULTS) -> dict[Path, str]:
     for path in sorted(results.glob("*/table.json")):
         table = read_json(path)
         texts[path] = (grid_table if "against" in table else compare_table).markdown(table)
-    for stem, module in (("multitask", multitask_table), ("new_task", new_task_table)):
+    for stem, module in (
+        ("multitask", multitask_table),
+        ("new_task", new_task_table),
+        ("curves", curves_table),
+    ):
         for path in sorted(results.glob(f"*/{stem}.json")):
             texts[path] = module.markdown(read_json(path))
     return {path.with_suffix(".md"): text for path, text in texts.items()}
