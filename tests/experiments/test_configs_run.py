@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 from experiments import train
+from experiments.utils import options
 from experiments.utils.configs import compose
 from metamtl import load
 
@@ -38,8 +39,9 @@ def test_every_experiment_runs(experiment: str, composed: Compose, tmp_path: Pat
     assert list(tmp_path.glob("events.out.tfevents.*"))
 
 
+# Those with other ways and shots differ in numbers, which `test_published_protocols` checks.
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", PAPERS)
+@pytest.mark.parametrize("experiment", [name for name in PAPERS if "_5way_1shot_" in name])
 def test_every_published_protocol_runs(experiment: str, composed: Compose, tmp_path: Path) -> None:
     small = (
         "steps=2",
@@ -60,6 +62,7 @@ def test_published_protocols(composed: Compose) -> None:
     """The numbers that decide whether a published result can be reproduced."""
     for name in PAPERS:
         cfg = compose("train", [f"experiment={name}"])
+        options.check(cfg, "train")
         ways, shots = (int(re.findall(rf"(\d+){what}", name)[0]) for what in ("way", "shot"))
         assert (cfg.task.ways, cfg.task.shots, cfg.metric) == (ways, shots, "accuracy")
         text = (Path(train.CONF) / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
