@@ -104,9 +104,10 @@ def alive(*lists: list[Any]) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ROWS)
-@pytest.mark.parametrize("kind", ["auto", "compiled"])
-def test_a_long_run_keeps_nothing(name: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name"), [*(("auto", name) for name in ROWS), *(("compiled", name) for name in list(ROWS)[5:])]
+)
+def test_a_long_run_keeps_nothing(kind: str, name: str) -> None:
     make, loss_of, before = ROWS[name]
     torch.manual_seed(0)
     model, recipe, rng = make(), recipes.maml(1, 0.1), torch.Generator().manual_seed(0)

@@ -68,8 +68,7 @@ CHANGES: dict[str, Any] = {
 @pytest.mark.slow
 def test_compiled(build: Any, check_change: Any) -> None:
     case, engine = build(Net(), loss=Weighted()), engines.Compiled()
-    for name in ("module", "hook", "loss"):  # guards do not depend on the code that is generated
-        check_change(case, engine, CHANGES[name])
+    check_change(case, engine, CHANGES["hook"])  # guards do not depend on the code that is generated
     model = weakref.ref(case.model)
     del case
     gc.collect()
@@ -80,8 +79,8 @@ def test_auto(build: Any, check_change: Any, settled: Any) -> None:
     case = build(Net(), loss=Weighted())
     auto = settled(case)
     assert "Compiled" in repr(auto.choices), auto.choices
-    for mutation in CHANGES.values():
-        check_change(case, auto, mutation)
+    for name in ("module", "loss"):
+        check_change(case, auto, CHANGES[name])
 
 
 @pytest.mark.slow
@@ -93,7 +92,7 @@ def test_inner_steps_by_parts(build: Any, check_change: Any, guards_only: None) 
 
     case, engine = build(Net(), recipe(), Weighted()), engines.Compiled()
     changes = {
-        **{name: CHANGES[name] for name in ("string", "hook", "loss", "method")},
+        **{name: CHANGES[name] for name in ("string", "loss")},
         "the rule gets a state": (lambda case: case, "recipe", recipe(momentum=0.9)),
         "objective": (lambda case: case, "recipe", recipe(episode_loss)),
     }

@@ -31,8 +31,10 @@ def test_gradients_are_those_of_autograd(
     assert all(p.grad is None for p in batch.model.parameters())
 
 
-@pytest.mark.slow  # generates code
-def test_gradients_under_compiled(batch: SimpleNamespace, reference: Callable[..., Tensor]) -> None:
+def test_gradients_under_compiled(
+    batch: SimpleNamespace, reference: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metamtl.engines.kinds.BACKEND", "eager")
     args = batch.args(recipes.maml(steps=2, lr=0.1))
     grads = analysis.gradients(*args, engine=engines.Compiled())
     torch.testing.assert_close(grads.matrix(), reference(args, 2, 0.1), rtol=1e-10, atol=1e-12)
