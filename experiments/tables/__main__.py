@@ -1,9 +1,9 @@
 """Generate the tables of docs/results.md and docs/distributed.md: `python -m experiments.tables`.
 
 With `--check`, only compare. The block between two markers has one table per `table.json` of
-`experiments.compare` and `experiments.grid`, and per `multitask.json`, `new_task.json`, `bench.json`,
-`cost.json`, `scaling.json`, `toy.json` and `endurance.json`, and one table for all `result.json` of
-`experiments.train`. The table of docs/distributed.md is that of `tables.traffic`.
+`experiments.compare` and `experiments.grid`, and per `multitask.json`, `group.json`, `new_task.json`,
+`bench.json`, `cost.json`, `scaling.json`, `toy.json` and `endurance.json`, and one table for all
+`result.json` of `experiments.train`. The table of docs/distributed.md is that of `tables.traffic`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from . import bench as bench_table
 from . import cost as cost_table
 from . import endurance as endurance_table
 from . import grid as grid_table
+from . import group as group_table
 from . import multitask as multitask_table
 from . import scaling as scaling_table
 from . import toy as toy_table
@@ -41,6 +42,9 @@ def block(results: Path = RESULTS) -> str:
     for path in sorted(results.glob("*/multitask.json")):
         table = read_json(path)
         parts.append(multitask_table.section(path.parent.name, _kept(table), table))
+    for path in sorted(results.glob("*/group.json")):
+        table = read_json(path)
+        parts.append(group_table.section(path.parent.name, _kept(table), table))
     for path in sorted(results.glob("*/new_task.json")):
         table = read_json(path)
         parts.append(f"### {path.parent.name}\n{new_task.markdown(table).strip()}")

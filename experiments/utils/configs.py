@@ -29,6 +29,7 @@ OPEN = {
     "multitask": ("methods", "tune"),
     "grid": ("aggregators", "tune"),
     "search": ("tune",),
+    "group": ("tune",),
 }
 
 
