@@ -18,7 +18,7 @@ NAMES = {
 
 def section(name: str, kept: list[str], table: dict[str, Any]) -> str:
     """Section of the results page; `kept` are the overrides that are part of the experiment."""
-    command = shlex.join(["metamtl", "analyse", "group", *kept])
+    command = shlex.join(["python", "-m", "experiments.group", *kept])
     link = f"[All numbers](../experiments/results/{name}/group.md)."
     measures = list(table["higher_is_better"])
     return "\n".join(

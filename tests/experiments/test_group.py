@@ -139,7 +139,7 @@ def test_the_section_of_the_results(table: dict[str, Any], tmp_path: Path) -> No
     place.mkdir()
     (place / "group.json").write_text(json.dumps(table))
     text = tables.block(tmp_path)
-    assert "metamtl analyse group task=tox21 " in text and "device=cpu" not in text
+    assert "python -m experiments.group task=tox21 " in text and "device=cpu" not in text
     assert "a0, a1 | b0, b1" in text and "| random groups | 2 |" in text
     assert "![planted](../experiments/results/planted/group.png)" in text
 
