@@ -104,7 +104,7 @@ def _rows(table: dict[str, Any], measures: list[str]) -> list[str]:
     means = [f"mean {metric} {'↑' if up else '↓'}" for metric, up in metrics.items()]
     means = means if len(metrics) == 1 else []
     columns = ["trained", "models", *means, *heads(table, measures), "delta_m, %"]
-    columns += ["signs", "steps per model (epochs)", "parameters", "training s"]
+    columns += ["signs", "steps per model (epochs)", "parameters"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in table["rows"]:
         values = [mean(row) for _ in means] + [row["test"][m] for m in measures]
@@ -112,7 +112,7 @@ def _rows(table: dict[str, Any], measures: list[str]) -> list[str]:
         cells += [signed(value, digits=4, plus=False) for value in values]
         alone = row["method"] == "apart"
         cells += ["0", ""] if alone else [signed(row["delta_m"]), " ".join(row["signs"].values())]
-        cells += [steps(row), f"{row['parameters']:,.0f}", f"{row['seconds']:.0f}"]
+        cells += [steps(row), f"{row['parameters']:,.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
