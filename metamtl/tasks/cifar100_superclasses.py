@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,18 +60,22 @@ class CIFARSuperclasses:
     def split(self, name: str) -> TaskMixture:
         """The images of `"train"`, `"validation"` or `"test"`."""
         check_split(name)
-        index, names = SPLITS.index(name), self._data[1]
+        index = SPLITS.index(name)
         images = torch.arange(BOUNDS[index], BOUNDS[index + 1])
         rows = {
-            task: [names.index(label) * PER_CLASS + images for label in SUPERCLASSES[task]]
+            task: [self._labels.index(label) * PER_CLASS + images for label in SUPERCLASSES[task]]
             for task in self.tasks
         }
         return class_families(self._images, rows, self.device)
 
-    @cached_property
-    def _data(self) -> tuple[np.ndarray, tuple[str, ...]]:
-        return load(data_folder("cifar100", self.data_dir), download=self.download)
+    @property
+    def _labels(self) -> list[str]:
+        return [label for task in self.tasks for label in SUPERCLASSES[task]]
 
     @cached_property
     def _images(self) -> Tensor:
-        return torch.from_numpy(self._data[0]).to(self.device)
+        """The images of the classes in `_labels`, without those of the other tasks."""
+        images, names = load(data_folder("cifar100", self.data_dir), download=self.download)
+        by_class = images.reshape(len(names), PER_CLASS, *images.shape[1:])
+        kept = by_class[[names.index(label) for label in self._labels]]
+        return torch.from_numpy(kept).flatten(0, 1).to(self.device)
