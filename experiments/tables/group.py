@@ -56,8 +56,9 @@ def statements(table: dict[str, Any]) -> list[str]:
             reason = "control=0"
         return [*result, f"No comparison with random groups: {reason}."]
     count = len(table["random_groups"])
-    found = f"the mean of {count} random groupings with groups of the same sizes"
-    return [*result, f"Grouped against {found}: {_difference(table, 'grouped', 'random')}."]
+    control = "a random grouping" if count == 1 else f"the mean of {count} random groupings"
+    difference = _difference(table, "grouped", "random")
+    return [*result, f"Grouped against {control} with groups of the same sizes: {difference}."]
 
 
 def partition(groups: list[list[str]]) -> str:
