@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from .markdown import table_lines
 from .multitask import FEW, data, heads, mean, steps
 from .report import sign, signed
 
@@ -106,7 +107,7 @@ def _rows(table: dict[str, Any], measures: list[str]) -> list[str]:
     means = means if len(metrics) == 1 else []
     columns = ["trained", "models", *means, *heads(table, measures), "delta_m, %"]
     columns += ["signs", "steps per model (epochs)", "parameters"]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines = []
     for row in table["rows"]:
         values = [mean(row) for _ in means] + [row["test"][m] for m in measures]
         cells = [NAMES[row["method"]], str(row["models"])]
@@ -114,8 +115,8 @@ def _rows(table: dict[str, Any], measures: list[str]) -> list[str]:
         alone = row["method"] == "apart"
         cells += ["0", ""] if alone else [signed(row["delta_m"]), " ".join(row["signs"].values())]
         cells += [steps(row), f"{row['parameters']:,.0f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        lines.append(cells)
+    return table_lines(columns, lines)
 
 
 def _footer(table: dict[str, Any]) -> str:

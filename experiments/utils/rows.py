@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from . import options, parts
-from .configs import compose, dotted, drop_leftovers, given
+from .configs import with_changes
 from .measure import epochs, higher, sizes
 from .runs import Run, quality, run_cached
 from .search import Search, label
 
 SINGLE = "single_tasks"  # as teachers: the single-task models of the same seed
-GROUPS = ("net", "recipe", "optimizer")  # config groups: a method may select one config of each
 FOREIGN = {name.partition(".")[0] for table in options.TABLES.values() for name in table}
 FOREIGN -= {name.partition(".")[0] for name in options.TRAINING}
 FOREIGN |= {"seed"}  # options of the table that a training does not have, or that are set for each row
@@ -46,7 +44,7 @@ class Rows:
         self.search = Search(cfg)
         self.passed_on = [text for text in overrides if _name(text) not in FOREIGN]
         self.chosen: dict[str, dict[str, Any]] = {}  # for each row
-        self.composed: dict[tuple[str, ...], DictConfig] = {}  # by the selected configs of groups
+        self.composed: dict[tuple[str, ...], DictConfig] = {}  # earlier compositions
 
     def data(self) -> dict[str, Any]:
         """The data protocol of the tasks, and the number of training examples of each task."""
@@ -119,18 +117,7 @@ class Rows:
 
     def config(self, row: str, changes: Any, values: dict[str, Any], seed: int) -> DictConfig:
         """The config of one training; its teachers may still be `SINGLE`."""
-        groups = {group: changes[group] for group in GROUPS if isinstance(changes.get(group), str)}
-        selection = tuple(f"{group}={choice}" for group, choice in groups.items())
-        if selection not in self.composed:  # composing takes longer than a short training
-            self.composed[selection] = compose("train", [*self.passed_on, *selection])
-        config = deepcopy(self.composed[selection])
-        config.seed = seed
-        OmegaConf.set_struct(config, False)  # methods may add options
-        config.merge_with(
-            {key: value for key, value in changes.items_ex(resolve=False) if key not in groups}
-        )
-        in_method = OmegaConf.to_container(changes, resolve=False)
-        drop_leftovers(config, {*given(self.passed_on), *dotted(in_method)})
+        config = with_changes(self.passed_on, changes, seed, self.composed)
         for key, value in values.items():
             OmegaConf.update(config, key, value)
         config.device = self.cfg.device
