@@ -11,7 +11,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
-from generate import aggregator_table, multitask_table  # noqa: E402  (needs the path)
+from generate import aggregator_table, grouping_table, multitask_table  # noqa: E402  (needs the path)
 from page_contents import without_contents  # noqa: E402
 
 import metamtl  # noqa: E402
@@ -55,7 +55,7 @@ PAGES = {
     "../CONTRIBUTING.md": "contributing.md",
     "../CHANGELOG.md": "changelog.md",
 }
-TABLES = {"aggregators": aggregator_table, "multitask": multitask_table}
+TABLES = {"aggregators": aggregator_table, "grouping": grouping_table, "multitask": multitask_table}
 LINK = re.compile(r"\[([^\]]+)\]\((https?://[^)\s]+)\)")
 CODE = re.compile(r"(?<![`:])`(?![^`\n]* <http)([^`\n]+)`(?![`_])")
 

@@ -153,6 +153,24 @@ def multitask_table() -> str:
     return "\n".join(rows)
 
 
+def grouping_table() -> str:
+    """One row per recorded grouping: every way to divide the tasks, and what the groups themselves add."""
+    rows = [
+        "| run | tasks | groups | together, delta_m, % | grouped | random groups | grouped - together |"
+        " grouped - random |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted((ROOT / "experiments" / "results").glob("*/group.json")):
+        table = json.loads(path.read_text(encoding="utf-8"))
+        gains = {row["method"]: _interval(row["delta_m"]) for row in table["rows"]}
+        cells = [path.parent.name, len(table["higher_is_better"]), len(table["groups"])]
+        cells += [gains.get(method, "none exist") for method in ("together", "grouped", "random")]
+        gaps = [table["differences"].get(f"grouped - {other}") for other in ("together", "random")]
+        cells += [_interval(gap) if gap else "" for gap in gaps]
+        rows.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(rows)
+
+
 def _interval(estimate: dict[str, float]) -> str:
     return f"{estimate['mean']:+.2f} ± {estimate['ci95']:.2f}"
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "grid": "aggregators on meta-gradients",
     "search": "search for learning rates: grid, random, or Optuna",
     "analyse": "a report on a finished training: adaptation, relatedness, conflict, what to try next",
+    "analyse group": "which tasks should share a model: trained together, apart and grouped",
     "curves": "the error after every inner step, for several methods and shots",
     "collect": "one table of the trainings of a sweep",
     "new_task": "add a task to trained text encoders",
@@ -40,6 +41,7 @@ examples:
   metamtl train -m recipe=maml,anil seed=0,1,2 hydra.sweep.dir=outputs/sweep
   metamtl collect outputs/sweep
   metamtl analyse run=outputs/first
+  metamtl analyse group experiment=tox21 models=3
   metamtl init my_experiment
 
 `metamtl COMMAND --help` explains a command; `metamtl COMMAND --cfg job` prints its options.
@@ -50,10 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
-        lines = [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
+        lines = [f"  {name:<13} {text}" for name, text in COMMANDS.items()]
         print(HELP.format(commands="\n".join(lines)), end="")
         return 0
-    command, *options = arguments
+    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
+    command, options = " ".join(arguments[:words]), arguments[words:]
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, 1)
         remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}."
@@ -81,7 +84,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _module(command: str) -> ModuleType:
     if command == "prepare":
         return importlib.import_module("metamtl.datasets.prepare")
-    names = {"list": "utils.listing", "init": "utils.initialize", "collect": "utils.collect"}
+    names = {
+        "list": "utils.listing",
+        "init": "utils.initialize",
+        "collect": "utils.collect",
+        "analyse group": "group",
+    }
     name = names.get(command, command)
     try:
         return importlib.import_module(f"metamtl.experiments.{name}")

@@ -2,9 +2,9 @@
 
 Also writes the Markdown file beside every recorded table again, so that all have the same form. With
 `--check`, only compare. The block between two markers has one table per `table.json` of
-`experiments.compare` and `experiments.grid`, and per `multitask.json`, `new_task.json`, `curves.json`,
-`bench.json`, `cost.json`, `scaling.json`, `toy.json` and `endurance.json`, and one table for all
-`result.json` of `experiments.train`. The table of docs/distributed.md is that of `tables.traffic`.
+`experiments.compare` and `experiments.grid`, and per `multitask.json`, `group.json`, `curves.json`,
+`new_task.json`, `bench.json`, `cost.json`, `scaling.json`, `toy.json` and `endurance.json`, and one table
+for all `result.json` of `experiments.train`. The table of docs/distributed.md is that of `tables.traffic`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from . import cost as cost_table
 from . import curves as curves_table
 from . import endurance as endurance_table
 from . import grid as grid_table
+from . import group as group_table
 from . import multitask as multitask_table
 from . import new_task as new_task_table
 from . import scaling as scaling_table
@@ -45,6 +46,9 @@ def block(results: Path = RESULTS) -> str:
     for path in sorted(results.glob("*/multitask.json")):
         table = read_json(path)
         parts.append(multitask_table.section(path.parent.name, _kept(table), table))
+    for path in sorted(results.glob("*/group.json")):
+        table = read_json(path)
+        parts.append(group_table.section(path.parent.name, _kept(table), table))
     for path in sorted(results.glob("*/curves.json")):
         table = read_json(path)
         parts.append(curves_table.section(path.parent.name, _kept(table), table))
@@ -75,6 +79,7 @@ def beside(results: Path = RESULTS) -> dict[Path, str]:
         ("multitask", multitask_table),
         ("new_task", new_task_table),
         ("curves", curves_table),
+        ("group", group_table),
     ):
         for path in sorted(results.glob(f"*/{stem}.json")):
             texts[path] = module.markdown(read_json(path))

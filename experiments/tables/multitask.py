@@ -47,7 +47,7 @@ def section(name: str, kept: list[str], table: dict[str, Any]) -> str:
 def markdown(table: dict[str, Any]) -> str:
     """Complete table in Markdown: all measures on test and validation, `delta_m`, and the signs."""
     measures = list(table["higher_is_better"])
-    head, validation = ["on validation", *_heads(table, measures), "chosen on it"], []
+    head, validation = ["on validation", *heads(table, measures), "chosen on it"], []
     for row in _rows(table):
         per_task = all(isinstance(values, Mapping) for values in row["tuned"].values()) and row["tuned"]
         tuned = {k: label(v) for k, v in row["tuned"].items()} if per_task else row["tuned"]
@@ -62,45 +62,45 @@ def _rows(table: dict[str, Any]) -> list[dict[str, Any]]:
     return [*table.get("baselines", ()), *table["rows"]]
 
 
-def _heads(table: dict[str, Any], measures: list[str]) -> list[str]:
-    return [f"{m} {_arrow(table, m)}" for m in measures]
+def heads(table: dict[str, Any], measures: list[str]) -> list[str]:
+    return [f"{m} {arrow(table, m)}" for m in measures]
 
 
-def _arrow(table: dict[str, Any], measure: str) -> str:
+def arrow(table: dict[str, Any], measure: str) -> str:
     return "↑" if table["higher_is_better"][measure] else "↓"
 
 
 def _test(table: dict[str, Any], measures: list[str]) -> list[str]:
     """Table with one row per method and one column per measure."""
     rows, means = _rows(table), []
-    metrics = {m.rpartition("/")[2]: _arrow(table, m) for m in table["higher_is_better"]}
+    metrics = {m.rpartition("/")[2]: arrow(table, m) for m in table["higher_is_better"]}
     if len(table["higher_is_better"]) > FEW and len(metrics) == 1:
         means = [f"mean {metric} {arrow}" for metric, arrow in metrics.items()]
     with_steps = any("steps" in row for row in rows)  # older results do not have them
-    columns = ["method", *means, *_heads(table, measures), "delta_m, %"]
+    columns = ["method", *means, *heads(table, measures), "delta_m, %"]
     columns += [f"against {table['rows'][1]['method']}", "signs"]
     columns += [*(["steps (epochs)"] if with_steps else []), "parameters", "training s"]
     lines = []
     for row in rows:
-        values = [_mean(row) for _ in means] + [row["test"][m] for m in measures]
+        values = [mean(row) for _ in means] + [row["test"][m] for m in measures]
         cells = [signed(each, digits=4, plus=False) for each in values]
         cells.append(signed(row["delta_m"]) if "delta_m" in row else "0")
         cells.append(_verdict(row["against_first"]) if "against_first" in row else "")
         cells.append(" ".join(row["signs"].values()) if "signs" in row else "")
         if with_steps:
-            cells.append(_steps(row) if "steps" in row else "")
+            cells.append(steps(row) if "steps" in row else "")
         cells.append(f"{row['parameters']:,}" if "parameters" in row else "")
         lines.append([row["method"], *cells, f"{row['seconds']:.0f}"])
     return table_lines(columns, lines)
 
 
-def _mean(row: dict[str, Any]) -> Mapping[str, float | None]:
+def mean(row: dict[str, Any]) -> Mapping[str, float | None]:
     """The mean over the tasks; without an interval in older results."""
     values = [estimate["mean"] for estimate in row["test"].values()]
     return row.get("mean") or {"mean": sum(values) / len(values), "ci95": None}
 
 
-def _steps(row: dict[str, Any]) -> str:
+def steps(row: dict[str, Any]) -> str:
     """Steps, and the epochs of every task, once if all are equal."""
     epochs = list(dict.fromkeys(f"{value:.1f}" for value in (row["epochs"] or {}).values()))
     return f"{row['steps']:,}" + (f" ({' / '.join(epochs)})" if epochs else "")
@@ -109,7 +109,7 @@ def _steps(row: dict[str, Any]) -> str:
 def _footer(table: dict[str, Any]) -> str:
     hardware, order = table["hardware"], ", ".join(table["higher_is_better"])
     return (
-        f"{_data(table)}Test set, used once. Seeds {table['seeds']}; intervals: {table['interval']};"
+        f"{data(table)}Test set, used once. Seeds {table['seeds']}; intervals: {table['interval']};"
         " single tasks: one training per task; delta_m: mean relative change from the single tasks, in"
         " percent; signs: better (+), worse (-) or within the noise of the seeds (=), for"
         f" {order}. {hardware['device']}, {hardware['threads']} threads; torch"
@@ -117,7 +117,7 @@ def _footer(table: dict[str, Any]) -> str:
     )
 
 
-def _data(table: dict[str, Any]) -> str:
+def data(table: dict[str, Any]) -> str:
     """The files and the split, and the number of training examples."""
     data = table.get("data") or {}
     counts = dict.fromkeys(f"{count:,}" for count in (data.get("train") or {}).values())

@@ -15,8 +15,12 @@ from .configs import CONF, explain, fit, given
 from .options import OptionError, check
 
 
-def command(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], int]]:
+def command(
+    name: str, words: str | None = None
+) -> Callable[[Callable[[DictConfig], None]], Callable[[], int]]:
     """Make a function of a config the command `name`, whose config is `conf/<name>.yaml`.
+
+    `words` are those of the command line, if they differ from the name.
 
     All options are checked before the function is called. The command prints what is wrong with an option
     to standard error and returns 2; any other error has its traceback.
@@ -46,7 +50,7 @@ def command(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], 
             except Exception as error:
                 if traceback or (running and not isinstance(error, OptionError | ImportError)):
                     raise
-                print(f"metamtl {name}: {error if running else explain(error)}", file=sys.stderr)
+                print(f"metamtl {words or name}: {error if running else explain(error)}", file=sys.stderr)
                 return 2
             return 0
 

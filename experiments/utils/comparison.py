@@ -29,41 +29,46 @@ class Comparison:
 
     def __call__(self, test: Mapping[int, Values], *, among_methods: bool = False) -> dict[str, Any]:
         """Estimates on the test set, `delta_m`, the sign of each measure, and the change from the first."""
-        changes = [
-            delta_m(values, self.scale, self.direction)
-            - delta_m(self.alone[seed], self.scale, self.direction)
-            for seed, values in test.items()
-        ]
+        changes = self.changes(test)
         row = {
             "test": self.estimates(test),
             "mean": self.mean(test),
-            "delta_m": _estimate(changes),
+            "delta_m": estimate(changes),
             "signs": {
-                m: sign(_estimate([(test[s][m] - self.alone[s][m]) * (1 if up else -1) for s in test]))
+                m: sign(estimate([(test[s][m] - self.alone[s][m]) * (1 if up else -1) for s in test]))
                 for m, up in self.direction.items()
             },
         }
         if among_methods:
             self.first = self.first or changes
-            row["against_first"] = _estimate([a - b for a, b in zip(changes, self.first)])
+            row["against_first"] = estimate([a - b for a, b in zip(changes, self.first)])
         return row
+
+    def changes(self, test: Mapping[int, Values]) -> list[float]:
+        """`delta_m` of every seed relative to the single tasks of that seed, in percent of their mean."""
+        return [
+            delta_m(values, self.scale, self.direction)
+            - delta_m(self.alone[seed], self.scale, self.direction)
+            for seed, values in test.items()
+        ]
 
     def estimates(self, by_seed: Mapping[int, Values]) -> dict[str, Any]:
         """The estimate of every measure."""
-        return {m: _estimate([values[m] for values in by_seed.values()]) for m in self.direction}
+        return {m: estimate([values[m] for values in by_seed.values()]) for m in self.direction}
 
     def mean(self, by_seed: Mapping[int, Values]) -> dict[str, Any] | None:
         """The mean over the tasks; None if their measures differ."""
         if len({m.rpartition("/")[2] for m in self.direction}) > 1:
             return None
-        return _estimate(
+        return estimate(
             [sum(values[m] for m in self.direction) / len(self.direction) for values in by_seed.values()]
         )
 
 
-def _estimate(values: list[float]) -> dict[str, float]:
-    estimate = Estimate.of(torch.tensor(values, dtype=torch.float64))
-    return {"mean": estimate.mean, "ci95": estimate.ci95}
+def estimate(values: list[float]) -> dict[str, float]:
+    """Mean and 95 % interval over seeds."""
+    result = Estimate.of(torch.tensor(values, dtype=torch.float64))
+    return {"mean": result.mean, "ci95": result.ci95}
 
 
 def mean_of(of_seeds: list[Values]) -> Values:

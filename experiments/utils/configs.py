@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ OPEN = {
     "multitask": ("methods", "tune"),
     "grid": ("aggregators", "tune"),
     "search": ("tune",),
+    "group": ("tune",),
     "curves": ("methods", "tune"),
 }
 
@@ -61,13 +63,26 @@ def compose(name: str, overrides: Iterable[str] = ()) -> DictConfig:
     return cfg
 
 
-def with_changes(overrides: Iterable[str], changes: DictConfig, seed: int) -> DictConfig:
-    """The config of a training with the changes of a method: values, or the name of a config of a group."""
+def with_changes(
+    overrides: Iterable[str],
+    changes: DictConfig,
+    seed: int,
+    composed: dict[tuple[str, ...], DictConfig] | None = None,
+) -> DictConfig:
+    """The config of a training with the changes of a method: values, or the name of a config of a group.
+
+    `composed` receives every composition, and is used for later calls: composing takes longer than a short
+    training.
+    """
     overrides = list(overrides)
+    composed = {} if composed is None else composed
     groups = {group: changes[group] for group in GROUPS if isinstance(changes.get(group), str)}
-    selection = [f"{group}={choice}" for group, choice in groups.items()]
-    config = compose("train", [*overrides, *selection, f"seed={seed}"])
+    every = (*overrides, *(f"{group}={choice}" for group, choice in groups.items()))
+    if every not in composed:
+        composed[every] = compose("train", every)
+    config = deepcopy(composed[every])
     OmegaConf.set_struct(config, False)  # methods may add options
+    config.seed = seed
     config.merge_with({key: value for key, value in changes.items_ex(resolve=False) if key not in groups})
     in_method: Any = OmegaConf.to_container(changes, resolve=False)
     drop_leftovers(config, {*given(overrides), *dotted(in_method)})

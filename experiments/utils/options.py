@@ -142,6 +142,21 @@ NEW_TASK = {
     "test.tasks": COUNT,
     "data_dir": or_null(FOLDER),
 }
+GROUP = {
+    **TRAINING,
+    **SEARCH,
+    "seeds": SEEDS,
+    "tune_seeds": SEEDS,
+    "models": Kind("an integer of at least 2", lambda value: integer(value) and value > 1),
+    "measure": Kind(
+        "look_ahead, linearized, transfer, gramian or cosine",
+        lambda value: value in ("look_ahead", "linearized", "transfer", "gramian", "cosine"),
+    ),
+    "affinity.steps": or_null(COUNT, "those of a training"),
+    "affinity.every": COUNT,
+    "affinity.lr": or_null(AMOUNT, "that of the optimizer"),
+    "control": STEPS,
+}
 ANALYSIS = {
     "run": FOLDER,
     "batches": Kind("an integer of at least 3", lambda value: integer(value) and value > 2),
@@ -176,6 +191,7 @@ TABLES = {
     "curves": CURVES,
     "new_task": NEW_TASK,
     "analyse": ANALYSIS,
+    "group": GROUP,
     "toy": TOY,
     "cost": COST,
     "bench": BENCH,

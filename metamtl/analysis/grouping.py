@@ -39,11 +39,12 @@ class Grouping(Result):
         return {"score": self.score, "groups": float(len(self.groups))}
 
     def plot(self, ax: Any = None) -> Any:
-        """The matrix with the tasks in the order of the groups."""
+        """The matrix with the tasks in the order of the groups; without the diagonal, which has no role."""
         order = [self.relatedness.tasks.index(task) for group in self.groups for task in group]
         names = tuple(self.relatedness.tasks[i] for i in order)
-        matrix = self.relatedness.matrix[order][:, order]
-        return heatmap(ax, matrix, names, names, f"{len(self.groups)} groups")
+        matrix = self.relatedness.matrix[order][:, order].fill_diagonal_(torch.nan)
+        title = f"{self.relatedness.measure}, {len(self.groups)} groups"
+        return heatmap(ax, matrix, names, names, title)
 
 
 def spectral_groups(relatedness: Relatedness, groups: int, seed: int = 0) -> Grouping:

@@ -2,6 +2,7 @@
 
 from .adult import Adult
 from .cifar100 import CIFARFS, FC100
+from .cifar100_superclasses import CIFARSuperclasses
 from .clinc150 import Clinc150
 from .easy_vqa import EasyVQA
 from .episode_loader import EpisodeLoader
@@ -15,6 +16,7 @@ from .lazy import LazyFewShot
 from .mixture import TaskMixture
 from .multimnist import MultiMNIST
 from .omniglot import Omniglot
+from .omniglot_alphabets import OmniglotAlphabets
 from .parkinsons import Parkinsons, Patients
 from .sinusoid import Sinusoid
 from .text_trio import TextTrio
@@ -23,6 +25,7 @@ from .tox21 import Tox21
 __all__ = [
     "Adult",
     "CIFARFS",
+    "CIFARSuperclasses",
     "Clinc150",
     "EasyVQA",
     "EpisodeLoader",
@@ -36,6 +39,7 @@ __all__ = [
     "LazyFewShot",
     "MultiMNIST",
     "Omniglot",
+    "OmniglotAlphabets",
     "Parkinsons",
     "Patients",
     "Sinusoid",

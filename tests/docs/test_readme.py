@@ -75,6 +75,7 @@ def experiment_commands() -> Iterator[str]:
     """Commands with options of Hydra; those with a `--config-dir` are walked in test_walkthroughs.py."""
     for command in commands():
         if re.match(r"metamtl \w+ ", command) and "--config-dir" not in command:
+            command = command.replace("metamtl analyse group ", "metamtl group ", 1)
             command = command.replace("metamtl ", "python -m experiments.", 1)
         if command.startswith("python -m ") and re.search(r"experiments\.(?!init |collect )", command):
             yield command

@@ -17,6 +17,8 @@ FEW = ("device=cpu", "validate.tasks=4", "select.tasks=4", "test.tasks=4")
 # Sources whose files have to be there: the name of their set.
 REAL = {
     "Omniglot": "omniglot",
+    "OmniglotAlphabets": "omniglot",
+    "CIFARSuperclasses": "cifar100",
     "CIFARFS": "cifar100",
     "FC100": "cifar100",
     "MultiMNIST": "mnist",
