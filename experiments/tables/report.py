@@ -117,17 +117,26 @@ def markdown(table: dict[str, Any]) -> str:
         scaled = {key: factor * value for key, value in row["to_best"].items() if value is not None}
         return f"{signed({'ci95': None, **scaled}, digits=1 if percent else 3)} ({sign(row['to_best'])})"
 
+    has_batchnorm = any(row.get("by_batchnorm") for row in table["rows"])
+    kinds = ("inductive", "transductive") if has_batchnorm else ()
+
+    def by_batchnorm(row: dict[str, Any]) -> str:
+        found = row.get("by_batchnorm", {})
+        return "".join(f" | {cell(found[kind]) if kind in found else '-'}" for kind in kinds)
+
     unit = f"{table['experiment']['metric']}{', %' if percent else ''}"
     lines = [
-        f"| recipe | training tasks ({unit}) | new tasks | worst tenth, new | adaptation (strategy, steps)"
-        " | new tasks, adapted as trained | to the best | gradient evaluations | steps | training s |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f"| recipe | training tasks ({unit}) | new tasks"
+        + "".join(f" | new tasks, {kind} BatchNorm" for kind in kinds)
+        + " | worst tenth, new | adaptation (strategy, steps) | new tasks, adapted as trained | to the best"
+        " | gradient evaluations | steps | training s |",
+        "|" + "---|" * (10 + len(kinds)),
     ]
     for row in table["rows"]:
         trained = cell(row["as_trained"]) if row.get("as_trained") else "-"
         name = row["recipe"] + ("*" if row.get("transductive") else "")
         lines.append(
-            f"| {name} | {cell(row['seen'])} | {cell(row['new'])} | {cell(row['worst_tenth'])}"
+            f"| {name} | {cell(row['seen'])} | {cell(row['new'])}{by_batchnorm(row)} | {cell(row['worst_tenth'])}"
             f" | {'; '.join(sorted(set(row['adaptation']))) or '-'} | {trained} | {to_best(row)}"
             f" | {row['gradient_evaluations']:,}"
             f" | {row['steps']:,} | {row['seconds']:.1f} |"
@@ -142,6 +151,11 @@ def markdown(table: dict[str, Any]) -> str:
         f"Seeds {table['seeds']}; intervals: {table['interval']}; BatchNorm: {table['batchnorm']}."
         f" {hardware['device']}, {hardware['threads']} threads; torch {table['versions']['torch']}.",
     ]
+    if kinds:
+        lines.append(
+            "Inductive BatchNorm: the same weights, with the statistics of the support set or stored ones."
+            " Transductive BatchNorm: with those of the query set."
+        )
     if any(row.get("transductive") for row in table["rows"]):
         lines.append("\\* transductive: predictions depend on all query inputs of a task.")
     return "\n".join(lines) + "\n"

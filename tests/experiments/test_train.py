@@ -49,6 +49,7 @@ KEYS = {
 }
 KEYS |= {
     "test_as_trained",
+    "test_by_batchnorm",
     "transductive",
     "processes",
     "parameters",
