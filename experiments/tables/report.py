@@ -136,10 +136,10 @@ def markdown(table: dict[str, Any]) -> str:
         trained = cell(row["as_trained"]) if row.get("as_trained") else "-"
         name = row["recipe"] + ("*" if row.get("transductive") else "")
         lines.append(
-            f"| {name} | {cell(row['seen'])} | {cell(row['new'])}{by_batchnorm(row)} | {cell(row['worst_tenth'])}"
+            f"| {name} | {cell(row['seen'])} | {cell(row['new'])}{by_batchnorm(row)}"
+            f" | {cell(row['worst_tenth'])}"
             f" | {'; '.join(sorted(set(row['adaptation']))) or '-'} | {trained} | {to_best(row)}"
-            f" | {row['gradient_evaluations']:,}"
-            f" | {row['steps']:,} | {row['seconds']:.1f} |"
+            f" | {row['gradient_evaluations']:,} | {row['steps']:,} | {row['seconds']:.1f} |"
         )
     hardware = table["hardware"]
     early = [row for row in table["rows"] if {"max_minutes", "patience"} & set(row.get("stopped_by", ()))]
@@ -153,7 +153,7 @@ def markdown(table: dict[str, Any]) -> str:
     ]
     if kinds:
         lines.append(
-            "Inductive BatchNorm: the same weights, with the statistics of the support set or stored ones."
+            "Inductive BatchNorm: the same weights, with statistics of the support set or stored ones."
             " Transductive BatchNorm: with those of the query set."
         )
     if any(row.get("transductive") for row in table["rows"]):
