@@ -23,8 +23,9 @@ from omegaconf import DictConfig
 from metamtl import Estimate
 
 from . import train
+from .tables.compare import markdown
 from .tables.figure import draw
-from .tables.report import environment, markdown, read_json, write_json, write_text
+from .tables.report import environment, read_json, write_json, write_text
 from .utils import options, parts
 from .utils.command import command
 from .utils.configs import compose

@@ -29,7 +29,7 @@ from .utils import options, parts
 from .utils.baselines import Baselines
 from .utils.command import command
 from .utils.comparison import Comparison, mean_of
-from .utils.configs import compose, dotted, drop_leftovers, given
+from .utils.configs import with_changes
 from .utils.measure import epochs, higher, sizes
 from .utils.processes import from_first, is_first, process_group
 from .utils.runs import Run, quality, run_cached
@@ -37,7 +37,6 @@ from .utils.search import Search, label
 
 OWN = {"methods", "baselines", "run", "seeds", "tune", "tune_seeds", "search", "seed"}
 SINGLE = "single_tasks"  # as teachers: the single-task models of the same seed
-GROUPS = ("net", "recipe", "optimizer")  # config groups: a method may select one config of each
 SPLITS = ("validation", "test")
 Results = dict[int, Run]  # by seed
 
@@ -131,15 +130,7 @@ class Rows:
 
     def _config(self, row: str, changes: Any, values: dict[str, Any], seed: int) -> DictConfig:
         """The config of one training; its teachers may still be `SINGLE`."""
-        groups = {group: changes[group] for group in GROUPS if isinstance(changes.get(group), str)}
-        selection = [f"{group}={choice}" for group, choice in groups.items()]
-        config = compose("train", [*self.passed_on, *selection, f"seed={seed}"])
-        OmegaConf.set_struct(config, False)  # methods may add options
-        config.merge_with(
-            {key: value for key, value in changes.items_ex(resolve=False) if key not in groups}
-        )
-        in_method = OmegaConf.to_container(changes, resolve=False)
-        drop_leftovers(config, {*given(self.passed_on), *dotted(in_method)})
+        config = with_changes(self.passed_on, changes, seed)
         for key, value in values.items():
             OmegaConf.update(config, key, value)
         config.device = self.cfg.device

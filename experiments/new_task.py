@@ -22,7 +22,8 @@ from omegaconf import DictConfig
 from metamtl import Estimate, Recipe, engines, load, nets
 
 from .tables.multitask import folder_of
-from .tables.report import environment, read_json, signed, write_json, write_text
+from .tables.new_task import markdown
+from .tables.report import environment, read_json, write_json, write_text
 from .utils import options, parts
 from .utils.command import command
 from .utils.measure import choose, measure
@@ -109,28 +110,6 @@ def _one(
         "worst_decile": metrics["accuracy"].worst_decile,
         "adaptation": f"{choice.strategy}, {choice.stage}",
     }
-
-
-def markdown(table: dict[str, Any]) -> str:
-    """The table in Markdown."""
-    lines = [
-        f"| encoder | accuracy, {table['ways']} intents, {table['shots']} sentences per intent"
-        " | worst tenth | adaptation (strategy, steps) |",
-        "|---|---|---|---|",
-    ]
-    for row in table["rows"]:
-        percent = {name: 100 * value for name, value in row["accuracy"].items()}
-        cells = [signed(percent, digits=1, plus=False), f"{100 * row['worst_decile']:.1f}"]
-        cells.append("; ".join(sorted(set(row["adaptation"]))))
-        lines.append(f"| {row['encoder']} | {' | '.join(cells)} |")
-    hardware = table["hardware"]
-    lines += [
-        "",
-        f"{table['tasks']} tasks from domains not used in training or validation, the same for every"
-        f" encoder; seeds {table['seeds']}; intervals: {table['interval']}. {hardware['device']},"
-        f" {hardware['threads']} threads; torch {table['versions']['torch']}.",
-    ]
-    return "\n".join(lines) + "\n"
 
 
 @command("new_task")

@@ -25,7 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 from metamtl import Estimate
 
 from . import train
-from .tables.report import environment, signed, write_json, write_text
+from .tables.report import environment, write_json, write_text
+from .tables.search import markdown
 from .utils import options, parts
 from .utils.command import command
 from .utils.measure import higher
@@ -116,34 +117,6 @@ def over_seeds(estimates: list[dict[str, Any]]) -> dict[str, float]:
         return {"mean": estimates[0]["mean"], "ci95": estimates[0]["ci95"]}
     found = Estimate.of(torch.tensor([entry["mean"] for entry in estimates], dtype=torch.float64))
     return {"mean": found.mean, "ci95": found.ci95}
-
-
-def markdown(table: dict[str, Any]) -> str:
-    """The trials, the best one in bold, and its test result."""
-    names, metric = list(table["best"]), table["experiment"]["metric"]
-    lines = [f"| {' | '.join(names)} | validation {metric} |", "|---" * (len(names) + 1) + "|"]
-    for trial in table["trials"]:
-        value = "diverged" if trial["validation"] is None else f"{trial['validation']:.4f}"
-        cells = [
-            f"{trial['values'][name]:.4g}"
-            if isinstance(trial["values"][name], float)
-            else str(trial["values"][name])
-            for name in names
-        ]
-        cells = [*cells, value]
-        lines.append(
-            f"| {' | '.join(f'**{c}**' if trial['values'] == table['best'] else c for c in cells)} |"
-        )
-    figures = ", ".join(
-        f"{split} {signed(table[split], digits=4, plus=False)}" for split in ("validation", "test")
-    )
-    lines += [
-        "",
-        f"Best: {label(table['best'])}; with seeds {table['seeds']}: {metric} {figures}. Selected on"
-        f" validation tasks with seeds {table['tune_seeds']}, by search.method={table['search']['method']};"
-        f" tested once. Interval: {table['interval']}.",
-    ]
-    return "\n".join(lines) + "\n"
 
 
 @command("search")

@@ -16,6 +16,7 @@ COMMANDS = {
     "grid": "aggregators on meta-gradients",
     "search": "search for learning rates: grid, random, or Optuna",
     "analyse": "a report on a finished training: adaptation, relatedness, conflict, what to try next",
+    "curves": "the error after every inner step, for several methods and shots",
     "collect": "one table of the trainings of a sweep",
     "new_task": "add a task to trained text encoders",
     "toy": "all aggregators on two losses of two parameters",

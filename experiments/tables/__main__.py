@@ -1,9 +1,10 @@
 """Generate the tables of docs/results.md and docs/distributed.md: `python -m experiments.tables`.
 
-With `--check`, only compare. The block between two markers has one table per `table.json` of
-`experiments.compare` and `experiments.grid`, and per `multitask.json`, `new_task.json`, `bench.json`,
-`cost.json`, `scaling.json`, `toy.json` and `endurance.json`, and one table for all `result.json` of
-`experiments.train`. The table of docs/distributed.md is that of `tables.traffic`.
+Also writes the Markdown file beside every recorded table again, so that all have the same form. With
+`--check`, only compare. The block between two markers has one table per `table.json` of
+`experiments.compare` and `experiments.grid`, and per `multitask.json`, `new_task.json`, `curves.json`,
+`bench.json`, `cost.json`, `scaling.json`, `toy.json` and `endurance.json`, and one table for all
+`result.json` of `experiments.train`. The table of docs/distributed.md is that of `tables.traffic`.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .. import new_task
 from . import bench as bench_table
+from . import compare as compare_table
 from . import cost as cost_table
+from . import curves as curves_table
 from . import endurance as endurance_table
 from . import grid as grid_table
 from . import multitask as multitask_table
+from . import new_task as new_task_table
 from . import scaling as scaling_table
 from . import toy as toy_table
 from . import traffic
-from .report import markdown, read_json, write_text
+from .markdown import table_lines
+from .report import read_json, write_text
 
 HERE = Path(__file__).resolve().parents[1]
 DOCS, RESULTS = HERE.parent / "docs", HERE / "results"
@@ -41,9 +45,12 @@ def block(results: Path = RESULTS) -> str:
     for path in sorted(results.glob("*/multitask.json")):
         table = read_json(path)
         parts.append(multitask_table.section(path.parent.name, _kept(table), table))
+    for path in sorted(results.glob("*/curves.json")):
+        table = read_json(path)
+        parts.append(curves_table.section(path.parent.name, _kept(table), table))
     for path in sorted(results.glob("*/new_task.json")):
         table = read_json(path)
-        parts.append(f"### {path.parent.name}\n{new_task.markdown(table).strip()}")
+        parts.append(f"### {path.parent.name}\n{new_task_table.markdown(table).strip()}")
     for path in sorted(results.glob("*/bench.json")):
         parts.append(bench_table.section(path.parent.name, read_json(path)))
     for name, section in (
@@ -58,11 +65,27 @@ def block(results: Path = RESULTS) -> str:
     return "\n\n".join(parts) or "None yet."
 
 
+def beside(results: Path = RESULTS) -> dict[Path, str]:
+    """The Markdown file beside every recorded table, and its text."""
+    texts = {}
+    for path in sorted(results.glob("*/table.json")):
+        table = read_json(path)
+        texts[path] = (grid_table if "against" in table else compare_table).markdown(table)
+    for stem, module in (
+        ("multitask", multitask_table),
+        ("new_task", new_task_table),
+        ("curves", curves_table),
+    ):
+        for path in sorted(results.glob(f"*/{stem}.json")):
+            texts[path] = module.markdown(read_json(path))
+    return {path.with_suffix(".md"): text for path, text in texts.items()}
+
+
 def _section(path: Path, table: dict[str, Any]) -> str:
     name = path.parent.name
     if "against" in table:
         return _grid(name, table)
-    lines = [f"### {name}", "```bash", _command(table), "```", "", markdown(table).strip()]
+    lines = [f"### {name}", "```bash", _command(table), "```", "", compare_table.markdown(table).strip()]
     if path.with_name("figure.png").is_file():
         lines += ["", f"![{name}](../experiments/results/{name}/figure.png)"]
     return "\n".join(lines)
@@ -89,26 +112,28 @@ def _kept(table: dict[str, Any]) -> list[str]:
 
 def _runs(runs: dict[str, dict[str, Any]]) -> str:
     """Single trainings, one row each."""
-    lines = [
-        "### Single trainings",
-        "| run | steps | training s | adaptation (strategy, steps) | training tasks | new tasks"
-        " | worst tenth, new | hardware |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    head = ["run", "steps", "training s", "adaptation (strategy, steps)", "training tasks", "new tasks"]
+    head += ["worst tenth, new", "hardware"]
+    rows = []
     for name, run in runs.items():
         metric = run["config"]["metric"]
         train, new = run["seen"][metric], run["test"][metric]
         cells = [f"{estimate['mean']:.4f} ± {estimate['ci95']:.4f}" for estimate in (train, new)]
         adaptation, hardware = run["adaptation"], run["hardware"]
-        lines.append(
-            f"| {name} ({metric}) | {run['steps']:,} | {run['seconds']:.0f} | {adaptation['strategy']},"
-            f" {adaptation['steps']} | {' | '.join(cells)} | {new['worst_decile']:.4f}"
-            f" | {hardware['device']}, {hardware['threads']} threads, torch {run['versions']['torch']} |"
+        rows.append(
+            [
+                f"{name} ({metric})",
+                f"{run['steps']:,}",
+                f"{run['seconds']:.0f}",
+                f"{adaptation['strategy']}, {adaptation['steps']}",
+                *cells,
+                f"{new['worst_decile']:.4f}",
+                f"{hardware['device']}, {hardware['threads']} threads, torch {run['versions']['torch']}",
+            ]
         )
     intervals = {f"{run['test'][run['config']['metric']]['n']} tasks" for run in runs.values()}
-    return "\n".join(
-        [*lines, "", f"Intervals: 95 %, Student t over {', '.join(sorted(intervals))}; one seed."]
-    )
+    note = f"Intervals: 95 %, Student t over {', '.join(sorted(intervals))}; one seed."
+    return "\n".join(["### Single trainings", *table_lines(head, rows), "", note])
 
 
 def _command(table: dict[str, Any]) -> str:
@@ -137,17 +162,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a page differs")
     only_check = parser.parse_args(arguments).check
-    status = 0
+    texts = beside()
     for page, content in {"results.md": block(), "distributed.md": traffic.table()}.items():
-        path = DOCS / page
-        old = path.read_text(encoding="utf-8")
-        new = rewritten(old, content)
-        if new == old:
+        texts[DOCS / page] = rewritten((DOCS / page).read_text(encoding="utf-8"), content)
+    status = 0
+    for path, new in texts.items():
+        if path.read_text(encoding="utf-8") == new:
             continue
         if only_check:
+            name = path.relative_to(HERE.parent)
             print(
-                f"docs/{page} differs from what is computed; run `python -m experiments.tables`",
-                file=sys.stderr,
+                f"{name} differs from what is computed; run `python -m experiments.tables`", file=sys.stderr
             )
             status = 1
         else:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .markdown import table_lines
+
 PEERS, OURS = ("learn2learn", "higher"), "metamtl"
 
 
@@ -126,8 +128,7 @@ def _memory(bench: dict[str, Any]) -> str:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+    return "\n".join(table_lines(head, rows))
 
 
 PARTS: dict[str, Callable[[dict[str, Any]], str]] = {

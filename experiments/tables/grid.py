@@ -12,6 +12,7 @@ from metamtl import Estimate
 
 from ..utils.runs import Run
 from ..utils.search import label
+from .markdown import table_lines
 from .report import environment, sign
 
 SPLITS = {"mean": "mean", "worst_tenth": "worst_decile"}
@@ -161,10 +162,9 @@ def short(table: dict[str, Any], measure: str) -> list[str]:
     unit = "points" if measure == "accuracy" else "%"
     places = list(dict.fromkeys((row["adapts"], row["inner_steps"]) for row in table["rows"]))
     places.sort(key=lambda place: (place[0] == "all", place))
-    heads = [*(f"{adapts}, K={steps}" for adapts, steps in places)]
-    heads += [f"all cells: worst tenth, {unit}", f"mean, {unit}"]
-    lines = [table["verdict"][measure], ""]
-    lines += [f"| {measure}: worst tenth / mean | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    head = [f"{measure}: worst tenth / mean", *(f"{adapts}, K={steps}" for adapts, steps in places)]
+    head += [f"all cells: worst tenth, {unit}", f"mean, {unit}"]
+    rows = []
     for pooled in table["pooled"]:
         differences = {
             (row["adapts"], row["inner_steps"]): row["differences"][measure]
@@ -178,8 +178,8 @@ def short(table: dict[str, Any], measure: str) -> list[str]:
             for place in places
         ]
         cells += [_pm(pooled["differences"][measure][split]) for split in ("worst_tenth", "mean")]
-        lines.append(f"| {pooled['aggregator']} | {' | '.join(cells)} |")
-    return lines
+        rows.append([pooled["aggregator"], *cells])
+    return [table["verdict"][measure], "", *table_lines(head, rows)]
 
 
 def footer(table: dict[str, Any]) -> str:
@@ -200,11 +200,9 @@ def _lines(table: dict[str, Any], measure: str) -> list[str]:
     accuracy = measure == "accuracy"
     unit, factor = ("accuracy, %", 100) if accuracy else (measure, 1)
     gap_unit = "points" if accuracy else "%"
-    lines = [
-        f"| adapts | K | aggregator | {unit} | worst tenth | mean, difference ({gap_unit}) | |"
-        f" worst tenth, difference ({gap_unit}) | | rates |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = ["adapts", "K", "aggregator", unit, "worst tenth", f"mean, difference ({gap_unit})", ""]
+    head += [f"worst tenth, difference ({gap_unit})", "", "rates"]
+    rows = []
     for row in sorted(table["rows"], key=lambda row: (row["adapts"] == "all", row["inner_steps"])):
         values, gaps = row["values"][measure], row["differences"][measure]
         cells = [_scaled(values[split], factor) for split in SPLITS]
@@ -213,9 +211,8 @@ def _lines(table: dict[str, Any], measure: str) -> list[str]:
         else:
             cells += [text for split in SPLITS for text in (_pm(gaps[split]), sign(gaps[split]))]
         rates = label(row["rates"]) + (f" (diverged: seeds {row['diverged']})" if row["diverged"] else "")
-        place = f"{row['adapts']} | {row['inner_steps']} | {row['aggregator']}"
-        lines.append(f"| {place} | {' | '.join(cells)} | {rates} |")
-    return lines
+        rows.append([row["adapts"], row["inner_steps"], row["aggregator"], *cells, rates])
+    return table_lines(head, rows)
 
 
 def _scaled(found: dict[str, Any], factor: float) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.search import label
+from .markdown import table_lines
 from .report import sign, signed
 
 FEW = 5  # maximum number of measures shown as columns
@@ -46,16 +47,14 @@ def section(name: str, kept: list[str], table: dict[str, Any]) -> str:
 def markdown(table: dict[str, Any]) -> str:
     """Complete table in Markdown: all measures on test and validation, `delta_m`, and the signs."""
     measures = list(table["higher_is_better"])
-    validation = [
-        f"| on validation | {' | '.join(_heads(table, measures))} | chosen on it |",
-        "|---" * (len(measures) + 2) + "|",
-    ]
+    head, validation = ["on validation", *_heads(table, measures), "chosen on it"], []
     for row in _rows(table):
         per_task = all(isinstance(values, Mapping) for values in row["tuned"].values()) and row["tuned"]
         tuned = {k: label(v) for k, v in row["tuned"].items()} if per_task else row["tuned"]
         values = [signed(row["validation"][m], digits=4, plus=False) for m in measures]
-        validation.append(f"| {row['method']} | {' | '.join(values)} | {label(tuned)} |")
-    return "\n".join([*_test(table, measures), "", *validation, "", _footer(table)]) + "\n"
+        validation.append([row["method"], *values, label(tuned)])
+    lines = [*_test(table, measures), "", *table_lines(head, validation), "", _footer(table)]
+    return "\n".join(lines) + "\n"
 
 
 def _rows(table: dict[str, Any]) -> list[dict[str, Any]]:
@@ -81,7 +80,7 @@ def _test(table: dict[str, Any], measures: list[str]) -> list[str]:
     columns = ["method", *means, *_heads(table, measures), "delta_m, %"]
     columns += [f"against {table['rows'][1]['method']}", "signs"]
     columns += [*(["steps (epochs)"] if with_steps else []), "parameters", "training s"]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines = []
     for row in rows:
         values = [_mean(row) for _ in means] + [row["test"][m] for m in measures]
         cells = [signed(each, digits=4, plus=False) for each in values]
@@ -91,8 +90,8 @@ def _test(table: dict[str, Any], measures: list[str]) -> list[str]:
         if with_steps:
             cells.append(_steps(row) if "steps" in row else "")
         cells.append(f"{row['parameters']:,}" if "parameters" in row else "")
-        lines.append(f"| {row['method']} | {' | '.join(cells)} | {row['seconds']:.0f} |")
-    return lines
+        lines.append([row["method"], *cells, f"{row['seconds']:.0f}"])
+    return table_lines(columns, lines)
 
 
 def _mean(row: dict[str, Any]) -> Mapping[str, float | None]:

@@ -1,4 +1,4 @@
-"""Environment of a measurement, atomic writes of files, and formatting of numbers and tables."""
+"""Environment of a measurement, atomic writes of files, and formatting of numbers."""
 
 from __future__ import annotations
 
@@ -98,64 +98,3 @@ def sign(found: Mapping[str, float | None]) -> str:
     if mean is None or ci95 is None or not abs(mean) > ci95:
         return "="
     return "+" if mean > 0 else "-"
-
-
-def markdown(table: dict[str, Any]) -> str:
-    """Markdown table of a comparison, followed by a line on how it was measured."""
-    percent = table["experiment"]["metric"] == "accuracy"
-
-    def cell(found: dict[str, float]) -> str:
-        factor = 100 if percent else 1
-        mean = f"{found['mean'] * factor:.{1 if percent else 3}f}"
-        is_finite = found["ci95"] is not None and math.isfinite(found["ci95"])
-        return f"{mean} ± {found['ci95'] * factor:.{1 if percent else 3}f}" if is_finite else mean
-
-    def to_best(row: dict[str, Any]) -> str:
-        if not row.get("to_best"):
-            return "-"
-        factor = 100 if percent else 1
-        scaled = {key: factor * value for key, value in row["to_best"].items() if value is not None}
-        return f"{signed({'ci95': None, **scaled}, digits=1 if percent else 3)} ({sign(row['to_best'])})"
-
-    has_batchnorm = any(row.get("by_batchnorm") for row in table["rows"])
-    kinds = ("inductive", "transductive") if has_batchnorm else ()
-
-    def by_batchnorm(row: dict[str, Any]) -> str:
-        found = row.get("by_batchnorm", {})
-        return "".join(f" | {cell(found[kind]) if kind in found else '-'}" for kind in kinds)
-
-    unit = f"{table['experiment']['metric']}{', %' if percent else ''}"
-    lines = [
-        f"| recipe | training tasks ({unit}) | new tasks"
-        + "".join(f" | new tasks, {kind} BatchNorm" for kind in kinds)
-        + " | worst tenth, new | adaptation (strategy, steps) | new tasks, adapted as trained | to the best"
-        " | gradient evaluations | steps | training s |",
-        "|" + "---|" * (10 + len(kinds)),
-    ]
-    for row in table["rows"]:
-        trained = cell(row["as_trained"]) if row.get("as_trained") else "-"
-        name = row["recipe"] + ("*" if row.get("transductive") else "")
-        lines.append(
-            f"| {name} | {cell(row['seen'])} | {cell(row['new'])}{by_batchnorm(row)}"
-            f" | {cell(row['worst_tenth'])}"
-            f" | {'; '.join(sorted(set(row['adaptation']))) or '-'} | {trained} | {to_best(row)}"
-            f" | {row['gradient_evaluations']:,} | {row['steps']:,} | {row['seconds']:.1f} |"
-        )
-    hardware = table["hardware"]
-    early = [row for row in table["rows"] if {"max_minutes", "patience"} & set(row.get("stopped_by", ()))]
-    lines += [
-        "",
-        *(f"{row['recipe']}: ended before the budget ({', '.join(row['stopped_by'])})." for row in early),
-        "To the best: the paired difference to the best recipe on the same new tasks; (=) is within the"
-        " noise. Training seconds are without validation and compiling.",
-        f"Seeds {table['seeds']}; intervals: {table['interval']}; BatchNorm: {table['batchnorm']}."
-        f" {hardware['device']}, {hardware['threads']} threads; torch {table['versions']['torch']}.",
-    ]
-    if kinds:
-        lines.append(
-            "Inductive BatchNorm: the same weights, with statistics of the support set or stored ones."
-            " Transductive BatchNorm: with those of the query set."
-        )
-    if any(row.get("transductive") for row in table["rows"]):
-        lines.append("\\* transductive: predictions depend on all query inputs of a task.")
-    return "\n".join(lines) + "\n"

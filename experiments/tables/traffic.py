@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from .markdown import table_lines
+
 DOUBLE = 8  # bytes of a number of a Gramian
 
 
@@ -78,23 +80,22 @@ def table() -> str:
         "meta-batch": Step(tasks=64, shared=10_000_000),
         "named": Step(tasks=8, shared=25_000_000, heads=100_000, features=32 * 2048),
     }
-    lines = [
-        "| tasks | reads | 8 processes | relative to losses | 64 processes | relative to losses |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = ["tasks", "reads"]
+    head += [text for n in (8, 64) for text in (f"{n} processes", "relative to losses")]
+    rows = []
     for layout, words in LAYOUTS.items():
         work = works["meta-batch" if layout == "tasks" else "named"]
         for reads in ("losses", "gramian", "rows"):
-            cells = []
+            cells = [words, reads]
             for processes in (8, 64):
                 step = work._replace(processes=processes)
                 count = sent(step, layout, reads)
                 cells += [f"{count / 1e6:,.1f} MB", f"{count / sent(step, layout, 'losses'):.2f}"]
-            lines.append(f"| {words} | {reads} | {' | '.join(cells)} |")
+            rows.append(cells)
     meta, named = works["meta-batch"], works["named"]
     return "\n".join(
         [
-            *lines,
+            *table_lines(head, rows),
             "",
             f"Meta-batch: T = {meta.tasks}, n = {meta.shared:,}. Named tasks: T = {named.tasks},"
             f" n = {named.shared:,}, h = {named.heads:,}, F = {named.features:,}\n(32 examples with 2,048"

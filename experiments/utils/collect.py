@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from metamtl import Estimate
 
+from ..tables.markdown import table_lines
 from ..tables.report import read_json, signed, write_json, write_text
 from .options import OptionError
 
@@ -124,12 +125,12 @@ def _over_seeds(figures: list[dict[str, float]]) -> dict[str, Any]:
 def markdown(table: dict[str, Any]) -> str:
     """The table in Markdown."""
     heads = [*table["varied"], f"validation {table['metric']}", f"test {table['metric']}", "seeds"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = []
     for row in table["rows"]:
         figures = [signed(row[split], digits=4, plus=False) for split in ("validation", "test")]
         seeds = ", ".join(map(str, row["seeds"]))
-        lines.append(f"| {' | '.join([*row['options'].values(), *figures, seeds])} |")
-    lines += ["", f"Mean over seeds; interval: {table['interval']}."]
+        rows.append([*row["options"].values(), *figures, seeds])
+    lines = [*table_lines(heads, rows), "", f"Mean over seeds; interval: {table['interval']}."]
     for kind in ("unfinished", "diverged"):
         if table[kind]:
             lines.append(f"Without {len(table[kind])} {kind}: {', '.join(table[kind])}.")

@@ -22,6 +22,7 @@ from .targets import OptionError, accepts, import_target, targets
 log = logging.getLogger(__name__)
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 
+GROUPS = ("net", "recipe", "optimizer")  # config groups: a method may select one config of each
 # Sections that take keys which their defaults do not have, without `+`: optimizer.weight_decay=1e-4. The
 # signatures of their targets say which keys they have.
 OPEN = {
@@ -29,6 +30,7 @@ OPEN = {
     "multitask": ("methods", "tune"),
     "grid": ("aggregators", "tune"),
     "search": ("tune",),
+    "curves": ("methods", "tune"),
 }
 
 
@@ -57,6 +59,19 @@ def compose(name: str, overrides: Iterable[str] = ()) -> DictConfig:
         raise explain(error) from error
     fit(cfg, name, given(overrides))
     return cfg
+
+
+def with_changes(overrides: Iterable[str], changes: DictConfig, seed: int) -> DictConfig:
+    """The config of a training with the changes of a method: values, or the name of a config of a group."""
+    overrides = list(overrides)
+    groups = {group: changes[group] for group in GROUPS if isinstance(changes.get(group), str)}
+    selection = [f"{group}={choice}" for group, choice in groups.items()]
+    config = compose("train", [*overrides, *selection, f"seed={seed}"])
+    OmegaConf.set_struct(config, False)  # methods may add options
+    config.merge_with({key: value for key, value in changes.items_ex(resolve=False) if key not in groups})
+    in_method: Any = OmegaConf.to_container(changes, resolve=False)
+    drop_leftovers(config, {*given(overrides), *dotted(in_method)})
+    return config
 
 
 def explain(error: Exception) -> OptionError:

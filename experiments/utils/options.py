@@ -123,6 +123,13 @@ GRID = {
     "gain.mean": NUMBER,
 }
 RATE_SEARCH = {**TRAINING, **SEARCH, "seeds": SEEDS, "tune_seeds": SEEDS}
+CURVES = {
+    **RATE_SEARCH,
+    "run": NAMES,
+    "methods": CHANGES,
+    "shots": list_of(COUNT, "numbers of support examples", "[5,10]"),
+    "tune_shots": COUNT,
+}
 NEW_TASK = {
     "multitask": FOLDER,
     "rows": NAMES,
@@ -166,6 +173,7 @@ TABLES = {
     "multitask": MULTITASK,
     "grid": GRID,
     "search": RATE_SEARCH,
+    "curves": CURVES,
     "new_task": NEW_TASK,
     "analyse": ANALYSIS,
     "toy": TOY,

@@ -77,12 +77,14 @@ def build(cfg: DictConfig, sources: Sources | None = None) -> Parts:
     train = (sources(cfg, cfg.train_task) if cfg.train_task else source).split("train")
     if cfg.teachers:
         train = taught(train, cfg)
-    # Configs may refer to attributes of the training tasks and the model: ${train:ids}, ${net:features}.
+    # Configs may refer to attributes of the training tasks, the model and the recipe: ${train:ids},
+    # ${net:features}, ${recipe:adapter}.
     resolve("train", train)
     torch.manual_seed(cfg.seed)  # for the initial weights only; everything else has its own generator
     model = part("net", cfg.net).to(cfg.device)
     resolve("net", model)
     recipe: Recipe = part("recipe", cfg.recipe)
+    resolve("recipe", recipe)
     recipe.adapter.to(cfg.device)
     recipe.aggregator.to(cfg.device)
     strategies = {name: Recipe(part(f"adapt.{name}", cfg.adapt[name])) for name in cfg.adapt}

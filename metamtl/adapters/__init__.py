@@ -22,6 +22,7 @@ from .simple_shot import SimpleShot, feature_mean
 from .svm import SVM
 from .tim import TIM
 from .transductive_fine_tuning import TransductiveFineTuning
+from .with_steps import with_steps
 from .zeros import Zeros
 
 __all__ = [
@@ -54,4 +55,5 @@ __all__ = [
     "Unrolled",
     "Zeros",
     "feature_mean",
+    "with_steps",
 ]

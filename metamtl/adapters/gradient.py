@@ -18,7 +18,7 @@ from .base import Adapter, initial_params
 from .differentiation import Differentiation, Implicit, Shorthand, as_differentiation
 from .gradient_loop import GradientLoop
 from .inner_loop import InnerLoop
-from .rates import LearnedRates, StepRates, check_prefixes, fixed_rates
+from .rates import LearnedRates, StepRates, check_prefixes, fixed_rates, with_steps
 
 
 class Gradient(Adapter):
@@ -68,10 +68,7 @@ class Gradient(Adapter):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not isinstance(steps, int) or isinstance(steps, bool):
-            raise TypeError(f"steps={steps!r}: the number of inner steps must be an int.")
-        if steps < 0:
-            raise ValueError(f"steps={steps}: the number of inner steps cannot be negative.")
+        self.steps = _checked_steps(steps)
         self.rule = Descent() if rule is None else rule
         if not isinstance(self.rule, Rule):
             raise TypeError(
@@ -79,7 +76,7 @@ class Gradient(Adapter):
                 " rules.SGD(momentum=0.9)."
             )
         self.lr = lr if isinstance(lr, LearnedRates) else fixed_rates(lr, steps)
-        self.steps, self.differentiation = steps, as_differentiation(differentiation)
+        self.differentiation = as_differentiation(differentiation)
         self.differentiation.check(lr, self.rule, adapts)
         if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
             raise ValueError(f"batch_size={batch_size!r}: pass a number of examples, or None for all.")
@@ -91,11 +88,23 @@ class Gradient(Adapter):
         self.adapts = adapts if adapts is None or isinstance(adapts, str) else tuple(adapts)
 
     def replaced(
-        self, *, rule: Rule | None = None, differentiation: Differentiation | None = None
+        self,
+        *,
+        steps: int | None = None,
+        rule: Rule | None = None,
+        differentiation: Differentiation | None = None,
     ) -> Gradient:
-        """The same adapter with the same parameters, but another rule or way to differentiate."""
+        """The same adapter with the same parameters, but other steps, rule, or way to differentiate.
+
+        More steps than in training show how a meta-learned model continues to adapt.
+
+        Raises:
+            ValueError: `steps` is negative, or the step sizes differ between steps.
+        """
         other = copy(self)
         other._modules = dict(self._modules)
+        if steps is not None:
+            other.steps, other.lr = _checked_steps(steps), with_steps(self.lr, steps)
         if rule is not None:
             other.rule = rule
         if differentiation is not None:
@@ -185,3 +194,11 @@ def _at(rates: StepRates, k: Tensor, like: Tensor) -> float | Tensor:
         return rates[0]
     tensor = torch.tensor(rates, dtype=like.dtype, device="cpu").to(like.device, non_blocking=True)
     return tensor.index_select(0, k.reshape(1)).squeeze(0)
+
+
+def _checked_steps(steps: int) -> int:
+    if not isinstance(steps, int) or isinstance(steps, bool):
+        raise TypeError(f"steps={steps!r}: the number of inner steps must be an int.")
+    if steps < 0:
+        raise ValueError(f"steps={steps}: the number of inner steps cannot be negative.")
+    return steps

@@ -114,6 +114,28 @@ def fixed_rates(lr: Any, steps: int) -> StepRates | dict[str, StepRates]:
     return {prefix: per_step_lr(rates, steps) for prefix, rates in lr.items()}
 
 
+def with_steps(lr: Any, steps: int) -> Any:
+    """These step sizes for another number of steps.
+
+    Raises:
+        ValueError: the step sizes differ between steps.
+    """
+    if isinstance(lr, LearnedRates):
+        if lr.steps is not None and lr.steps != steps:
+            raise ValueError(
+                f"steps={steps}: {lr} has step sizes for {lr.steps} steps, so the number of steps is fixed."
+            )
+        return lr
+    if isinstance(lr, dict):
+        return {prefix: with_steps(rates, steps) for prefix, rates in lr.items()}
+    if len(set(lr)) != 1 and len(lr) != steps:
+        raise ValueError(
+            f"steps={steps}: the step sizes {lr} belong to {len(lr)} steps; build the adapter with"
+            f" {steps} of them."
+        )
+    return lr if len(lr) == steps else lr[:1] * steps
+
+
 def check_prefixes(lr: Mapping[str, StepRates], names: Iterable[str]) -> None:
     """Raise a ValueError if an adapted parameter has no step size, or a prefix matches none of them."""
     used = {name: longest_prefix(name, lr) for name in names}

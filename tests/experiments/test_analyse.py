@@ -27,9 +27,9 @@ from experiments.utils.sections import sections
 from metamtl.analysis import Relatedness
 from metamtl.analysis.result import bars
 
+from .results import VMAP, no_constant
 from .test_cli import metamtl
 from .test_run_log import scalars
-from .test_train import VMAP, no_constant
 
 Compose = Callable[..., DictConfig]
 VOID = {"meta", "link"}

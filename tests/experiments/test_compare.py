@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from experiments import compare, train
 from experiments.tables import __main__ as tables
-from experiments.tables.report import markdown
+from experiments.tables.compare import markdown
 from experiments.utils.configs import compose
 from experiments.utils.measure import batchnorm_kinds
 from metamtl import Estimate, adapters, nets

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from .results import read, timeless
 from .test_resume import ROOT, SMALL
-from .test_train import read, timeless
 
 OPTIONS = (*SMALL, "device=cpu", "adapt=none", "checkpoint.every=5")
 INSTANTS = (

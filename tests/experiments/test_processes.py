@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from .results import read
 from .test_resume import ROOT, SMALL
-from .test_train import read
 
 
 def torchrun(

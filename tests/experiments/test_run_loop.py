@@ -20,7 +20,7 @@ from experiments.utils import parts
 from experiments.utils.checkpoints import RunFolder
 from metamtl import checkpoint
 
-from .test_train import VMAP, read, timeless
+from .results import VMAP, read, timeless
 
 # Weights of 0.1 and more become infinite in the first step.
 OVERFLOW = ("optimizer._target_=torch.optim.SGD", "optimizer.lr=1e38", "+optimizer.weight_decay=1000")
@@ -274,30 +274,3 @@ def test_worker_processes_draw_the_same_episodes(composed: Compose, tmp_path: Pa
         for workers in (0, 2)
     ]
     assert timeless(results[0] | {"config": None}) == timeless(results[1] | {"config": None})
-
-
-def test_training_on_a_folder_of_images(composed: Compose, tmp_path: Path) -> None:
-    images = pytest.importorskip("PIL.Image")
-    for i in range(6):
-        (tmp_path / "images" / f"class {i}").mkdir(parents=True)
-        for j in range(3):
-            images.new("RGB", (20 + i, 20), (40 * i, 0, 0)).save(
-                tmp_path / "images" / f"class {i}" / f"{j}.png"
-            )
-    own = (
-        *("task=image_folder", f"task.folder={tmp_path / 'images'}", "task.ways=2", "task.queries=2"),
-        *("task.size=16", "task.splits=[0.4,0.3,0.3]", "net=conv4", "net.channels=3", "net.hidden=4"),
-        *(
-            "adapt=trained",
-            "trivial=nearest_mean",
-            "metric=accuracy",
-            "recipe=maml",
-            "steps=2",
-            "workers=1",
-        ),
-    )
-    result = train.run(composed(*own, VMAP), tmp_path / "run")
-    assert result["steps"] == 2 and result["test"]["accuracy"]["n"] == 4
-    (tmp_path / "images" / "class 0" / "0.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"class 0/0\.png"):
-        train.run(composed(*own, VMAP), tmp_path / "again")

@@ -9,8 +9,8 @@ from experiments.tables import scaling as scaling_table
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("work", scaling.WORKS)
-def test_both_sides_compute_the_same(work: str) -> None:
+def test_both_sides_compute_the_same() -> None:
+    work = next(iter(scaling.WORKS))
     row = scaling.measured(work, processes=2, rounds=1, steps=1)  # raises if the losses differ
     assert row["speedup"] == row["seconds"]["1"][0] / row["seconds"]["2"][0] > 0
 

@@ -35,11 +35,11 @@ def test_losses_at_points_that_can_be_worked_out() -> None:
 
 
 def test_the_mean_gets_stuck_where_others_arrive() -> None:
-    found = toy.descend(["Mean", "AlignedMTL"], steps=4_000, lr=0.005, tolerance=0.1, starts=toy.STARTS[:1])
+    found = toy.descend(["Mean", "AlignedMTL"], steps=1_000, lr=0.02, tolerance=0.1, starts=toy.STARTS[:1])
     (stuck,), (arrived,) = found["Mean"]["starts"], found["AlignedMTL"]["starts"]
     assert [each["reached"] for each in found.values()] == [0, 1]
-    assert stuck["gap"] > 5 and stuck["steps"] == 4_000
-    assert arrived["gap"] <= 0.1 and arrived["steps"] < 4_000
+    assert stuck["gap"] > 5 and stuck["steps"] == 1_000
+    assert arrived["gap"] <= 0.1 and arrived["steps"] < 1_000
 
 
 def test_an_aggregator_walks_as_it_would_alone() -> None:

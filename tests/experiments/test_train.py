@@ -1,11 +1,8 @@
-"""Every committed config runs; what a run writes is whole, true and the same again."""
+"""What a run writes is complete, correct and repeatable."""
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,202 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
-from safetensors.torch import load_file
 
 from experiments import train
-from experiments.utils.configs import compose
-from experiments.utils.measure import as_dicts, measure
-from experiments.utils.streams import TEST, stream
-from metamtl import Recipe, engines, evaluate, load
-from metamtl.loading import resolve
+from experiments.utils.streams import stream
+
+from .results import VMAP, check, read, timeless
 
 ROOT = Path(__file__).resolve().parents[2]
-EVERY, RECIPES = (
-    sorted(path.stem for path in (Path(train.CONF) / group).glob("*.yaml"))
-    for group in ("experiment", "recipe")
-)
-PAPERS = [name for name in EVERY if name.endswith("_paper")]  # published protocols, which are larger
-EXPERIMENTS = [name for name in EVERY if name not in PAPERS]
 Compose = Callable[..., DictConfig]
-VMAP = "engine={_target_: metamtl.engines.Vmap}"  # repeats bit for bit; Auto chooses by the clock
-KEYS = {
-    "adaptation",
-    "batchnorm",
-    "compile_seconds",
-    "config",
-    "curve",
-    "gradient_evaluations",
-    "skipped_steps",
-    "stopped_by",
-    "hardware",
-    "history",
-    "interval",
-}
-KEYS |= {
-    "test_as_trained",
-    "test_by_batchnorm",
-    "transductive",
-    "processes",
-    "parameters",
-    "seconds",
-    "seeds",
-    "seen",
-    "steps",
-    "test",
-    "validation",
-    "versions",
-}
-
-
-def no_constant(name: str) -> None:
-    raise AssertionError(f"{name} is not JSON")
-
-
-def read(folder: Path) -> dict[str, Any]:
-    text = (folder / "result.json").read_text(encoding="utf-8")
-    return json.loads(text, parse_constant=no_constant)
-
-
-def timeless(result: dict[str, Any]) -> dict[str, Any]:
-    """Without what a clock says."""
-    history = [{k: v for k, v in entry.items() if k != "seconds"} for entry in result["history"]]
-    times = {"seconds", "compile_seconds"}
-    return {**{k: v for k, v in result.items() if k not in times}, "history": history}
-
-
-def check_estimates(estimates: dict[str, Any]) -> None:
-    assert estimates
-    for name, found in estimates.items():
-        assert set(found) == {"mean", "ci95", "n", "worst_decile", "num_missing"}, name
-        assert found["num_missing"] >= 0, name
-        assert math.isfinite(found["mean"]), name
-        if found["n"] > 1:  # a measure with one value for the whole set has no interval
-            assert found["ci95"] >= 0, name
-        else:
-            assert found["ci95"] is None, name
-        if name.endswith("accuracy"):
-            assert 0 <= found["worst_decile"] <= found["mean"] <= 1
-        if name.endswith("mse"):
-            assert 0 <= found["mean"] <= found["worst_decile"]
-
-
-def check(result: dict[str, Any], metric: str) -> None:
-    assert set(result) == KEYS
-    assert {"python", "torch", "metamtl"} <= set(result["versions"])
-    assert {"device", "cores", "threads"} <= set(result["hardware"])
-    assert (
-        result["steps"] >= 1 and result["seconds"] > 0 and result["gradient_evaluations"] >= result["steps"]
-    )
-    assert isinstance(result["seeds"][0], int) and isinstance(result["batchnorm"], str)
-    for split in ("validation", "seen", "test"):
-        assert metric in result[split]
-        check_estimates(result[split])
-    stage = result["adaptation"]["steps"]
-    assert result["curve"][stage] == result["test"]
-    for entry in result["history"]:
-        assert math.isfinite(entry["train_loss"]) and math.isfinite(entry["validation"])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_runs(experiment: str, composed: Compose, tmp_path: Path) -> None:
-    cfg = composed(f"experiment={experiment}", "steps=2", "meta_batch=2")
-    returned = train.run(cfg, tmp_path)
-    result = read(tmp_path)
-    check(result, cfg.metric)
-    assert result["steps"] == 2
-    assert result["test"][cfg.metric]["mean"] == returned["test"][cfg.metric]["mean"]
-    assert list(tmp_path.glob("events.out.tfevents.*"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("experiment", PAPERS)
-def test_every_published_protocol_runs(experiment: str, composed: Compose, tmp_path: Path) -> None:
-    small = (
-        "steps=2",
-        "meta_batch=2",
-        "validate.times=1",
-        "patience=null",
-        "task.queries=1",
-        "net.hidden=8",
-    )
-    few = [] if "protonet" in experiment else ["adapt.trained.steps=2"]  # up to 50 steps at test
-    loop = "engine={_target_: metamtl.engines.Loop}"
-    cfg = composed(f"experiment={experiment}", *small, *few, loop)
-    train.run(cfg, tmp_path)
-    check(read(tmp_path), "accuracy")
-
-
-def test_published_protocols(composed: Compose) -> None:
-    """The numbers that decide whether a published result can be reproduced."""
-    for name in PAPERS:
-        cfg = compose("train", [f"experiment={name}"])
-        ways, shots = (int(re.findall(rf"(\d+){what}", name)[0]) for what in ("way", "shot"))
-        assert (cfg.task.ways, cfg.task.shots, cfg.metric) == (ways, shots, "accuracy")
-        text = (Path(train.CONF) / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
-        assert "# Published: " in text
-        if name.startswith("omniglot") and "maml" in name:
-            # The authors sum the loss over the ways: 5 * 0.4 and 20 * 0.1.
-            assert cfg.inner.lr == ways * {5: 0.4, 20: 0.1}[ways] and cfg.task.queries == shots
-            assert cfg.test.tasks == 600 and cfg.adapt.trained.steps == {5: 3, 20: 5}[ways]
-        if name.startswith("omniglot") and "protonet" in name:
-            assert (cfg.task.protocol, cfg.task.rotations, cfg.train_task.ways) == (
-                "vinyals",
-                "classes",
-                60,
-            )
-
-
-# joint_nuclear needs towers (see the ways of sharing below), cavia a context.
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "recipe", [recipe for recipe in RECIPES if recipe not in ("joint_nuclear", "cavia")]
-)
-def test_every_recipe_runs(recipe: str, composed: Compose, tmp_path: Path) -> None:
-    small = ("steps=2", "meta_batch=2", "+net.hidden=8")
-    cfg = composed("experiment=glyphs_5way_1shot", f"recipe={recipe}", *small)
-    train.run(cfg, tmp_path)
-    result = read(tmp_path)
-    check(result, "accuracy")
-    assert result["batchnorm"].startswith("transductive")
-    assert len(result["history"]) == 2 and result["test"]["accuracy"]["n"] == 4
-
-
-@pytest.mark.slow
-def test_a_context_is_adapted(composed: Compose, tmp_path: Path) -> None:
-    cfg = composed("net=mlp_context", "recipe=cavia", "steps=2", "meta_batch=2", "inner.lr=1.0")
-    train.run(cfg, tmp_path)
-    check(read(tmp_path), "mse")
-
-
-@pytest.mark.parametrize("recipe", ["maml", "mtl"])
-def test_the_saved_model_gives_the_same_results(recipe: str, composed: Compose, tmp_path: Path) -> None:
-    cfg = composed(f"recipe={recipe}", "steps=5", "test.tasks=8", VMAP)
-    result = train.run(cfg, tmp_path)
-    saved = load_file(tmp_path / "model.safetensors")
-    model = instantiate(cfg.net)
-    model.load_state_dict({name: t for name, t in saved.items() if not name.startswith("adapter.")})
-    own = {name.removeprefix("adapter."): t for name, t in saved.items() if name.startswith("adapter.")}
-    resolve("net", model)
-    adapter = instantiate(cfg.recipe).adapter
-    adapter.load_state_dict(own)
-    assert set(own) == set(adapter.state_dict()) and bool(own) == (recipe == "mtl")
-
-    family = instantiate(cfg.task).split("test")
-    way = Recipe(instantiate(cfg.adapt[result["adaptation"]["strategy"]]))
-    new = family.sample(cfg.test.tasks, stream(cfg.seed, TEST))
-    stage, engine = result["adaptation"]["steps"], engines.Vmap()
-    assert as_dicts(measure(model, way, stage, family, new, engine=engine)[0]) == result["test"]
-    if recipe == "mtl":  # its heads are those of the training classes
-        assert result["test_as_trained"] is None
-    else:
-        trained = measure(model, Recipe(adapter), -1, family, new, engine=engine)[0]
-        assert as_dicts(trained) == result["test_as_trained"]
-    values = json.loads((tmp_path / "tasks.json").read_text(encoding="utf-8"))["test"]
-    for metric, numbers in values.items():
-        assert sum(numbers) / len(numbers) == pytest.approx(result["test"][metric]["mean"])
 
 
 @pytest.mark.parametrize("recipe", ["maml", "mtl", "joint_pcgrad"])
@@ -313,56 +123,6 @@ def test_the_command(tmp_path: Path) -> None:
     assert str(tmp_path / "result.json") in done.stdout
 
 
-@pytest.mark.parametrize("trained", [True, False])
-def test_a_finished_training_can_be_loaded(trained: bool, composed: Compose, tmp_path: Path) -> None:
-    cfg = composed("experiment=glyphs_multitask", "steps=2", "validate.times=1")
-    train.run(cfg, tmp_path)
-    model, _, source, _ = load(tmp_path, trained=trained)
-    saved = load_file(tmp_path / "model.safetensors")
-    same = [torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items()]
-    assert all(same) if trained else not any(same)
-    assert source.split("test").loss.keys() == model.heads.keys()
-
-
-@pytest.mark.parametrize("recipe", ["maml", "anil"])
-def test_a_loaded_model_has_the_recorded_figure(recipe: str, composed: Compose, tmp_path: Path) -> None:
-    train.run(composed(f"recipe={recipe}", "steps=5", "test.tasks=8", VMAP), tmp_path)
-    model, loaded, source, result = load(tmp_path)
-    split, seed = source.split("test"), result["config"]["seed"]
-    episodes = split.sample(8, stream(seed, TEST))
-    estimates = evaluate(model, loaded, episodes, split.loss, metrics=split.metrics, engine=engines.Vmap())
-    recorded = result["test_as_trained"]
-    assert {name: estimate.mean for name, estimate in estimates.items()} == {
-        name: values["mean"] for name, values in recorded.items()
-    }
-
-
-def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"has no result\.json; pass the output folder"):
-        load(tmp_path)
-    (tmp_path / "result.json").write_text("{}")
-    with pytest.raises(ValueError, match="has no config"):
-        load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        ["net=mlp_soft", "recipe=joint_nuclear"],
-        *(["net=" + name] for name in ("mlp_cross_stitch", "mlp_mmoe", "mlp_dselect_k", "mlp_ple")),
-        ["net=mlp_cooperative"],
-        ["net=adult_cascade"],
-    ],
-    ids=str,
-)
-def test_every_way_of_sharing_runs(changes: list[str], composed: Compose, tmp_path: Path) -> None:
-    cfg = composed("experiment=adult", "steps=2", "meta_batch=8", "validate.times=1", *changes)
-    assert train.run(cfg, tmp_path)["steps"] == 2
-    saved = load_file(tmp_path / "model.safetensors")
-    for name, tensor in load(tmp_path).model.state_dict().items():
-        assert torch.equal(tensor, saved[name])
-
-
 def test_a_schedule_takes_the_rate_to_zero(composed: Compose, tmp_path: Path) -> None:
     few = ("steps=4", "validate.times=4", "optimizer.lr=0.05", VMAP)
     still, falling = (
@@ -384,3 +144,30 @@ def test_averaged_weights_are_those_that_are_tested(composed: Compose, tmp_path:
     assert last[0]["validation"] == averaged[0]["validation"]
     gaps = [abs(run[1]["validation"] - run[0]["validation"]) for run in (averaged, last)]
     assert 0 < gaps[0] < gaps[1]
+
+
+def test_training_on_a_folder_of_images(composed: Compose, tmp_path: Path) -> None:
+    images = pytest.importorskip("PIL.Image")
+    for i in range(6):
+        (tmp_path / "images" / f"class {i}").mkdir(parents=True)
+        for j in range(3):
+            images.new("RGB", (20 + i, 20), (40 * i, 0, 0)).save(
+                tmp_path / "images" / f"class {i}" / f"{j}.png"
+            )
+    own = (
+        *("task=image_folder", f"task.folder={tmp_path / 'images'}", "task.ways=2", "task.queries=2"),
+        *("task.size=16", "task.splits=[0.4,0.3,0.3]", "net=conv4", "net.channels=3", "net.hidden=4"),
+        *(
+            "adapt=trained",
+            "trivial=nearest_mean",
+            "metric=accuracy",
+            "recipe=maml",
+            "steps=2",
+            "workers=1",
+        ),
+    )
+    result = train.run(composed(*own, VMAP), tmp_path / "run")
+    assert result["steps"] == 2 and result["test"]["accuracy"]["n"] == 4
+    (tmp_path / "images" / "class 0" / "0.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"class 0/0\.png"):
+        train.run(composed(*own, VMAP), tmp_path / "again")

@@ -11,6 +11,7 @@ from torch import nn
 
 from metamtl import adapters, engines, evaluate, meta_backward, recipes
 
+from ..central_differences import check_gradient
 from .adapter_rows import COMPILED, FEATURES, ROWS, Case, Row, distance, grad_of, make_case
 
 
@@ -172,21 +173,7 @@ def test_given_params_take_the_place_of_the_models_own(case: Case) -> None:
 
 
 def test_outer_gradient_is_that_of_central_differences(exact: Case) -> None:
-    found, params = exact.gradient(), list(exact.params().values())
-    rng = torch.Generator().manual_seed(3)
-    for _ in range(4):
-        aim = torch.randn(found.shape, generator=rng, dtype=torch.float64)
-        aim /= aim.norm()
-        values = []
-        for step in (1e-5, -1e-5):
-            with torch.no_grad():
-                for param, piece in zip(params, aim.split([p.numel() for p in params])):
-                    param.add_(step * piece.view_as(param))
-                values.append(float(exact.objective()))
-                for param, piece in zip(params, aim.split([p.numel() for p in params])):
-                    param.sub_(step * piece.view_as(param))
-        slope = (values[0] - values[1]) / 2e-5
-        assert abs(float(aim @ found) - slope) <= 1e-6 * max(1.0, float(found.norm()))
+    check_gradient(exact.objective, list(exact.params().values()), exact.gradient(), directions=4)
 
 
 def test_the_adapter_alone_is_differentiable_by_plain_autograd(case: Case) -> None:

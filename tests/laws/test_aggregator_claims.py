@@ -12,7 +12,7 @@ from torchjd.linalg import QuadprogProjector
 
 from metamtl import aggregators
 
-MATRICES, FEWER = 1_000, 360  # fewer for those that take milliseconds for one
+MATRICES, FEWER = 240, 60  # fewer for those that take milliseconds for one
 SLOW = {"CAGrad", "FairGrad", "GradVac", "MGDA", "NashMTL", "SDMGrad"}
 Make = Callable[..., aggregators.Aggregator]
 # order: the order of the tasks does not matter.

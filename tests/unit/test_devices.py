@@ -220,8 +220,8 @@ def test_compiled_code_takes_any_layout(device: torch.device) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 3))
     model = model.to(device).double()
-    adapter = adapters.Gradient(1, 0.1)
-    layouts = (torch.contiguous_format, torch.channels_last)
+    adapter = adapters.Gradient(1, 0.1, differentiation="first_order")
+    layouts = ((x, torch.contiguous_format), (last, torch.channels_last))
 
     def found(engine: Any, inputs: Tensor, memory_format: torch.memory_format) -> Tensor:
         episode = Episode(Batch(inputs[:, :3], y[:, :3]), Batch(inputs[:, 3:], y[:, 3:]))
@@ -229,7 +229,7 @@ def test_compiled_code_takes_any_layout(device: torch.device) -> None:
 
     expected = found(engines.Loop(), x, torch.contiguous_format)
     engine = engines.Compiled()
-    each = [found(engine, inputs, layout) for inputs in (x, last) for layout in layouts]
+    each = [found(engine, inputs, layout) for inputs, layout in layouts]
     assert engine.compilations == 1
     for one in each:
         torch.testing.assert_close(one, expected, rtol=1e-10, atol=1e-12)

@@ -68,8 +68,8 @@ CHANGES: dict[str, Any] = {
 @pytest.mark.slow
 def test_compiled(build: Any, check_change: Any) -> None:
     case, engine = build(Net(), loss=Weighted()), engines.Compiled()
-    for mutation in CHANGES.values():
-        check_change(case, engine, mutation)
+    for name in ("module", "hook", "loss"):  # guards do not depend on the code that is generated
+        check_change(case, engine, CHANGES[name])
     model = weakref.ref(case.model)
     del case
     gc.collect()
