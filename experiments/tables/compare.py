@@ -31,13 +31,8 @@ def markdown(table: dict[str, Any]) -> str:
     kinds = ("inductive", "transductive") if has_batchnorm else ()
     head = ["recipe", f"training tasks ({unit})", "new tasks"]
     head += [f"new tasks, {kind} BatchNorm" for kind in kinds]
-    head += [
-        "worst tenth, new",
-        "adaptation (strategy, steps)",
-        "new tasks, adapted as trained",
-        "to the best",
-    ]
-    head += ["gradient evaluations", "steps", "training s"]
+    head += ["worst tenth, new", "adaptation (strategy, steps)", "new tasks, adapted as trained"]
+    head += ["to the best", "gradient evaluations", "steps", "training s"]
     rows = [
         [
             row["recipe"] + ("*" if row.get("transductive") else ""),

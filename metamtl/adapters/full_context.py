@@ -57,7 +57,7 @@ class FullContext(nn.Module):
             raise ValueError(
                 f"FullContext(width={self.width}), but the features have {features.shape[1]} numbers."
             )
-        params = dict(self.support.named_parameters())
+        params: Params = dict(self.support.named_parameters())
         forward = self._read(params, "_l0", list(features))
         backward = self._read(params, "_l0_reverse", list(features)[::-1])[::-1]
         return features + torch.stack(forward) + torch.stack(backward)
