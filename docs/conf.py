@@ -12,6 +12,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 from generate import aggregator_table, multitask_table  # noqa: E402  (needs the path)
+from page_contents import without_contents  # noqa: E402
 
 import metamtl  # noqa: E402
 
@@ -112,7 +113,8 @@ def process_docstring(app: Any, what: str, name: str, obj: Any, options: Any, li
         del lines[1:]  # a function of torch, as an attribute
     if isinstance(obj, type) and (obj.__doc__ or "").startswith("TorchJD's `"):
         # The rest is TorchJD's docstring, with roles of its own site.
-        lines[:] = lines[:1]
+        first, second, *_ = "\n".join([*lines, "", ""]).split("\n\n")
+        lines[:] = f"{first}\n\n{second}".split("\n") if second.startswith("Formula") else [first]
     lines[:] = markdown_to_rst(lines)
 
 
@@ -143,6 +145,7 @@ def link_to_public_name(app: Any, env: Any, node: Any, contents: Any) -> Any:
 
 def prepare_source(app: Any, docname: str, source: list[str]) -> None:
     """Insert generated tables, and turn links to files of the repository into pages or downloads."""
+    source[0] = without_contents(source[0])
     for name, table in TABLES.items():
         if (marker := f"<!-- generated: {name} -->") in source[0]:
             source[0] = source[0].replace(marker, table())

@@ -1,4 +1,8 @@
-"""Tables of the documentation that are computed from the code."""
+"""Parts of the documentation that are computed: `python docs/generate.py` writes those that are files.
+
+These are docs/notebooks/, docs/llms.txt, the table of formulas in docs/aggregators.md, and the tables of
+contents of long pages. The other tables are inserted when the site is built.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,21 @@ import ast
 import inspect
 import json
 import re
+import sys
 from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from page_contents import llms_txt, pages, with_contents
+from to_notebook import notebooks
 
 from metamtl import aggregators
 
-PAPER = re.compile(
-    r"https?://(?:arxiv\.org/(?:abs|pdf)/[\w.]+|openreview\.net/[\w.?=&-]+|doi\.org/[^\s)>\]]+)"
-)
+PAPER = re.compile(r"https://[^\s>)\]]+")
 ROOT = Path(__file__).resolve().parents[1]
+LIST = ROOT / "docs" / "aggregators.md"
+BEGIN, END = "<!-- formulas:begin -->\n", "<!-- formulas:end -->"
 TESTS = ROOT / "tests" / "laws" / "test_aggregator_claims.py"
 # For arguments without a default, with three tasks.
 ARGUMENTS = {
@@ -50,25 +61,64 @@ def claims() -> dict[str, str]:
     raise LookupError(f"{TESTS} has no table CLAIMS.")
 
 
+def formula(name: str) -> str:
+    """The paragraph of an aggregator's docstring that starts with "Formula:"."""
+    docstring = inspect.cleandoc(getattr(aggregators, name).__doc__ or "")
+    paragraphs = [part for part in docstring.split("\n\n") if part.startswith("Formula: ")]
+    if len(paragraphs) != 1:
+        number = len(paragraphs)
+        raise LookupError(f"the docstring of {name} has {number} paragraphs 'Formula: ...', not one.")
+    return " ".join(paragraphs[0].split()).removeprefix("Formula: ").removesuffix(".")
+
+
 def aggregator_table() -> str:
-    """One row per aggregator: constructor, what it reads, scale, laws and paper."""
-    rows = ["| constructor | reads | scale | laws | paper |", "|---|---|---|---|---|"]
+    """One row per aggregator: constructor, formula, what it reads, scale, laws and paper."""
+    rows = ["| constructor | formula | reads | scale | laws | paper |", "|---|---|---|---|---|---|"]
     laws = claims()
     for name in aggregators.names():
-        cls = getattr(aggregators, name)
-        parameters = inspect.signature(cls).parameters.values()
-        required = {p.name: ARGUMENTS[p.name] for p in parameters if p.default is inspect.Parameter.empty}
-        if name in ("COSMOS", "PBI"):
-            import torch
-
-            required["weights"] = torch.ones(3)
-        aggregator = cls(**required)
-        paper = PAPER.search(cls.__doc__ or "")
-        link = f"[paper]({paper.group(0).rstrip('.,')})" if paper else ""
+        aggregator = _example(name)
         held = ", ".join(LAWS[law] for law in laws[name].split())
-        call = ", ".join(_argument(parameter) for parameter in parameters)
-        rows.append(f"| `{name}({call})` | {aggregator.reads} | {aggregator.scale} | {held} | {link} |")
+        call = ", ".join(_argument(p) for p in inspect.signature(type(aggregator)).parameters.values())
+        cells = [f"`{name}({call})`", _cell(formula(name)), aggregator.reads, aggregator.scale, held]
+        rows.append(f"| {' | '.join([*cells, _paper(name)])} |")
     return "\n".join(rows)
+
+
+def formula_table() -> str:
+    """One row per aggregator: formula, backward passes of a step and paper."""
+    rows = ["| name | direction | backward passes | paper |", "|---|---|---|---|"]
+    for name in aggregators.names():
+        passes = "1" if _example(name).reads == "losses" else "T"
+        rows.append(f"| `{name}` | {_cell(formula(name))} | {passes} | {_paper(name)} |")
+    return "\n".join(rows)
+
+
+def aggregator_page() -> str:
+    """docs/aggregators.md with the present table of formulas."""
+    before, _, rest = LIST.read_text(encoding="utf-8").partition(BEGIN)
+    return f"{before}{BEGIN}{formula_table()}\n{END}{rest.partition(END)[2]}"
+
+
+def _example(name: str) -> aggregators.Aggregator:
+    """An aggregator with the arguments that it needs for three tasks."""
+    cls = getattr(aggregators, name)
+    parameters = inspect.signature(cls).parameters.values()
+    required = {p.name: ARGUMENTS[p.name] for p in parameters if p.default is inspect.Parameter.empty}
+    if name in ("COSMOS", "PBI"):
+        import torch
+
+        required["weights"] = torch.ones(3)
+    return cls(**required)
+
+
+def _paper(name: str) -> str:
+    """The first link of an aggregator's docstring."""
+    paper = PAPER.search(getattr(aggregators, name).__doc__ or "")
+    return f"[paper]({paper.group(0).rstrip('.,')})" if paper else ""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|")
 
 
 def _argument(parameter: inspect.Parameter) -> str:
@@ -105,3 +155,15 @@ def multitask_table() -> str:
 
 def _interval(estimate: dict[str, float]) -> str:
     return f"{estimate['mean']:+.2f} ± {estimate['ci95']:.2f}"
+
+
+def files() -> dict[Path, str]:
+    """The text of every generated file by its path."""
+    llms = ROOT / "docs" / "llms.txt"
+    return {**pages(), LIST: with_contents(aggregator_page()), llms: llms_txt(), **notebooks()}
+
+
+if __name__ == "__main__":
+    for path, text in files().items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")

@@ -6,11 +6,12 @@
 """
 
 import inspect
+import textwrap
 from typing import Any
 
 from torch import nn
 
-from . import scalarized, torchjd
+from . import formulas, scalarized, torchjd
 from .ada_task import AdaTask
 from .auto_lambda import AutoLambda
 from .base import Aggregator, Combined, LossWeighting
@@ -119,11 +120,14 @@ def _subclass(base: type[Aggregator], name: str, wrapped: type) -> type[Aggregat
             raise TypeError(f"aggregators.{name}{signature}: {error}.") from error
         base.__init__(self, name, **arguments)  # type: ignore[call-arg]
 
-    docstring = inspect.cleandoc(wrapped.__doc__ or "")
+    paragraphs = [f"TorchJD's `{name}`, a `{base.__name__}`."]
+    if name in formulas.FORMULAS:
+        paragraphs.append(textwrap.fill(f"Formula: {formulas.FORMULAS[name]}.", 100))
+    paragraphs.append(inspect.cleandoc(wrapped.__doc__ or ""))
     namespace = {
         "__init__": __init__,
         "__signature__": signature,
         "__module__": __name__,
-        "__doc__": f"TorchJD's `{name}`, a `{base.__name__}`.\n\n{docstring}",
+        "__doc__": "\n\n".join(paragraphs),
     }
     return type(name, (base,), namespace)

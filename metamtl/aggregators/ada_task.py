@@ -11,9 +11,11 @@ from .base import Aggregator
 class AdaTask(Aggregator):
     """AdaTask: separate Adam moments for each task, so that no task dominates the others.
 
-    Yang et al. 2023, https://arxiv.org/abs/2211.15055. With `m_t`, `v_t` the running means of `g_t` and
-    `g_t^2` (bias-corrected), `d = sum_t m_t / (sqrt(v_t) + eps)`, entry by entry. A single Adam for all
-    tasks divides by moments that the largest gradient dominates.
+    Formula: `d = sum_t m_t / (sqrt(v_t) + eps)`, entry by entry, with `m_t` and `v_t` the bias-corrected
+    running means of `g_t` and `g_t^2`.
+
+    Yang et al. 2023, https://arxiv.org/abs/2211.15055. A single Adam for all tasks divides by moments
+    that the largest gradient dominates.
 
     Scale: own; every task adds entries of about one, independent of its loss. Use plain `torch.optim.SGD`
     with a learning rate suitable for Adam. The state is two matrices `[T, n]`.

@@ -14,11 +14,12 @@ from .base import Aggregator, Combined, LossWeighting
 class AutoLambda(LossWeighting):
     """Auto-Lambda: weights learned by gradient descent on the validation loss after the next step.
 
-    Liu, James, Davison, Johns 2022, https://arxiv.org/abs/2202.03091. The direction is `sum_t w_t g_t`.
-    After a step of size a, `theta' = theta - a sum_t w_t g_t`, the derivative of the validation loss is
-    exactly `dL_val(theta')/dw_t = -a <grad L_val(theta'), g_t>`. Therefore `look_ahead()`, a second
-    aggregator, takes a validation batch at theta' and adds `rate <grad L_val, g_t>` to the weights. `rate`
-    includes a.
+    Formula: `d = sum_t w_t g_t`; after the step `w_t <- w_t + rate <grad L_val, g_t>`.
+
+    Liu, James, Davison, Johns 2022, https://arxiv.org/abs/2202.03091. After a step of size a,
+    `theta' = theta - a sum_t w_t g_t`, the derivative of the validation loss is exactly
+    `dL_val(theta')/dw_t = -a <grad L_val(theta'), g_t>`. Therefore `look_ahead()`, a second aggregator,
+    takes a validation batch at theta' and adds `rate <grad L_val, g_t>` to the weights. `rate` includes a.
 
         weights = aggregators.AutoLambda(rate=1e-3)
         train, validate = recipes.joint(aggregator=weights), recipes.joint(aggregator=weights.look_ahead())

@@ -11,7 +11,9 @@ from .torchjd import TorchJD
 
 
 class Constant(TorchJD):
-    """Fixed weights of the losses, `sum_t w_t g_t`. Scale: own, that of the weights.
+    """Fixed weights of the losses. Scale: own, that of the weights.
+
+    Formula: `d = sum_t w_t g_t`.
 
     Args:
         weights: one weight for each task, in the order of the tasks or by name.

@@ -11,10 +11,12 @@ from .base import Aggregator, check_positive
 class DBMTL(Aggregator):
     """Dual balancing: the sum of the smoothed gradients of the log-losses, all scaled to the largest norm.
 
-    Lin et al. 2023, https://arxiv.org/abs/2308.12029. With `u_t = g_t / L_t` and the running mean
-    `m_t <- u_t + beta / k^sigma (m_t - u_t)` at call k, `d = max_s |m_s| sum_t m_t / |m_t|`. Scale: own,
-    a sum of T vectors of the largest norm, in units of the losses. A task whose gradient is zero adds
-    nothing. The state is one matrix `[T, n]`.
+    Formula: `d = max_s |m_s| sum_t m_t / |m_t|`, with `u_t = g_t / L_t` and the running mean
+    `m_t <- u_t + beta / k^sigma (m_t - u_t)` at call k.
+
+    Lin et al. 2023, https://arxiv.org/abs/2308.12029. Scale: own, a sum of T vectors of the largest
+    norm, in units of the log-losses. A task whose gradient is zero adds nothing. The state is one matrix
+    `[T, n]`.
 
     Differs from the authors' code in: the running mean starts from the first gradients instead of zero.
 

@@ -16,9 +16,11 @@ _MEMORY = ("_loss_sum", "_n_batches", "_previous_averages")
 class DWA(LossWeighting):
     """Dynamic weight average: larger weights for tasks whose loss decreases more slowly.
 
-    Liu, Johns, Davison 2019, https://arxiv.org/abs/1803.10704, computed by TorchJD's `DWA`. With `r_t` the
-    ratio of the mean losses of the last two epochs, `w = T softmax(r / temperature)`; all weights are 1 in
-    the first two epochs. Scale: sum.
+    Formula: `d = sum_t w_t g_t`, `w = T softmax(r / temperature)`, with `r_t` the mean loss of the last
+    epoch divided by that of the epoch before.
+
+    Liu, Johns, Davison 2019, https://arxiv.org/abs/1803.10704, computed by TorchJD's `DWA`. All weights are
+    1 in the first two epochs. Scale: sum.
 
     Args:
         calls_per_epoch: number of calls in an epoch.

@@ -16,10 +16,12 @@ from .scalarized import slopes
 class FAMO(LossWeighting):
     """Fast adaptive multitask optimization: weights that make all log-losses decrease at the same rate.
 
-    Liu, Feng, Stone, Liu 2023, https://arxiv.org/abs/2306.03792, computed by TorchJD's `FAMO`. With
-    `z = softmax(w)` and lower bounds `b`, `d = c sum_t z_t / (L_t - b_t) g_t`, where `c` makes the weights
-    sum to 1. Scale: mean. The logits `w` are learned by a separate Adam optimizer from the decrease of each
-    log-loss in the step.
+    Formula: `d = sum_t w_t g_t`, `w_t = z_t / (L_t - b_t) / Z`, `z = softmax(w)`, with `Z` such that the
+    weights sum to 1.
+
+    Liu, Feng, Stone, Liu 2023, https://arxiv.org/abs/2306.03792, computed by TorchJD's `FAMO`. The logits
+    `w` are learned by a separate Adam optimizer from the decrease of each log-loss in the step; `b_t` are
+    lower bounds of the losses. Scale: mean.
 
     The paper uses the losses of the same batch after the step: pass them to `update`. If `update` is not
     called, the losses of the next call are used instead.

@@ -11,9 +11,11 @@ from .base import LossWeighting, check_positive
 class GradNorm(LossWeighting):
     """GradNorm: weights that move the norms of the weighted gradients towards a common target.
 
-    Chen, Badrinarayanan, Lee, Rabinovich 2018, https://arxiv.org/abs/1711.02257. With `G_t = w_t |g_t|` and
-    `r_t = (L_t / L_t(0)) / mean_s(L_s / L_s(0))`, the weights minimize `sum_t |G_t - mean(G) r_t^alpha|` by
-    gradient descent, with a constant target, and are then scaled to sum to T. Scale: sum.
+    Formula: `d = sum_t w_t g_t`, the `w_t` by gradient steps on `sum_t |w_t |g_t| - m r_t^alpha|`, with `m`
+    the mean of all `w_s |g_s|` and `r_t = L_t / L_t(0)`, divided by the mean of these ratios.
+
+    Chen, Badrinarayanan, Lee, Rabinovich 2018, https://arxiv.org/abs/1711.02257. The target is held
+    constant, and the weights are scaled to sum to T after each step. Scale: sum.
 
     As in the paper, the weights are updated separately from the model: a call returns the weights of the
     previous call and then updates them.

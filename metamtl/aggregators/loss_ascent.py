@@ -11,7 +11,9 @@ from .base import LossWeighting
 
 
 class LossAscent(LossWeighting):
-    """`w_t <- w_t exp(rate L_t)`, normalized to sum 1; the direction is `sum_t w_t g_t`. Scale: mean.
+    """Weights by exponentiated gradient ascent on the losses, on the simplex. Scale: mean.
+
+    Formula: `d = sum_t w_t g_t`, `w_t <- w_t exp(rate L_t) / Z` with `Z` the sum over tasks.
 
     Exponentiated gradient ascent, which keeps `w_t += rate L_t` on the simplex, for the weights in
     `min_theta max_w sum_t w_t L_t(theta)`, as in group DRO, Sagawa et al. 2020,
@@ -43,7 +45,9 @@ class LossAscent(LossWeighting):
 
 
 class RawLossAscent(LossWeighting):
-    """`w_t <- w_t + rate L_t`, starting from `1/T`, without normalization. A baseline that diverges.
+    """Weights by gradient ascent on the losses, without normalization. A baseline that diverges.
+
+    Formula: `d = sum_t w_t g_t`, `w_t <- w_t + rate L_t`, starting from `1/T`.
 
     Unconstrained gradient ascent on `sum_t w_t L_t` in w. If tasks conflict, no loss reaches zero, so after
     k calls the weights sum to at least `1 + rate k T m`, with m the minimal mean loss. The step of

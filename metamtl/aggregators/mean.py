@@ -9,7 +9,9 @@ from .base import LossWeighting
 
 
 class Mean(LossWeighting):
-    """The mean of the gradients, `1/T sum_t g_t`: the gradient of the mean loss. Scale: mean.
+    """The mean of the gradients, which is the gradient of the mean loss. Scale: mean.
+
+    Formula: `d = 1/T sum_t g_t`.
 
     >>> import torch
     >>> Mean()(torch.ones(2), torch.tensor([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]))

@@ -9,7 +9,9 @@ from .torchjd import missing_package
 
 
 class NashMTL(Aggregator):
-    """Nash-MTL: the weights with `G a = 1/a`, where G is the Gramian of the gradients; `d = sum_t a_t g_t`.
+    """Nash-MTL: the Nash bargaining solution of the tasks.
+
+    Formula: `d = sum_t a_t g_t` with `(G a)_t = 1 / a_t`, `G` the Gramian; shortened to `max_norm`.
 
     Navon et al. 2022, https://arxiv.org/abs/2202.01017. No task gets worse, and the norms of the gradients
     have no effect: `|d| = sqrt(T)` for any gradients. Scale: own, at most `max_norm`.
