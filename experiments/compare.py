@@ -91,17 +91,25 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
 
 def _row(recipe: str, results: list[dict[str, Any]], metric: str) -> dict[str, Any]:
     def over_seeds(split: str, what: str = "mean") -> dict[str, float]:
-        values = [result[split][metric][what] for result in results]
+        return of_seeds([result[split][metric] for result in results], what)
+
+    def of_seeds(estimates: list[dict[str, float]], what: str = "mean") -> dict[str, Any]:
+        values = [estimate[what] for estimate in estimates]
         if len(values) == 1:
-            single = results[0][split][metric]
-            return {"mean": values[0], "ci95": single["ci95"] if what == "mean" else None}
+            return {"mean": values[0], "ci95": estimates[0]["ci95"] if what == "mean" else None}
         found = Estimate.of(torch.tensor(values, dtype=torch.float64))
         return {"mean": found.mean, "ci95": found.ci95}
 
+    kinds = [result.get("test_by_batchnorm", {}) for result in results]
     return {
         "recipe": recipe,
         "seen": over_seeds("seen"),
         "new": over_seeds("test"),
+        "by_batchnorm": {
+            kind: of_seeds([found[kind][metric] for found in kinds])
+            for kind in kinds[0]
+            if all(found.get(kind) for found in kinds)
+        },
         "as_trained": over_seeds("test_as_trained") if results[0]["test_as_trained"] else None,
         "worst_tenth": over_seeds("test", "worst_decile"),
         "adaptation": [f"{r['adaptation']['strategy']}, {r['adaptation']['steps']}" for r in results],

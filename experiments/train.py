@@ -34,7 +34,7 @@ from .utils import options, parts
 from .utils.checkpoints import Interruption, RunFolder, exit_after
 from .utils.command import command
 from .utils.configs import CONF as CONF
-from .utils.measure import Choice, as_dicts, choose, higher, measure
+from .utils.measure import Choice, as_dicts, choose, higher, measure, measure_batchnorm
 from .utils.observation import TensorBoard, observed
 from .utils.processes import by_first, from_first, is_first, largest, num_processes, own_part, process_group
 from .utils.progress import Clock, Progress
@@ -214,6 +214,8 @@ def test(
     on_new, curve = measure(model, strategy, stage, built.test, new_tasks, cfg.reference, evaluator)
     on_seen, _ = measure(model, strategy, stage, built.test, seen_tasks, cfg.reference, evaluator)
     as_trained = test_as_trained(cfg, built, new_tasks)
+    arguments = (strategy, stage, built.test, new_tasks, cfg.reference, evaluator)
+    by_batchnorm = {} if isinstance(new_tasks, Mapping) else measure_batchnorm(model, on_new, *arguments)
     board.estimates("test", state.step, on_new)
     if is_first():
         values = {"test": on_new, "test_as_trained": as_trained or {}}
@@ -246,6 +248,9 @@ def test(
         "validation": as_dicts(choice.metrics),
         "seen": as_dicts(on_seen),
         "test": as_dicts(on_new),
+        "test_by_batchnorm": {
+            kind: None if found is None else as_dicts(found) for kind, found in by_batchnorm.items()
+        },
         "test_as_trained": None if as_trained is None else as_dicts(as_trained),
         "curve": [as_dicts(entry) for entry in curve],
         "history": state.history,

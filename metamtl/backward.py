@@ -14,6 +14,7 @@ from .engines import (
     Auto,
     Engine,
     TaskGradients,
+    TaskGroup,
     TaskProblem,
     combine,
     example_exchange,
@@ -23,7 +24,7 @@ from .episode import Episode
 from .functional import Params, trainable
 from .losses import Loss
 from .recipes import Recipe
-from .validation import check_call, check_direction, check_features, check_finite, checked_loss
+from .validation import check_direction, check_features, check_finite, check_tasks, checked_loss
 
 DEFAULT = Auto()  # shared by all calls, because it stores which engine is fastest
 
@@ -49,7 +50,7 @@ class Outcome:
 def meta_backward(
     model: nn.Module,
     recipe: Recipe,
-    episodes: Episode | Mapping[str, Episode],
+    episodes: Episode | list[Episode] | Mapping[str, Episode],
     loss: Loss | Mapping[str, Loss],
     *,
     engine: Engine | None = None,
@@ -71,8 +72,9 @@ def meta_backward(
     Args:
         model: any module; only `.grad` changes.
         recipe: adapter, aggregator and objective, and the layer at which gradients are taken.
-        episodes: T tasks in one `Episode`, or a dict of named tasks. Named tasks whose `query.x` is the
-            same object share one forward pass through the model.
+        episodes: T tasks in one `Episode`; tasks with different numbers of ways, shots or queries in a list
+            of episodes, whose tasks of equal shape run together; or a dict of named tasks. Named tasks
+            whose `query.x` is the same object share one forward pass through the model.
         loss: `loss(output, y) -> scalar`; for named tasks a dict of such functions.
         engine: how a meta-batch is run; if None, `Auto()`, which measures the engines in the first steps
             and uses the fastest. Named tasks differ in shape and run one by one, so they take only
@@ -102,7 +104,7 @@ def meta_backward(
         return TaskProblem.of(model, recipe.adapter, recipe.objective, checked, episode, name)
 
     with exchange.together():
-        checked = check_call(model, recipe, episodes, loss, engine)
+        checked = check_tasks(model, recipe, episodes, loss, engine)
         check_features(recipe, checked)
         if recipe.schedule is not None:
             raise ValueError(
@@ -121,8 +123,11 @@ def meta_backward(
     else:
         engine = DEFAULT if engine is None else engine
         engine.check(model)
-        data = (checked.support, checked.query, checked.task)
-        grads = engine.gradients(problem(checked), shared, adapter_params, data)
+        groups = [
+            TaskGroup(problem(episode), (episode.support, episode.query, episode.task), positions)
+            for episode, positions in zip(checked.groups, checked.positions)
+        ]
+        grads = engine.group_gradients(groups, shared, adapter_params)
     check_finite(model, recipe.adapter, checked, loss, grads)
     names = tuple(checked) if named else None
     _accumulate(shared, adapter_params, recipe, checked, grads, names)

@@ -14,11 +14,12 @@ from .estimate import Estimate
 from .functional import trainable
 from .functional.labels import num_examples
 from .losses import Loss
+from .meta_batch import MetaBatch
 from .metrics import Metric
 from .metrics.scoring import check_metrics, score_named, score_tasks
 from .objectives import query_loss
 from .recipes import Recipe
-from .validation import check_call, checked_loss
+from .validation import check_tasks, checked_loss
 
 Metrics = Mapping[str, Metric]
 DEFAULT = Auto()  # shared by all calls, because it stores which engine is fastest
@@ -26,13 +27,18 @@ DEFAULT = Auto()  # shared by all calls, because it stores which engine is faste
 
 @overload
 def evaluate(
-    model: nn.Module, recipe: Recipe, episodes: Episode, loss: Loss, *, engine: Engine | None = None
+    model: nn.Module,
+    recipe: Recipe,
+    episodes: Episode | list[Episode],
+    loss: Loss,
+    *,
+    engine: Engine | None = None,
 ) -> Estimate: ...
 @overload
 def evaluate(
     model: nn.Module,
     recipe: Recipe,
-    episodes: Episode,
+    episodes: Episode | list[Episode],
     loss: Loss,
     *,
     metrics: Metrics,
@@ -51,7 +57,7 @@ def evaluate(
 def evaluate(
     model: nn.Module,
     recipe: Recipe,
-    episodes: Episode | Mapping[str, Episode],
+    episodes: Episode | list[Episode] | Mapping[str, Episode],
     loss: Any,
     *,
     metrics: Any = None,
@@ -65,7 +71,7 @@ def evaluate(
     Args:
         model: any module.
         recipe: the recipe whose adapter is evaluated.
-        episodes: test tasks, as a meta-batch or a dict of named tasks.
+        episodes: test tasks, as in `meta_backward`.
         loss: the loss of the tasks, or a dict of losses by task name.
         metrics: `{name: Metric}`, for named tasks a dict of such dicts by task; if None, the loss is
             measured.
@@ -85,7 +91,7 @@ def evaluate(
     """
     exchange = example_exchange(engine, model, episodes)
     with exchange.together() as agreement:
-        checked = check_call(model, recipe, episodes, loss, engine)
+        checked = check_tasks(model, recipe, episodes, loss, engine)
         if isinstance(checked, Mapping):
             agreement["tasks"] = list(checked)
             _check_measured(checked, metrics)
@@ -107,21 +113,21 @@ def evaluate(
 def adaptation_curve(
     model: nn.Module,
     recipe: Recipe,
-    episodes: Episode,
+    episodes: Episode | list[Episode],
     loss: Loss,
     *,
     metrics: Metrics,
     engine: Engine | None = None,
 ) -> list[dict[str, Estimate]]:
     """Evaluate after every stage of adaptation: K gradient steps give K + 1 results of `evaluate`."""
-    episodes = check_call(model, recipe, episodes, loss, engine)
-    return _stages(model, recipe, episodes, loss, metrics, engine, every=True)
+    checked = check_tasks(model, recipe, episodes, loss, engine)
+    return _stages(model, recipe, checked, loss, metrics, engine, every=True)
 
 
 def _stages(
     model: nn.Module,
     recipe: Recipe,
-    episodes: Episode,
+    episodes: MetaBatch,
     loss: Loss,
     metrics: Metrics | None,
     engine: Engine | None,
@@ -132,13 +138,31 @@ def _stages(
         check_metrics(metrics)
     engine = DEFAULT if engine is None else engine
     engine.check(model)
-    with torch.inference_mode(False):  # adaptation needs gradients
-        episodes = episodes.map(_recordable)
-        problem = TaskProblem.of(model, recipe.adapter, query_loss, checked_loss(loss, episodes), episodes)
-        data = (episodes.support, episodes.query, episodes.task)
-        stages = engine.outputs(problem, data, every=every)
-    measures = {"loss": Metric(problem.loss, higher_is_better=False)} if metrics is None else metrics
-    return [score_tasks(measures, outputs, episodes.query[1]) for outputs in stages]
+    scores = []  # by group, then by stage
+    for group, positions in zip(episodes.groups, episodes.positions):
+        with torch.inference_mode(False):  # adaptation needs gradients
+            episode = group.map(_recordable)
+            problem = TaskProblem.of(
+                model, recipe.adapter, query_loss, checked_loss(loss, episode), episode
+            )
+            data = (episode.support, episode.query, episode.task)
+            stages = engine.outputs(problem, data, every=every)
+        measures = {"loss": Metric(problem.loss, higher_is_better=False)} if metrics is None else metrics
+        scores.append([score_tasks(measures, outputs, group.query[1], positions) for outputs in stages])
+    order = torch.tensor([position for positions in episodes.positions for position in positions]).argsort()
+    return [
+        {name: _joined([group[name] for group in stage], measures[name], order) for name in measures}
+        for stage in zip(*scores, strict=True)
+    ]
+
+
+def _joined(groups: list[Estimate], metric: Metric, order: Tensor) -> Estimate:
+    """The estimate over the tasks of all groups, in the order of the meta-batch."""
+    return Estimate.of(
+        torch.cat([estimate.values for estimate in groups])[order],
+        higher_is_better=metric.higher_is_better,
+        num_missing=sum(estimate.num_missing for estimate in groups),
+    )
 
 
 def _check_measured(episodes: Mapping[str, Episode], metrics: Any) -> None:

@@ -27,13 +27,18 @@ def markdown(table: dict[str, Any]) -> str:
         return f"{signed({'ci95': None, **scaled}, digits=1 if percent else 3)} ({sign(row['to_best'])})"
 
     unit = f"{table['experiment']['metric']}{', %' if percent else ''}"
-    head = ["recipe", f"training tasks ({unit})", "new tasks", "worst tenth, new"]
-    head += ["adaptation (strategy, steps)", "new tasks, adapted as trained", "to the best"]
-    head += ["gradient evaluations", "steps", "training s"]
+    has_batchnorm = any(row.get("by_batchnorm") for row in table["rows"])
+    kinds = ("inductive", "transductive") if has_batchnorm else ()
+    head = ["recipe", f"training tasks ({unit})", "new tasks"]
+    head += [f"new tasks, {kind} BatchNorm" for kind in kinds]
+    head += ["worst tenth, new", "adaptation (strategy, steps)", "new tasks, adapted as trained"]
+    head += ["to the best", "gradient evaluations", "steps", "training s"]
     rows = [
         [
             row["recipe"] + ("*" if row.get("transductive") else ""),
-            *(cell(row[split]) for split in ("seen", "new", "worst_tenth")),
+            *(cell(row[split]) for split in ("seen", "new")),
+            *(cell(row["by_batchnorm"][k]) if k in row.get("by_batchnorm", {}) else "-" for k in kinds),
+            cell(row["worst_tenth"]),
             "; ".join(sorted(set(row["adaptation"]))) or "-",
             cell(row["as_trained"]) if row.get("as_trained") else "-",
             to_best(row),
@@ -54,6 +59,11 @@ def markdown(table: dict[str, Any]) -> str:
         f"Seeds {table['seeds']}; intervals: {table['interval']}; BatchNorm: {table['batchnorm']}."
         f" {hardware['device']}, {hardware['threads']} threads; torch {table['versions']['torch']}.",
     ]
+    if kinds:
+        lines.append(
+            "Inductive BatchNorm: the same weights, with statistics of the support set or stored ones."
+            " Transductive BatchNorm: with those of the query set."
+        )
     if any(row.get("transductive") for row in table["rows"]):
         lines.append("\\* transductive: predictions depend on all query inputs of a task.")
     return "\n".join(lines) + "\n"

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from metamtl import Batch, Episode, Estimate, Recipe, adaptation_curve, delta_m, engines, evaluate, recipes
+from metamtl.nets import batchnorm_statistics, with_batchnorm
 from metamtl.tasks import LabeledTasks, TaskMixture
 
 from .nearest import hint
@@ -78,6 +79,38 @@ def measure(
     """Every metric after `stage` steps (-1: after all), and after every number of steps."""
     curve = _stages(model, recipe, family, episodes, reference, engine)
     return curve[stage], curve
+
+
+def batchnorm_kinds(model: nn.Module) -> dict[str, nn.Module]:
+    """The model with inductive and with transductive BatchNorm, by kind; empty without BatchNorm.
+
+    The weights are the same. Inductive are the statistics of the support set, or stored ones if the model
+    uses them. A scale and shift for each step (`per_step`) has only the transductive kind.
+    """
+    statistics = batchnorm_statistics(model)
+    if statistics == "no BatchNorm":
+        return {}
+    if "transductive" not in statistics:
+        return {"inductive": model, "transductive": with_batchnorm(model, "transductive")}
+    if "per_step" in statistics:
+        return {"transductive": model}
+    return {"inductive": with_batchnorm(model, "support"), "transductive": model}
+
+
+def measure_batchnorm(
+    model: nn.Module, on_new: dict[str, Estimate], *args: Any
+) -> dict[str, dict[str, Estimate] | None]:
+    """Every metric with BatchNorm of each kind; None if the adaptation diverges with it.
+
+    `on_new` has the metrics of the model itself; the other arguments are those of `measure`.
+    """
+    found: dict[str, dict[str, Estimate] | None] = {}
+    for kind, other in batchnorm_kinds(model).items():
+        try:
+            found[kind] = on_new if other is model else measure(other, *args)[0]
+        except FloatingPointError:
+            found[kind] = None
+    return found
 
 
 def as_dicts(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:

@@ -6,6 +6,7 @@ from .class_means import ClassMeans
 from .differentiation import Checkpointed, Differentiation, FirstOrder, Implicit, Truncated, Unrolled
 from .feat import FEAT
 from .feature_classifier import FeatureClassifier
+from .full_context import FullContext
 from .gradient import Gradient
 from .head_table import HeadTable
 from .laplacian_shot import LaplacianShot
@@ -35,6 +36,7 @@ __all__ = [
     "Differentiation",
     "FeatureClassifier",
     "FirstOrder",
+    "FullContext",
     "Gradient",
     "HeadTable",
     "Implicit",

@@ -1,7 +1,7 @@
 """Engines: different ways to compute the same per-task gradients."""
 
 from .auto import Auto, Choice
-from .base import Engine, TaskGradients
+from .base import Engine, TaskGradients, TaskGroup
 from .compiled import Compiled
 from .examples import own_examples
 from .loop import Loop
@@ -18,6 +18,7 @@ __all__ = [
     "Loop",
     "Sharded",
     "TaskGradients",
+    "TaskGroup",
     "TaskProblem",
     "Vmap",
     "combine",

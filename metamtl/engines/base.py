@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -43,6 +43,20 @@ class TaskGradients(NamedTuple):
     exchange: Exchange = LOCAL
 
 
+class TaskGroup(NamedTuple):
+    """Tasks of equal shape in a meta-batch.
+
+    Attributes:
+        problem: the computation of one task.
+        data: `(support, query, task ids)` with a leading task axis.
+        positions: the positions of the tasks in the meta-batch, ascending.
+    """
+
+    problem: TaskProblem
+    data: Any
+    positions: Sequence[int]
+
+
 class Engine(ABC):
     """Base class for engines. An engine computes the loss and the gradient of every task of a meta-batch.
 
@@ -72,6 +86,31 @@ class Engine(ABC):
         Returns:
             A list with the outputs after adaptation; with `every`, the outputs of each adaptation stage.
         """
+
+    def group_gradients(
+        self, groups: Sequence[TaskGroup], shared: Params, adapter_params: Params
+    ) -> TaskGradients:
+        """The losses and gradients of all tasks of a meta-batch, in its order.
+
+        The tasks of a group run as one call of `gradients`, one group after the other.
+        """
+        parts = [self.gradients(group.problem, shared, adapter_params, group.data) for group in groups]
+        if len(groups) == 1:
+            return parts[0]
+        order = torch.tensor([position for group in groups for position in group.positions]).argsort()
+
+        def in_order(columns: Sequence[Tensor]) -> Tensor:
+            return torch.cat(list(columns))[order.to(columns[0].device)]
+
+        return TaskGradients(
+            losses=in_order([part.losses for part in parts]),
+            shared={name: in_order([part.shared[name] for part in parts]) for name in parts[0].shared},
+            adapter_params={
+                name: in_order([part.adapter_params[name] for part in parts])
+                for name in parts[0].adapter_params
+            },
+            task_specific={},
+        )
 
 
 def index_task(data: Any, index: int | slice) -> Any:

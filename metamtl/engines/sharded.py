@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils._pytree import tree_map
 from ..aggregators import Aggregator, Combined
 from ..functional import Params
 from .auto import Auto
-from .base import Engine, TaskGradients, index_task, num_tasks
+from .base import Engine, TaskGradients, TaskGroup, index_task, num_tasks
 from .exchange import LOCAL, Exchange
 from .problem import TaskProblem
 from .shards import ExampleShards, TaskShards
@@ -75,11 +76,19 @@ class Sharded(Engine):
     def gradients(
         self, problem: TaskProblem, shared: Params, adapter_params: Params, data: Any
     ) -> TaskGradients:
-        exchange = self._exchange(problem, data)
-        grads: TaskGradients = self._compute(
-            exchange, data, lambda part: self.inner.gradients(problem, shared, adapter_params, part)
-        )
-        count = len(range(*exchange.tasks.indices(num_tasks(data))))
+        group = TaskGroup(problem, data, range(num_tasks(data)))
+        return self.group_gradients([group], shared, adapter_params)
+
+    def group_gradients(
+        self, groups: Sequence[TaskGroup], shared: Params, adapter_params: Params
+    ) -> TaskGradients:
+        total = sum(len(group.positions) for group in groups)
+        exchange = self._exchange(groups[0].problem, total)
+        tasks = exchange.tasks
+        count = tasks.stop - tasks.start
+        own = select_tasks(groups, tasks if count else slice(0, 1))
+        with exchange.together():
+            grads = self.inner.group_gradients(own, shared, adapter_params)
 
         def of_this_process(rows: Tensor) -> Tensor:
             return rows[:count]  # a process without a task has computed one that does not count
@@ -93,25 +102,30 @@ class Sharded(Engine):
         )
 
     def outputs(self, problem: TaskProblem, data: Any, *, every: bool = False) -> list[Any]:
-        exchange = self._exchange(problem, data)
-        count = len(range(*exchange.tasks.indices(num_tasks(data))))
-        stages = self._compute(exchange, data, lambda part: self.inner.outputs(problem, part, every=every))
+        exchange = self._exchange(problem, num_tasks(data))
+        tasks = exchange.tasks
+        count = tasks.stop - tasks.start
+        own = index_task(data, tasks if count else slice(0, 1))
+        with exchange.together():
+            stages = self.inner.outputs(problem, own, every=every)
 
         def gathered(leaf: Any) -> Any:
             return exchange.full(leaf[:count]) if isinstance(leaf, Tensor) else leaf
 
         return [tree_map(gathered, stage) for stage in stages]
 
-    def _exchange(self, problem: TaskProblem, data: Any) -> TaskShards:
-        return TaskShards(self.group, _device(problem.model, problem.adapter), num_tasks(data))
+    def _exchange(self, problem: TaskProblem, count: int) -> TaskShards:
+        return TaskShards(self.group, _device(problem.model, problem.adapter), count)
 
-    def _compute(self, exchange: TaskShards, data: Any, function: Callable[[Any], Any]) -> Any:
-        """`function` of this process's tasks; of the first task, if it has none."""
-        tasks = exchange.tasks
-        part = index_task(data, tasks if tasks.stop > tasks.start else slice(0, 1))
-        with exchange.together():
-            result = function(part)
-        return result
+
+def select_tasks(groups: Sequence[TaskGroup], tasks: slice) -> list[TaskGroup]:
+    """The groups of the tasks at the positions `tasks.start .. tasks.stop - 1` of a meta-batch."""
+    selected = []
+    for problem, data, positions in groups:
+        start, stop = (bisect_left(positions, bound) for bound in (tasks.start, tasks.stop))
+        if start < stop:
+            selected.append(TaskGroup(problem, index_task(data, slice(start, stop)), positions[start:stop]))
+    return selected
 
 
 def _device(*modules: nn.Module) -> torch.device:

@@ -44,7 +44,7 @@ def check_metrics(metrics: Any, name: str | None = None) -> None:
 
 
 def score_tasks(
-    metrics: Mapping[str, Metric], outputs: Any, y: Any, *, first_task: int = 0
+    metrics: Mapping[str, Metric], outputs: Any, y: Any, positions: Sequence[int] | None = None
 ) -> dict[str, Estimate]:
     """Estimate every metric over the tasks of a meta-batch.
 
@@ -56,7 +56,7 @@ def score_tasks(
         metrics: metrics by name.
         outputs: outputs of the model on the query sets, a tree of tensors `[T, Q, ...]`.
         y: labels, a tree of tensors `[T, Q, ...]`, or `[T]` for one label per task.
-        first_task: number of the first task in error messages.
+        positions: numbers of the tasks in error messages; if None, from 0.
 
     Returns:
         `{name: Estimate}`, each over T values.
@@ -73,7 +73,7 @@ def score_tasks(
     """
     with torch.no_grad():
         num_tasks = len(_first_tensor(outputs))
-        names = [str(first_task + task) for task in range(num_tasks)]
+        names = [str(position) for position in positions or range(num_tasks)]
         num_missing = _check_tasks(outputs, y, names)
         estimates = {}
         for name, metric in metrics.items():

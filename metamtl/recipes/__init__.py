@@ -5,9 +5,14 @@ Besides its own arguments every recipe takes `aggregator=` (default `Mean()`), `
 
 from .base import Recipe
 from .baselines import fine_tuning, frozen_logistic, laplacian_shot, tim, transductive_fine_tuning
+from .cavia import cavia
 from .closed_form import logistic, metaoptnet, r2d2
+from .drop_grad import drop_grad
+from .es_maml import es_maml
 from .gradient_steps import anil, boil, fomaml, imaml, lslr, maml, metasgd, reptile
-from .maml_variants import cavia, drop_grad, es_maml, learned_rule, maml_plus_plus, meta_curvature
+from .learned_rule import learned_rule
+from .maml_plus_plus import maml_plus_plus
+from .meta_curvature import meta_curvature
 from .metric import class_means, feat, matching, protonet, relation, simple_shot
 from .multi_task import joint, mtl
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..adapters import FEAT, ClassMeans, Matching, Prototype, Relation, SimpleShot
+from ..adapters import FEAT, ClassMeans, FullContext, Matching, Prototype, Relation, SimpleShot
 from ..adapters.class_means import Distance
 from ..aggregators import Aggregator
 from ..functional import Features
@@ -50,12 +50,17 @@ def matching(
     *,
     ways: int | None = None,
     scale: float = 1.0,
+    context: FullContext | None = None,
     aggregator: Aggregator | None = None,
     objective: Objective = query_loss,
     layer: str | None = None,
 ) -> Recipe:
-    """Matching Networks: attention over the support set by cosine similarity (Vinyals et al. 2016)."""
-    return build(Matching(features, ways=ways, scale=scale), aggregator, objective, layer)
+    """Matching Networks: attention over the support set by cosine similarity (Vinyals et al. 2016).
+
+    `context=adapters.FullContext(width)` adds the paper's full-context embeddings.
+    """
+    adapter = Matching(features, ways=ways, scale=scale, context=context)
+    return build(adapter, aggregator, objective, layer)
 
 
 def relation(

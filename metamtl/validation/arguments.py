@@ -13,6 +13,7 @@ from torch import nn
 from ..adapters import Adapter, Shared
 from ..engines import Auto, Engine, Loop, Sharded
 from ..episode import as_episode
+from ..meta_batch import MetaBatch
 from ..recipes import Recipe
 
 REPLICAS, PARTS = "synchronizes replicas in backward()", "gathers parameters in forward() and backward()"
@@ -52,6 +53,16 @@ def check_call(model: Any, recipe: Any, episodes: Any, loss: Any, engine: Any) -
     _check_losses(loss, episodes)
     _check_episodes(model, recipe.adapter, episodes, loss)
     return episodes
+
+
+def check_tasks(model: Any, recipe: Any, episodes: Any, loss: Any, engine: Any) -> Any:
+    """`check_call` for episodes or a list of them; return a `MetaBatch` or a dict of named tasks."""
+    if not isinstance(episodes, list):
+        episodes = check_call(model, recipe, episodes, loss, engine)
+        return episodes if isinstance(episodes, Mapping) else MetaBatch.of(episodes)
+    if not episodes:
+        raise ValueError("the list of episodes is empty; pass at least one task.")
+    return MetaBatch.of([check_call(model, recipe, episode, loss, engine) for episode in episodes])
 
 
 def _check_unwrapped(model: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,18 +12,18 @@ from torch import Tensor, nn
 from ..adapters import Adapter
 from ..aggregators import Aggregator
 from ..engines import TaskGradients
-from ..engines.base import index_task
 from ..engines.exchange import LOCAL, Exchange
 from ..episode import Batch, Episode
 from ..functional import Params
 from ..functional.labels import has_label
 from ..losses import Loss
+from ..meta_batch import MetaBatch
 
 
 def check_finite(
     model: nn.Module,
     adapter: Adapter,
-    episodes: Episode | Mapping[str, Episode],
+    episodes: Episode | MetaBatch | Mapping[str, Episode],
     loss: Loss | Mapping[str, Loss],
     grads: TaskGradients,
 ) -> None:
@@ -65,8 +66,8 @@ def check_finite(
     bad = [names[position] for position in positions]
     first = positions[0]
     detail = ""
-    if isinstance(episodes, Episode) and not isinstance(loss, Mapping) and episodes.support is not None:
-        detail = _inner_step(model, adapter, episodes, loss, first)
+    if not isinstance(episodes, Mapping) and not isinstance(loss, Mapping):
+        detail = _inner_step(model, adapter, episodes[first], loss, first)
     elif exchange is LOCAL and (unlabeled := _unlabeled(episodes, bad_loss)):
         detail = f" None of the examples of {unlabeled} is labeled: exclude these tasks from the step."
     values = f" (losses {grads.losses[positions[:5]].tolist()})" if kind == "loss" else ""
@@ -93,7 +94,7 @@ def _finite_sum(*tensors: Tensor) -> bool:
     return math.isfinite(float(torch.stack([tensor.sum() for tensor in tensors]).sum()))
 
 
-def _unlabeled(episodes: Episode | Mapping[str, Episode], suspected: Tensor) -> list[str]:
+def _unlabeled(episodes: Any, suspected: Tensor) -> list[str]:
     """The suspected named tasks that have no label in their support or query set."""
     if not isinstance(episodes, Mapping):
         return []
@@ -113,7 +114,7 @@ def _has_label(batch: Batch | None) -> bool:
 
 def check_direction(
     aggregator: Aggregator,
-    episodes: Episode | Mapping[str, Episode],
+    episodes: MetaBatch | Mapping[str, Episode],
     exchange: Exchange,
     matrix: Tensor,
     direction: Tensor,
@@ -146,12 +147,13 @@ def check_direction(
             )
 
 
-def _inner_step(model: nn.Module, adapter: Adapter, episodes: Episode, loss: Loss, task: int) -> str:
-    """Describe at which inner step the support loss of one task is no longer finite."""
-    support, ids = index_task((episodes.support, episodes.task), task)
-    support = Batch(*support)
+def _inner_step(model: nn.Module, adapter: Adapter, episode: Episode, loss: Loss, task: int) -> str:
+    """Describe at which inner step the support loss of a task is no longer finite."""
+    support = episode.support
+    if support is None:
+        return ""
     with torch.no_grad():
-        for step, params in enumerate(adapter.path(model, support, loss, task=ids)):
+        for step, params in enumerate(adapter.path(model, support, loss, task=episode.task)):
             value = loss(adapter.predict(model, params, support.x), support.y)
             if not torch.isfinite(value):
                 return f" Task {task}: the support loss is {float(value)} after {step} inner steps."

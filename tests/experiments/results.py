@@ -21,6 +21,7 @@ KEYS = {
     "history",
     "interval",
     "test_as_trained",
+    "test_by_batchnorm",
     "transductive",
     "processes",
     "parameters",

@@ -15,7 +15,8 @@ from experiments import compare, train
 from experiments.tables import __main__ as tables
 from experiments.tables.compare import markdown
 from experiments.utils.configs import compose
-from metamtl import Estimate
+from experiments.utils.measure import batchnorm_kinds
+from metamtl import Estimate, adapters, nets
 
 Overrides = Callable[..., list[str]]
 
@@ -96,6 +97,12 @@ def test_what_it_writes(overrides: Overrides, tmp_path: Path) -> None:
     for row in table["rows"]:
         assert 0 <= row["new"]["mean"] <= 1 and 0 <= row["seen"]["mean"] <= 1
         assert f"| {row['recipe']} |" in text and f" {100 * row['new']['mean']:.1f} ±" in text
+    assert "| new tasks, inductive BatchNorm | new tasks, transductive BatchNorm |" in text
+    for row in table["rows"][:2]:
+        both = row["by_batchnorm"]
+        assert both["transductive"] == row["new"] and both["inductive"] != row["new"]
+        assert 0 <= both["inductive"]["mean"] <= 1
+    assert table["rows"][2].get("by_batchnorm") is None
     for recipe in ("mtl", "protonet"):
         found = []
         for seed in (0, 1):
@@ -105,6 +112,27 @@ def test_what_it_writes(overrides: Overrides, tmp_path: Path) -> None:
             found.append(result["test"]["accuracy"]["mean"])
         row = next(row for row in table["rows"] if row["recipe"] == recipe)
         assert row["new"]["mean"] == pytest.approx(sum(found) / 2)
+
+
+@pytest.mark.parametrize("policy", ["transductive", "support", "frozen", "per_step"])
+def test_both_kinds_of_batchnorm_have_the_same_weights(policy: str) -> None:
+    """With the inductive one the output for an example does not depend on the others of the query set."""
+    model = nets.conv4(ways=5, hidden=4, batchnorm=policy, steps=1 if policy == "per_step" else None)
+    kinds = batchnorm_kinds(model)
+    own = "inductive" if policy in ("support", "frozen") else "transductive"
+    assert kinds[own] is model
+    assert set(kinds) == ({"transductive"} if policy == "per_step" else {"inductive", "transductive"})
+    rng = torch.Generator().manual_seed(0)
+    support = (torch.randn(10, 1, 28, 28, generator=rng), torch.arange(5).repeat(2))
+    query = torch.randn(6, 1, 28, 28, generator=rng)
+    for kind, net in kinds.items():
+        assert [name for name, _ in net.named_parameters()] == [n for n, _ in model.named_parameters()]
+        assert all(map(torch.equal, net.parameters(), model.parameters()))
+        adapter = adapters.Prototype()
+        params = adapter(net, support, torch.nn.functional.cross_entropy)
+        together, alone = (adapter.predict(net, params, x)[:1] for x in (query, query[:1]))
+        assert torch.allclose(together, alone, atol=1e-5) == (kind == "inductive")
+    assert batchnorm_kinds(nets.mlp(2, 3, 1)) == {}
 
 
 def test_differences_are_paired_and_the_adapter_is_that_of_the_training(

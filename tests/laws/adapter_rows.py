@@ -102,6 +102,9 @@ ROWS = {
     "class means, of the output": Row(lambda: recipes.class_means(None)),
     "class means, captured": Row(lambda: recipes.class_means("body.1")),
     "matching": Row(lambda: recipes.matching(scale=2.0)),
+    "matching, full context": Row(
+        lambda: recipes.matching(context=adapters.FullContext(FEATURES, steps=2))
+    ),
     "relation": Row(lambda: Recipe(adapters.Relation(smooth_mlp(2 * FEATURES, 5, 1)))),
     "simple shot": Row(lambda: recipes.simple_shot(torch.linspace(-1, 1, FEATURES))),
     "feat": Row(lambda: recipes.feat(FEATURES)),

@@ -91,6 +91,43 @@ def test_matching_sums_the_attention_of_each_class(features: tuple[Tensor, Tenso
     assert close(found.exp(), expected) and torch.allclose(found.exp().sum(1), torch.ones(7).double())
 
 
+def test_full_context_embeddings_are_the_lstms_of_torch(features: tuple[Tensor, Tensor, Tensor]) -> None:
+    """The formulas of the paper's appendix, with the recurrent layers of torch and a loop over queries."""
+    x, y, query = features
+    context = adapters.FullContext(WIDTH, steps=3)
+    found = scores(adapters.Matching(scale=2.0, context=context), features)
+    with torch.no_grad():
+        both = context.support(x[:, None])[0][:, 0]
+        g = x + both[:, :WIDTH] + both[:, WIDTH:]
+        lstm = nn.LSTMCell(WIDTH, WIDTH).double()  # of the state h; r is a further input
+        lstm.weight_hh.copy_(context.query.weight_hh)
+        lstm.weight_ih.copy_(context.query.weight_ih[:, WIDTH:])
+        lstm.bias_ih.zero_()
+        f = []
+        for feature in query:
+            h, c = torch.zeros(WIDTH).double(), torch.zeros(WIDTH).double()
+            for _ in range(3):
+                r = sum(a * row for a, row in zip((g @ h).softmax(0), g))
+                lstm.bias_hh.copy_(
+                    context.query.weight_ih[:, :WIDTH] @ r + context.query.bias_ih + context.query.bias_hh
+                )
+                output, c = lstm(feature, (h, c))
+                h = output + feature
+            f.append(h)
+        attention = (2.0 * F.cosine_similarity(torch.stack(f)[:, None], g, dim=2)).softmax(1)
+    assert close(found.exp(), torch.stack([attention[:, y == n].sum(1) for n in range(N)], 1))
+    assert not close(found, scores(adapters.Matching(scale=2.0), features), 1e-3)
+
+
+def test_full_context_is_rejected_where_it_cannot_work(features: tuple[Tensor, Tensor, Tensor]) -> None:
+    with pytest.raises(ValueError, match="steps=0"):
+        adapters.FullContext(WIDTH, steps=0)
+    with pytest.raises(ValueError, match=r"FullContext\(width=3\), but the features have 8"):
+        scores(adapters.Matching(context=adapters.FullContext(3)), features)
+    with pytest.raises(TypeError, match="pass FullContext"):
+        adapters.Matching(context=nn.LSTM(WIDTH, WIDTH))  # type: ignore[arg-type]
+
+
 def test_relation_compares_every_query_with_the_sum_of_every_class(
     features: tuple[Tensor, Tensor, Tensor],
 ) -> None:

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "metamtl"
 # layer or from a lower one.
 LAYERS = (
     {"functional"},
-    {"checkpoint", "episode", "estimate", "metrics", "rules"},
+    {"checkpoint", "episode", "estimate", "meta_batch", "metrics", "rules"},
     {"datasets", "losses"},
     {"adapters", "aggregators", "nets", "tasks"},
     {"engines", "objectives", "recipes", "validation"},

@@ -158,6 +158,8 @@ def test_it_starts_from_other_parameters() -> None:
         (lambda m, x: unrolled(m, lr={"head": 0.1}), ValueError, "body.0.weight"),
         (lambda m, x: unrolled(m, torch.optim.SGD(m.parameters()), lr=0.1), TypeError, "rules.of"),
         (lambda m, x: unrolled(m, lr=0.1, params={}), ValueError, "params lacks"),
+        (lambda m, x: unrolled(m, lr={"": [0.1, 0.2]}), ValueError, "2 rates for 1 step"),
+        (lambda m, x: unrolled(m, lr=0.1, first_order=True, differentiable=False), ValueError, "no effect"),
         (lambda m, x: unrolled(m, lr=0.1).step(m(x)), ValueError, r"shape \[8, 1\]"),
         (lambda m, x: unrolled(m, lr=0.1).step(3.0), ValueError, "not float"),
         (lambda m, x: unrolled(m, lr=0.1).step(m(x).sum()), ValueError, "with this object"),
@@ -175,3 +177,75 @@ def test_a_callback_that_returns_another_name_is_rejected() -> None:
     fast = unrolled(model, lr=0.1)
     with pytest.raises(ValueError, match="tail"):
         fast.step(fast(support[0]).sum(), grad_callback=lambda grads: {**grads, "tail": torch.ones(1)})
+
+
+def test_every_step_can_have_its_own_step_size() -> None:
+    model, support, query = problem()
+    rates = [torch.tensor(rate, dtype=torch.float64, requires_grad=True) for rate in (0.1, 0.2, 0.3)]
+    fast = unrolled(model, lr=1.0)
+    for rate in rates:
+        fast.step(F.mse_loss(fast(support[0]), support[1]), lr={"": 0.1, "head": rate})
+    F.mse_loss(fast(query[0]), query[1]).backward()
+    learned = adapters.LearnedRates(model, per="tensor", steps=STEPS).double()
+    with torch.no_grad():
+        for name, values in learned.rates.named_parameters():
+            values.copy_(torch.stack(rates) if name.startswith("head") else torch.full_like(values, 0.1))
+    expected = [param.grad.clone() for param in model.parameters()]
+    found = outer(model, unrolled(model, lr=learned), support, query)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    by_step = learned.rates.head.weight.grad + learned.rates.head.bias.grad
+    torch.testing.assert_close(torch.stack([rate.grad for rate in rates]), by_step, rtol=1e-10, atol=1e-14)
+    with pytest.raises(ValueError, match=r"step 4 has no rate in LearnedRates\(steps=3\)"):
+        fast.step(fast(support[0]).sum(), lr=learned)
+
+
+def test_the_parameters_of_an_update_of_ones_own_are_used() -> None:
+    model, support, query = problem()
+    expected = outer(model, unrolled(model, lr=0.1), support, query)
+    fast = unrolled(model, lr=0.1)
+    for _ in range(STEPS):
+        params = fast.params
+        grads = torch.autograd.grad(
+            F.mse_loss(fast(support[0]), support[1]), list(params.values()), create_graph=True
+        )
+        fast.params = {name: param - 0.1 * grad for (name, param), grad in zip(params.items(), grads)}
+    model.zero_grad()
+    F.mse_loss(fast(query[0]), query[1]).backward()
+    found = [param.grad for param in model.parameters()]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    with pytest.raises(ValueError, match="params lacks"):
+        fast.params = {}
+    with pytest.raises(ValueError, match="tail"):
+        fast.params = {**fast.params, "tail": torch.zeros(1)}
+
+
+def test_without_differentiation_no_graph_remains_and_the_steps_are_those_of_torch_optim() -> None:
+    model, support, _ = problem()
+    fast = unrolled(model, rules.SGD(momentum=0.9), lr=0.1, adapts="head", differentiable=False)
+    optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(STEPS):
+        fast.step(F.mse_loss(fast(support[0]), support[1]))
+        assert all(fast.params[name].is_leaf for name in fast.names)
+    loss = F.mse_loss(fast(support[0]), support[1])
+    loss.backward()
+    assert all(param.grad is None for param in model.parameters())
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        F.mse_loss(model(support[0]), support[1]).backward()
+        optimizer.step()
+    for name, param in model.named_parameters():
+        torch.testing.assert_close(fast.params[name], param.detach(), rtol=1e-12, atol=1e-14, msg=name)
+
+
+def test_parameters_that_an_adapter_returns_are_a_start_frozen_ones_included() -> None:
+    model, support, _ = problem()
+    model.body.requires_grad_(False)
+    params = adapters.Gradient(2, 0.1)(model, support, F.mse_loss)
+    fast = unrolled(model, lr=0.1, params={**params, "body.0.bias": torch.ones(6).double()})
+    fast.step(F.mse_loss(fast(support[0]), support[1]))
+    plain = {**params, "body.0.bias": torch.ones(6).double()}
+    expected = torch.func.functional_call(model, plain, (support[0],))
+    grads = torch.autograd.grad(F.mse_loss(expected, support[1]), params["head.weight"], create_graph=True)
+    torch.testing.assert_close(
+        fast.params["head.weight"], params["head.weight"] - 0.1 * grads[0], rtol=1e-12, atol=1e-14
+    )

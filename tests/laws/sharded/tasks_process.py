@@ -80,6 +80,24 @@ def check_adapters() -> dict[str, float]:
     }
 
 
+def check_mixed_shapes() -> dict[str, float]:
+    """Tasks with different numbers of examples, whose shapes alternate between the processes."""
+    data, results = episode(), []
+    episodes = [
+        Episode(data[t : t + 1].support, Batch(*(leaf[t : t + 1, : 6 - t % 2] for leaf in data.query)))
+        for t in range(T)
+    ]
+    for engine in (engines.Sharded(engines.Vmap()), engines.Loop()):
+        net, recipe = (
+            model(),
+            recipes.maml(2, 0.1, aggregator=aggregators.Constant(torch.arange(1.0, T + 1))),
+        )
+        losses = meta_backward(net, recipe, episodes, F.mse_loss, engine=engine).losses
+        values = evaluate(net, recipe, episodes, F.mse_loss, engine=engine).values
+        results.append([[losses, values, *(param.grad for param in net.parameters())]])
+    return {"mixed shapes": error(*results)}
+
+
 def check_evaluation() -> dict[str, float]:
     metrics = {"error": Metric(lambda output, y: (output - y).abs().squeeze(-1), higher_is_better=False)}
     values = [
@@ -146,6 +164,7 @@ def compute(arguments: list[str]) -> dict[str, Any]:
         "aggregators": check_aggregators(arguments[0].split(",")),
         "adapters": check_adapters(),
         "evaluation": check_evaluation(),
+        "mixed shapes": check_mixed_shapes(),
         "analysis": check_analysis(),
         "errors": check_errors(),
         "traffic": check_traffic(),

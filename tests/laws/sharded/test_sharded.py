@@ -41,6 +41,12 @@ def test_learned_rates_and_evaluation(results: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.slow
+def test_tasks_of_different_shapes(results: list[dict[str, Any]]) -> None:
+    for result in results:
+        assert max(result["mixed shapes"].values()) < 1e-10
+
+
+@pytest.mark.slow
 def test_the_analysis_has_the_tasks_of_all_processes(results: list[dict[str, Any]]) -> None:
     for result in results:
         assert max(result["analysis"].values()) < 1e-10
