@@ -19,6 +19,7 @@ if __name__ == "__main__":
 from page_contents import llms_txt, pages, with_contents
 from to_notebook import notebooks
 
+from experiments.tables.markdown import table_lines
 from metamtl import aggregators
 
 PAPER = re.compile(r"https://[^\s>)\]]+")
@@ -73,24 +74,23 @@ def formula(name: str) -> str:
 
 def aggregator_table() -> str:
     """One row per aggregator: constructor, formula, what it reads, scale, laws and paper."""
-    rows = ["| constructor | formula | reads | scale | laws | paper |", "|---|---|---|---|---|---|"]
-    laws = claims()
+    head, rows, laws = ["constructor", "formula", "reads", "scale", "laws", "paper"], [], claims()
     for name in aggregators.names():
         aggregator = _example(name)
         held = ", ".join(LAWS[law] for law in laws[name].split())
         call = ", ".join(_argument(p) for p in inspect.signature(type(aggregator)).parameters.values())
-        cells = [f"`{name}({call})`", _cell(formula(name)), aggregator.reads, aggregator.scale, held]
-        rows.append(f"| {' | '.join([*cells, _paper(name)])} |")
-    return "\n".join(rows)
+        cells = [f"`{name}({call})`", formula(name), aggregator.reads, aggregator.scale, held]
+        rows.append([*cells, _paper(name)])
+    return "\n".join(table_lines(head, rows))
 
 
 def formula_table() -> str:
     """One row per aggregator: formula, backward passes of a step and paper."""
-    rows = ["| name | direction | backward passes | paper |", "|---|---|---|---|"]
+    rows = []
     for name in aggregators.names():
         passes = "1" if _example(name).reads == "losses" else "T"
-        rows.append(f"| `{name}` | {_cell(formula(name))} | {passes} | {_paper(name)} |")
-    return "\n".join(rows)
+        rows.append([f"`{name}`", formula(name), passes, _paper(name)])
+    return "\n".join(table_lines(["name", "direction", "backward passes", "paper"], rows))
 
 
 def aggregator_page() -> str:
@@ -117,10 +117,6 @@ def _paper(name: str) -> str:
     return f"[paper]({paper.group(0).rstrip('.,')})" if paper else ""
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", r"\|")
-
-
 def _argument(parameter: inspect.Parameter) -> str:
     if parameter.default is inspect.Parameter.empty:
         return parameter.name
@@ -130,11 +126,9 @@ def _argument(parameter: inspect.Parameter) -> str:
 
 def multitask_table() -> str:
     """One row per recorded multi-task run: the gain of equal weights, and of the other methods."""
-    rows = [
-        "| run | tasks | seeds | equal weights, delta_m, % | largest of the other methods, delta_m, % |"
-        " methods better than equal weights | worse |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    head = ["run", "tasks", "seeds", "equal weights, delta_m, %"]
+    head += ["largest of the other methods, delta_m, %", "methods better than equal weights", "worse"]
+    rows = []
     for path in sorted((ROOT / "experiments" / "results").glob("*/multitask.json")):
         table = json.loads(path.read_text(encoding="utf-8"))
         methods = {row["method"]: row for row in table["rows"] if row.get("delta_m")}
@@ -148,27 +142,23 @@ def multitask_table() -> str:
         tasks = len({name.partition("/")[0] for name in table["higher_is_better"]})
         other = f"{_interval(best['delta_m'])} ({best['method']})" if best else ""
         cells = [path.parent.name, tasks, len(table["seeds"]), _interval(equal["delta_m"]), other]
-        cells += [f"{better} of {len(gaps)}", f"{worse} of {len(gaps)}"]
-        rows.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(rows)
+        rows.append([*cells, f"{better} of {len(gaps)}", f"{worse} of {len(gaps)}"])
+    return "\n".join(table_lines(head, rows))
 
 
 def grouping_table() -> str:
     """One row per recorded grouping: every way to divide the tasks, and what the groups themselves add."""
-    rows = [
-        "| run | tasks | groups | together, delta_m, % | grouped | random groups | grouped - together |"
-        " grouped - random |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    head = ["run", "tasks", "groups", "together, delta_m, %", "grouped", "random groups"]
+    head += ["grouped - together", "grouped - random"]
+    rows = []
     for path in sorted((ROOT / "experiments" / "results").glob("*/group.json")):
         table = json.loads(path.read_text(encoding="utf-8"))
         gains = {row["method"]: _interval(row["delta_m"]) for row in table["rows"]}
         cells = [path.parent.name, len(table["higher_is_better"]), len(table["groups"])]
         cells += [gains.get(method, "none exist") for method in ("together", "grouped", "random")]
         gaps = [table["differences"].get(f"grouped - {other}") for other in ("together", "random")]
-        cells += [_interval(gap) if gap else "" for gap in gaps]
-        rows.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(rows)
+        rows.append([*cells, *(_interval(gap) if gap else "" for gap in gaps)])
+    return "\n".join(table_lines(head, rows))
 
 
 def _interval(estimate: dict[str, float]) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 
 
 def table_lines(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """The lines of a table; every row has one cell for each column of `head`.
+    """The lines of a table; every row has one cell for each column of `head`. A `|` in a cell is escaped.
 
     Raises:
-        ValueError: a row is shorter or longer than `head`, or a cell is not one line without `|`.
+        ValueError: a row is shorter or longer than `head`, or a cell has a line break.
 
     >>> table_lines(["method", "steps"], [["maml", 100]])
     ['| method | steps |', '|---|---|', '| maml | 100 |']
@@ -23,6 +23,7 @@ def table_lines(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[s
 
 
 def _line(cells: Sequence[str]) -> str:
-    if broken := [cell for cell in cells if "|" in cell or "\n" in cell]:
-        raise ValueError(f"{broken[0]!r} has `|` or a line break, which end a cell of a Markdown table.")
-    return f"| {' | '.join(cells)} |"
+    if broken := [cell for cell in cells if "\n" in cell]:
+        raise ValueError(f"{broken[0]!r} has a line break, which ends the row of a Markdown table.")
+    escaped = " | ".join(cell.replace("|", r"\|") for cell in cells)
+    return f"| {escaped} |"

@@ -41,6 +41,23 @@ def own_random_numbers() -> Iterator[None]:
         yield
 
 
+class Watch:
+    """Stands for the module `time` and shows the seconds that a test has set."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
+    """The clock of trainings, which only the test moves: `watch.now += 0.5`."""
+    watch = Watch()
+    monkeypatch.setattr("experiments.utils.progress.time", watch)
+    return watch
+
+
 @pytest.fixture
 def configs() -> Iterator[None]:
     """Hydra knows where the configs are, as it does under `hydra.main`."""

@@ -85,7 +85,7 @@ def test_published_protocols(composed: Compose) -> None:
     "recipe", [recipe for recipe in RECIPES if recipe not in ("joint_nuclear", "cavia")]
 )
 def test_every_recipe_runs(recipe: str, composed: Compose, tmp_path: Path) -> None:
-    small = ("steps=2", "meta_batch=2", "+net.hidden=8")
+    small = ("steps=2", "meta_batch=2", "+net.hidden=8", "adapt=prototype")
     cfg = composed("experiment=glyphs_5way_1shot", f"recipe={recipe}", *small)
     train.run(cfg, tmp_path)
     result = read(tmp_path)

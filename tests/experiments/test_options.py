@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -206,42 +205,43 @@ def test_auto_knows_the_number_of_steps(composed: Compose, tmp_path: Path) -> No
     assert named.engine is named.evaluator and isinstance(named.engine, engines.Vmap)
 
 
-def test_compiling_is_no_training_time(
-    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_compiling_and_validating_are_no_training_time(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watch: Any
 ) -> None:
-    original = train.meta_backward
+    step, choose = train.meta_backward, train.choose
 
     def compiling(*arguments: Any, engine: Any, **options: Any) -> Any:
-        time.sleep(0.5)
+        watch.now += 0.75  # of which 0.5 are spent on compiling
         engine.compile_seconds += 0.5
-        return original(*arguments, engine=engine, **options)
+        return step(*arguments, engine=engine, **options)
+
+    def slow(*arguments: Any) -> Any:
+        watch.now += 10.0
+        return choose(*arguments)
 
     monkeypatch.setattr(train, "meta_backward", compiling)
-    began = time.perf_counter()
+    monkeypatch.setattr(train, "choose", slow)
     result = train.run(composed("steps=4", "validate.times=2"), tmp_path)
-    total = time.perf_counter() - began
-    assert result["compile_seconds"] >= 2.0
-    assert 0 < result["seconds"] <= total - 2.0
-    assert result["history"][-1]["seconds"] == result["seconds"]
+    assert (result["compile_seconds"], result["seconds"]) == (2.0, 1.0)
+    assert [entry["seconds"] for entry in result["history"]] == [0.5, 1.0]
 
 
-def test_compiling_does_not_count_against_the_time_limit(composed: Compose) -> None:
-    engine, began = engines.Auto(), time.perf_counter()
+def test_compiling_does_not_count_against_the_time_limit(composed: Compose, watch: Any) -> None:
+    engine = engines.Auto()
     cfg = composed("steps=null", "max_minutes=0.01")
     progress = Progress(cfg, Clock(engine), TrainingState(parts.build(cfg), 0.0))
-    time.sleep(0.7)
+    watch.now += 0.7
     assert progress.decide().stop == "max_minutes"
-    engine.compile_seconds = time.perf_counter() - began  # all of it was spent on compiling
+    engine.compile_seconds = 0.7  # all of it was spent on compiling
     assert progress.decide().stop is None
 
 
-def test_a_clock_without_compiling_is_the_wall_clock() -> None:
-    engine = engines.Auto()
+def test_a_clock_is_the_wall_clock_without_compiling(watch: Any) -> None:
+    engine, watch.now = engines.Auto(), 107.0
     for clock in (Clock(), Clock(None, engines.Vmap()), Clock(engine, engine)):
-        assert clock() == pytest.approx(time.perf_counter(), abs=0.1)
+        assert clock() == 107
     engine.compile_seconds = 100.0
-    assert clock() == pytest.approx(time.perf_counter() - 100, abs=0.1)
-    assert clock.compile_seconds == 100
+    assert clock() == 7 and clock.compile_seconds == 100
 
 
 def test_a_new_task_names_the_runs_that_are_missing(configs: None, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,22 +146,6 @@ def test_a_run_that_was_stopped_by_the_clock_goes_on(composed: Compose, tmp_path
     assert last["step"] == 100 and last["validation"] == expected["validation"]
     assert resumed["gradient_evaluations"] == whole["gradient_evaluations"]
     assert train.run(composed(*few, "max_minutes=5"), tmp_path) == resumed  # finished: no limit matters
-
-
-def test_seconds_are_without_validation(
-    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = train.choose
-
-    def slow(*arguments: Any) -> Any:
-        time.sleep(1.0)
-        return original(*arguments)
-
-    monkeypatch.setattr(train, "choose", slow)
-    began = time.perf_counter()
-    result = train.run(composed(*SMALL, "steps=4", "validate.times=2"), tmp_path)
-    assert 0 < result["seconds"] <= time.perf_counter() - began - 3.0  # two validations and the selection
-    assert result["history"][-1]["seconds"] == result["seconds"]
 
 
 @pytest.mark.parametrize("adapt", ["regression", "trained"])

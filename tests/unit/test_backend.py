@@ -33,11 +33,12 @@ def test_factors_are_not_ignored(function: Callable[..., Tensor]) -> None:
     torch.testing.assert_close(compiled(*args), function(*args), rtol=1e-12, atol=1e-12)
 
 
-RULES = [(2, rules.Descent()), (1, rules.AdamW())]
-
-
-@pytest.mark.parametrize(("steps", "rule"), RULES, ids=["Descent", "AdamW"])
-@pytest.mark.parametrize("chunk_size", [None, 1])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("steps", "rule", "chunk_size"),
+    [(2, rules.Descent(), None), (2, rules.Descent(), 1), (1, rules.AdamW(), None)],
+    ids=["Descent", "Descent, one task", "AdamW"],
+)
 def test_generated_steps_are_those_of_loop(steps: int, rule: rules.Rule, chunk_size: int | None) -> None:
     """A single task and a batch of tasks are different graphs, with different fusions."""
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).double()

@@ -22,7 +22,7 @@ def test_a_task_without_a_label_is_named(missing: float) -> None:
     y = labels().to(torch.int64 if missing == MISSING else torch.float64)
     y[4] = missing
     with pytest.raises(ValueError, match="no query example of task 14 has a label"):
-        score_tasks({"accuracy": accuracy}, scores(), y, first_task=10)
+        score_tasks({"accuracy": accuracy}, scores(), y, positions=range(10, 10 + T))
     with pytest.raises(ValueError, match="no query example of task 'case' has a label"):
         score_named({"accuracy": accuracy}, scores()[4], y[4], "case")
 
@@ -32,7 +32,7 @@ def test_an_output_that_is_not_finite_is_rejected_with_its_task(value: float) ->
     outputs, y = scores(), labels()
     outputs[2, 1, 0] = outputs[5, 0, 2] = value
     with pytest.raises(FloatingPointError, match="output for task 12, 15 is not finite"):
-        score_tasks({"accuracy": accuracy}, outputs, y, first_task=10)
+        score_tasks({"accuracy": accuracy}, outputs, y, positions=range(10, 10 + T))
     with pytest.raises(FloatingPointError, match="output for task 'case' is not finite"):
         score_named({"accuracy": accuracy}, outputs[2], y[2], "case")
     y[2, 1] = y[5, 0] = MISSING  # what has no label is not measured

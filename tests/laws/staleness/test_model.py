@@ -234,15 +234,9 @@ AUTO = [
 COMPILED = [
     *AUTO,
     "None",
-    "element of a dict",
-    "set",
     "buffer replaced",
     "parameter frozen",
     "train and eval of BatchNorm",
-    "module in a plain list",
-    "forward hook removed",
-    "attribute of the class",
-    "code of a method",
 ]
 RUNS = [
     *(("vmap", name) for name in ROWS),
