@@ -54,6 +54,7 @@ PYTHON = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Failed to load image Python extension")
 @pytest.mark.parametrize(("needs", "code"), PYTHON)
 def test_python_blocks_run(needs: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,13 @@ MANY = {"Tox21": 700, "Adult": 200}
 Compose = Callable[..., DictConfig]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with a composed config train."""
+    for item in items:
+        if {"composed", "overrides"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+
+
 @pytest.fixture(autouse=True)
 def own_random_numbers() -> Iterator[None]:
     with torch.random.fork_rng():

@@ -48,6 +48,7 @@ def without_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(contenders.CONTENDERS, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sinusoid_5", "omniglot", "conv4", "anil", "transformer"])
 def test_gradients_are_those_of_the_plain_unroll(name: str) -> None:
     work = _few(contenders.WORK[name](), 2).double()

@@ -22,6 +22,7 @@ def test_memory_does_not_grow_in_300_steps() -> None:
     assert row["memory_growth"] < 0.01
 
 
+@pytest.mark.slow
 def test_every_step_is_recorded_and_the_table_has_a_row(tmp_path: Path) -> None:
     command = [
         *(sys.executable, "-m", "experiments.endurance", "steps=20", "engines=[Vmap]"),

@@ -180,6 +180,7 @@ def test_given_params_take_the_place_of_the_models_own(case: Case) -> None:
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_outer_gradient_is_that_of_central_differences(exact: Case) -> None:
     check_gradient(exact.objective, list(exact.params().values()), exact.gradient(), directions=4)
 

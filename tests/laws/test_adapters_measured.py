@@ -21,6 +21,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     return make_case(request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", [engines.Loop(), engines.Vmap(), engines.Vmap(chunk_size=2)], ids=repr)
 def test_reported_losses_are_the_query_losses(case: Case, engine: engines.Engine) -> None:
     outcome = meta_backward(case.model, case.recipe, case.episode, case.loss, engine=engine)
@@ -51,6 +52,7 @@ def histories(frozen: None) -> Callable[[], int]:
     return lambda: sum(isinstance(t, Tensor) and t.grad_fn is not None for t in gc.get_objects())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", [engines.Loop(), engines.Vmap()], ids=repr)
 def test_evaluation_builds_no_graph(
     case: Case, engine: engines.Engine, histories: Callable[[], int]

@@ -200,6 +200,7 @@ def test_a_recipe(name: str, how: str) -> None:
     assert torch.equal(step(model, copy, engine), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ENGINES)
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 def test_an_engine_that_has_been_used(kind: str, how: str) -> None:

@@ -76,6 +76,7 @@ def assert_sum_of_single_tasks(case: Case, engine: engines.Engine) -> None:
     assert distance(values, torch.cat(losses)) <= 1e-10
 
 
+@pytest.mark.slow
 def test_every_adapter(case: Case) -> None:
     assert_sum_of_single_tasks(case, engines.Vmap())
 

@@ -25,6 +25,7 @@ FACTORS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", FACTORS.values(), ids=FACTORS)
 def test_factors_are_not_ignored(function: Callable[..., Tensor]) -> None:
     rng = torch.Generator().manual_seed(0)

@@ -95,6 +95,7 @@ def test_learned_rates_get_their_gradient(without_generated_code):
     assert found[0].any() and torch.allclose(found[1], found[0], rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_one_compilation_serves_a_shape_and_another_shape_is_counted_and_logged(
     caplog, without_generated_code
 ):
@@ -124,6 +125,7 @@ def test_random_layers_are_left_to_vmap():
     assert engine.compilations == 0 and torch.equal(first, again) and torch.equal(first, expected)
 
 
+@pytest.mark.slow
 def test_where_compiling_fails_vmap_runs_with_one_warning():
     model, engine = nets.mlp(1, 7, 1).double(), engines.Compiled()
     episode = FAMILY.sample(4, torch.Generator().manual_seed(0))

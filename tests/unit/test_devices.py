@@ -130,6 +130,7 @@ def test_families_draw_the_same_tasks_for_every_device_and_wait_for_none(device:
             torch.testing.assert_close(one.cpu(), other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES, ids=repr)
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_rows_are_computed_without_waiting(name: str, engine: Any, device: torch.device) -> None:
@@ -170,6 +171,7 @@ def test_the_default_device_is_never_asked(device: torch.device) -> None:
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["exact", "checkpointed", "first_order"])
 @pytest.mark.parametrize("downsample", ["stride", "pool"])
 def test_channels_last_is_a_layout_and_no_more(downsample: Any, order: Any, device: torch.device) -> None:
@@ -212,6 +214,7 @@ def test_a_layout_asked_for_in_the_forward_pass_needs_a_loop(device: torch.devic
         gradient(model, adapters.Gradient(2, 0.1), episode, engines.Vmap())
 
 
+@pytest.mark.slow
 def test_compiled_code_takes_any_layout(device: torch.device) -> None:
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(2, 6, 2, 8, 8, generator=rng, dtype=torch.float64).to(device)

@@ -156,6 +156,7 @@ COMPILED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 @pytest.mark.parametrize(
     ("name", "backend"), [("all", "eager"), ("head", "eager"), ("a rule with a memory", inductor)]
@@ -185,6 +186,7 @@ def _same_as_loop(name: str) -> None:
     assert engine.compilations == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_compiled_convolutions_and_learned_rates_give_the_numbers_of_loop() -> None:
     with torch.random.fork_rng():

@@ -9,6 +9,7 @@ import tomllib
 from importlib.metadata import requires
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,6 +88,7 @@ def failures(requirements: list[str]) -> dict[str, str]:
     return {name: message for name, _, message in lines}
 
 
+@pytest.mark.slow
 def test_every_aggregator_works_after_the_install_of_its_extra() -> None:
     assert failures([*PROJECT["dependencies"], *EXTRAS["aggregators"]]) == {}
 

@@ -111,6 +111,7 @@ def test_the_gradient_is_that_of_central_differences(per: str, steps: int | None
     check_gradient(objective, params, found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("per", "steps"), KINDS)
 @pytest.mark.parametrize("rule", [None, rules.Adam()], ids=repr)
 def test_engines_and_orders_agree(per: str, steps: int | None, rule: Any) -> None:

@@ -181,6 +181,7 @@ LEARNED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LEARNED.values(), ids=LEARNED)
 def test_a_learned_option_has_the_gradient_of_finite_differences(case: Any) -> None:
     make, options, name, start = case
@@ -232,6 +233,7 @@ COMPILED: dict[str, tuple[type[rules.Rule], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", COMPILED.values(), ids=COMPILED)
 def test_compiles_as_one_graph(case: Any) -> None:
     """Forward and backward of two updates, batched over tasks, with everything compiled at once."""

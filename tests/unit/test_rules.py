@@ -125,6 +125,7 @@ def test_rates_that_change_are_those_of_a_schedule(chosen) -> None:
     assert all(error(found[name], param) <= 1e-12 for name, param in model.named_parameters())
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_central_differences(chosen) -> None:
     make, options = chosen
     model, episode = network(), data()
@@ -142,6 +143,7 @@ def test_the_gradient_is_that_of_central_differences(chosen) -> None:
     check_gradient(objective, list(model.parameters()), found)
 
 
+@pytest.mark.slow
 def test_engines_and_recomputation_agree(chosen) -> None:
     make, options = chosen
     exact = adapters.Gradient(STEPS, 0.05, rule=make(**options))
@@ -209,6 +211,7 @@ def test_a_parameter_without_axes() -> None:
         assert error(found, torch.stack([adapt(x, y) for x, y in zip(*support)])) <= 1e-10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", [engines.Loop(), engines.Vmap()], ids=repr)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gradients_of_exactly_zero(chosen, engine: engines.Engine, dtype: torch.dtype) -> None:

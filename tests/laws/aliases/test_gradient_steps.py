@@ -82,6 +82,7 @@ def test_only_a_bias_of_a_tied_layer(case: Any, engine: engines.Engine) -> None:
 COMPILED = ("one layer under two names", "a body around another module", "embedding and output")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", COMPILED, indirect=True)
 def test_compiled(case: Any) -> None:
     expected = case.expected(steps_on(case, case.net.names("head")))

@@ -17,6 +17,7 @@ from metamtl import Batch, Episode, Recipe, adapters, engines, recipes
 PROXIMAL, RATE, IDS = 4.0, 0.1, (4, 0, 2, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["all", "head", "body"])
 def test_imaml(case: Any, part: str, engine: engines.Engine) -> None:
     """The implicit gradient at the end of the steps, by a dense solve."""

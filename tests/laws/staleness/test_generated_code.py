@@ -75,6 +75,7 @@ def test_compiled(build: Any, check_change: Any) -> None:
     assert model() is None  # though the engine is there
 
 
+@pytest.mark.slow
 def test_auto(build: Any, check_change: Any, settled: Any) -> None:
     case = build(Net(), loss=Weighted())
     auto = settled(case)

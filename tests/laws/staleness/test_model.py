@@ -252,6 +252,7 @@ def test_a_change_between_two_calls(kind: str, name: str, check_row: Any) -> Non
     check_row(kind, setup, setup, mutation)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [engines.Vmap, engines.Compiled])
 def test_another_precision_and_back(kind: Any, build: Any, gap: Any, guards_only: None) -> None:
     case, engine = net(build), kind()

@@ -62,6 +62,7 @@ def test_own_frequencies() -> None:
     assert examples.tolist() == pytest.approx([1_000] * 80, rel=0.15)
 
 
+@pytest.mark.slow
 def test_random_proportions_are_uniform_on_the_simplex() -> None:
     points = np.zeros((400_000, 1), np.float32)
     tasks = FewShot(points, np.arange(400_000) % 2, ways=2, shots=0, queries=20, balance="random")

@@ -102,6 +102,7 @@ def test_splits_share_no_class_and_no_script(drawn: Glyphs) -> None:
             assert not {a.script for a in drawn.letters[number]} & set(drawn.scripts["train"])
 
 
+@pytest.mark.slow
 def test_no_class_has_the_plain_picture_of_another(pictures: glyph_drawing.Pictures) -> None:
     owner: dict[glyph_drawing.Picture, int] = {}
     for codes, own in glyph_drawing._classes(pictures):
