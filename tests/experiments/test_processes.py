@@ -37,9 +37,9 @@ def torchrun(
 MULTITASK = (
     *("experiments.multitask", "experiment=glyphs_multitask", "device=cpu"),
     "+net.backbone.batchnorm=frozen",  # otherwise BatchNorm normalizes with the examples of its process
-    *("steps=20", "meta_batch=33", "validate.tasks=40", "select.tasks=40", "test.tasks=41"),
+    *("steps=10", "meta_batch=33", "validate.tasks=40", "select.tasks=40", "test.tasks=41"),
     *("+task.tasks=[script,case]", "tasks_per_step=2", "tune={optimizer.lr:[1e-2]}", "seeds=[0]"),
-    *("run=[equal,upgrad]", "validate.times=2", "checkpoint.every=2"),
+    *("run=[upgrad]", "validate.times=2", "checkpoint.every=2"),
 )
 
 

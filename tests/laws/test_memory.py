@@ -105,7 +105,11 @@ def alive(*lists: list[Any]) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "name"), [*(("auto", name) for name in ROWS), *(("compiled", name) for name in list(ROWS)[5:])]
+    ("kind", "name"),
+    [
+        *(("auto", name) for name in ROWS),
+        *(("compiled", name) for name in list(ROWS)[5:]),
+    ],
 )
 def test_a_long_run_keeps_nothing(kind: str, name: str) -> None:
     make, loss_of, before = ROWS[name]

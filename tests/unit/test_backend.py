@@ -37,8 +37,8 @@ def test_factors_are_not_ignored(function: Callable[..., Tensor]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "rule", "chunk_size"),
-    [(2, rules.Descent(), None), (2, rules.Descent(), 1), (1, rules.AdamW(), None)],
-    ids=["Descent", "Descent, one task", "AdamW"],
+    [(2, rules.Descent(), None), (1, rules.AdamW(), 1)],
+    ids=["Descent", "AdamW, one task"],
 )
 def test_generated_steps_are_those_of_loop(steps: int, rule: rules.Rule, chunk_size: int | None) -> None:
     """A single task and a batch of tasks are different graphs, with different fusions."""

@@ -193,21 +193,19 @@ SAME = {"keys of x in another order"}  # rows whose gradient does not change
 AUTO = [
     "number in a closure",
     "attribute of a loss",
-    "attribute behind a bound method",
     "class weights",
     "another tensor in a lambda",
     "a table with its ids in another order",
     "attribute of a user's adapter",
     "learning rate, another recipe",
-    "order of differentiation",
     "another objective",
     "number in x",
 ]
 COMPILED = [
     *AUTO,
-    "buffer of a loss module",
+    "attribute behind a bound method",
+    "order of differentiation",
     "another lambda of the same code",
-    "attribute of a user's rule",
     "another key of x",
 ]
 RUNS = [

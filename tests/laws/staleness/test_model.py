@@ -219,6 +219,8 @@ AUTO = [
     "element of a list",
     "dataclass",
     "function",
+    "None",
+    "parameter frozen",
     "tensor replaced",
     "parameter replaced",
     "train and eval",
@@ -233,9 +235,7 @@ AUTO = [
 ]
 COMPILED = [
     *AUTO,
-    "None",
     "buffer replaced",
-    "parameter frozen",
     "train and eval of BatchNorm",
 ]
 RUNS = [
