@@ -14,6 +14,8 @@ from metamtl import adapters, engines, evaluate, meta_backward, recipes
 from ..central_differences import check_gradient
 from .adapter_rows import COMPILED, FEATURES, ROWS, Case, Row, distance, grad_of, make_case
 
+pytestmark = pytest.mark.slow  # a long table
+
 
 @pytest.fixture(params=ROWS.values(), ids=ROWS)
 def case(request: pytest.FixtureRequest) -> Case:

@@ -15,6 +15,8 @@ from metamtl import Metric, aggregators, engines, evaluate, meta_backward
 
 from .adapter_rows import ROWS, Case, T, distance, grad_of, make_case
 
+pytestmark = pytest.mark.slow  # a long table
+
 
 @pytest.fixture(params=ROWS.values(), ids=ROWS)
 def case(request: pytest.FixtureRequest) -> Case:
