@@ -16,17 +16,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-
-from metamtl import Estimate
 
 from . import train
 from .tables.curves import draw, markdown
 from .tables.report import environment, write_json, write_text
 from .utils import options, parts
 from .utils.command import command
+from .utils.comparison import estimate
 from .utils.configs import with_changes
 from .utils.measure import higher
 from .utils.runs import quality, run_cached
@@ -100,12 +98,9 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
 
 
 def _row(results: list[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """The curve over the seeds, and what a training took."""
+    """Mean and interval over seeds after every inner step, and the steps and seconds of a training."""
     curves = [[stage[metric]["mean"] for stage in result["curve"]] for result in results]
-    curve = []
-    for values in zip(*curves, strict=True):
-        found = Estimate.of(torch.tensor(values, dtype=torch.float64))
-        curve.append({"mean": found.mean, "ci95": found.ci95})
+    curve = [estimate(list(values)) for values in zip(*curves, strict=True)]
     mean_seconds = sum(result["seconds"] for result in results) / len(results)
     return {"curve": curve, "steps": results[0]["steps"], "seconds": mean_seconds}
 

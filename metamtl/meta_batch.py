@@ -54,7 +54,7 @@ class MetaBatch:
 
 
 def _shape(episode: Episode) -> Any:
-    """What the tasks of one group have in common."""
+    """A key that is equal for tasks that can run together: shapes, types, devices and number of ways."""
     leaves, structure = tree_flatten((episode.support, episode.query, episode.task))
     kinds = [
         (leaf.shape[1:], leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else (type(leaf), repr(leaf))

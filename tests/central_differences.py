@@ -5,7 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from metamtl import Episode
+from metamtl.adapters import Adapter
+
+
+def adapted_loss(model: nn.Module, adapter: Adapter, episode: Episode) -> Tensor:
+    """The mean over tasks of the squared error on the query set after adaptation, without a graph."""
+    losses = []
+    for task in range(episode.num_tasks):
+        one = episode[task]
+        fast = adapter(model, one.support, F.mse_loss)
+        losses.append(F.mse_loss(functional_call(model, fast, (one.query.x,)), one.query.y).detach())
+    return torch.stack(losses).mean()
 
 
 def check_gradient(
@@ -27,16 +42,16 @@ def check_gradient(
         with torch.no_grad():
             for param, first, piece in zip(params, start, aim.split(sizes)):
                 param.copy_(first + size * piece.view_as(first))
-        found = objective()
-        return found.item() if isinstance(found, Tensor) else found
+        loss = objective()
+        return loss.item() if isinstance(loss, Tensor) else loss
 
     try:
         for _ in range(directions):
             aim = torch.randn(gradient.shape, generator=rng, dtype=torch.float64)
             aim /= aim.norm()
             slope = (value(aim, step) - value(aim, -step)) / (2 * step)
-            found = float(aim @ gradient.double())
-            assert abs(found - slope) <= 1e-6 * max(1.0, float(gradient.norm())), (found, slope)
+            expected = float(aim @ gradient.double())
+            assert abs(expected - slope) <= 1e-6 * max(1.0, float(gradient.norm())), (expected, slope)
     finally:
         with torch.no_grad():
             for param, first in zip(params, start):

@@ -33,7 +33,7 @@ def section(name: str, kept: list[str], table: dict[str, Any]) -> str:
 
 
 def markdown(table: dict[str, Any]) -> str:
-    """What was found, the rows with every measure, and the groups of the control."""
+    """The conclusions, a table with all measures, and the random groups."""
     measures = list(table["higher_is_better"])
     lines = [*_listed(table), "", *_rows(table, measures), ""]
     lines += [f"Random groups: {partition(groups)}" for groups in table["random_groups"]]
@@ -89,11 +89,11 @@ def _best(table: dict[str, Any]) -> str:
 
 def _difference(table: dict[str, Any], one: str, other: str) -> str:
     """`delta_m` of a row minus that of another, in percent, and whether it is within the noise."""
-    found = table["differences"].get(f"{one} - {other}")
-    if found is None:
-        found = dict(table["differences"][f"{other} - {one}"])
-        found["mean"] = -found["mean"]
-    return f"{signed(found)} %" + (" (within the noise)" if sign(found) == "=" else "")
+    difference = table["differences"].get(f"{one} - {other}")
+    if difference is None:
+        difference = dict(table["differences"][f"{other} - {one}"])
+        difference["mean"] = -difference["mean"]
+    return f"{signed(difference)} %" + (" (within the noise)" if sign(difference) == "=" else "")
 
 
 def _listed(table: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""How tasks relate, averaged over a training, with one file for every seed."""
+"""The relatedness matrix of named tasks, averaged over the steps of a training; one file per seed."""
 
 from __future__ import annotations
 

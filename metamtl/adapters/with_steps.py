@@ -25,4 +25,4 @@ def with_steps(adapter: Adapter, steps: int) -> Adapter:
     if isinstance(adapter, Chain):
         *previous, last = adapter.adapters
         return Chain(*previous, with_steps(last, steps))  # type: ignore[arg-type]
-    raise ValueError(f"steps={steps}: {adapter} has no gradient steps; use it as it is.")
+    raise ValueError(f"steps={steps}: {adapter} has no gradient steps, so their number cannot be changed.")

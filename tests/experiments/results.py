@@ -1,4 +1,4 @@
-"""What a training writes, read and checked."""
+"""Read and check the result of a training."""
 
 from __future__ import annotations
 
