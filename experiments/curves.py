@@ -38,7 +38,6 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: an option that cannot work; before the first training.
-        FloatingPointError: a training diverges with the selected options.
     """
     if cfg.device == "auto":
         cfg.device = train.device()
@@ -77,9 +76,8 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
         best = search.best(score)
         for shots in cfg.shots:
             results = [trained(method, shots, seed, best) for seed in cfg.seeds]
-            if diverged := [result["diverged"] for result in results if "diverged" in result]:
-                raise FloatingPointError(f"{method}, {shots} shots, {label(best)}: {diverged[0]}")
-            rows.append({"method": method, "shots": shots, "tuned": best, **_row(results, cfg.metric)})
+            by_seed = dict(zip(cfg.seeds, results))
+            rows.append({"method": method, "shots": shots, "tuned": best, **_row(by_seed, cfg.metric)})
             table = {
                 "experiment": {"overrides": passed_on, "metric": cfg.metric},
                 **environment(cfg.device),
@@ -97,8 +95,15 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
     return table
 
 
-def _row(results: list[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """Mean and interval over seeds after every inner step, and the steps and seconds of a training."""
+def _row(by_seed: dict[int, dict[str, Any]], metric: str) -> dict[str, Any]:
+    """Mean and interval over seeds after every inner step, and the steps and seconds of a training.
+
+    If any seed diverged, in training or on a single task of the test, there is no mean, but its message.
+    """
+    diverged = {str(seed): run["diverged"] for seed, run in by_seed.items() if "diverged" in run}
+    if diverged:
+        return {"curve": [], "diverged": diverged}
+    results = list(by_seed.values())
     curves = [[stage[metric]["mean"] for stage in result["curve"]] for result in results]
     curve = [estimate(list(values)) for values in zip(*curves, strict=True)]
     mean_seconds = sum(result["seconds"] for result in results) / len(results)

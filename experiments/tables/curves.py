@@ -16,19 +16,25 @@ def markdown(table: dict[str, Any]) -> str:
     metric, lines = table["experiment"]["metric"], []
     for shots in dict.fromkeys(row["shots"] for row in table["rows"]):
         rows = [row for row in table["rows"] if row["shots"] == shots]
-        stages = range(len(rows[0]["curve"]))
+        stages = range(max(1, *(len(row["curve"]) for row in rows)))
         head = [f"{metric}, {shots} shots; after steps:", *map(str, stages), "selected", "training s"]
         cells = [
             [
                 row["method"],
-                *(signed(stage, digits=3, plus=False) for stage in row["curve"]),
+                *_stages(row, len(stages)),
                 label(row["tuned"]),
-                f"{row['seconds']:.0f}",
+                f"{row['seconds']:.0f}" if "seconds" in row else "",
             ]
             for row in rows
         ]
         lines += [*table_lines(head, cells), ""]
     return "\n".join([*lines, _footer(table)]) + "\n"
+
+
+def _stages(row: dict[str, Any], stages: int) -> list[str]:
+    if "diverged" in row:
+        return [f"diverged with seed {', '.join(row['diverged'])}", *[""] * (stages - 1)][:stages]
+    return [signed(stage, digits=3, plus=False) for stage in row["curve"]]
 
 
 def section(name: str, kept: list[str], table: dict[str, Any]) -> str:
@@ -45,7 +51,7 @@ def section(name: str, kept: list[str], table: dict[str, Any]) -> str:
 
 def _footer(table: dict[str, Any]) -> str:
     hardware = table["hardware"]
-    steps = sorted({row["steps"] for row in table["rows"]})
+    steps = sorted({row["steps"] for row in table["rows"] if "steps" in row})
     tuned = "; ".join(f"{name} of {values}" for name, values in table["tune"].items())
     selected = f"selected on validation with seeds {table['tune_seeds']} and {table['tune_shots']} shots"
     return (
@@ -68,7 +74,7 @@ def draw(table: dict[str, Any], path: Path) -> None:
         1, len(counts), figsize=(4.5 * len(counts), 4), sharey=True, squeeze=False, constrained_layout=True
     )
     for ax, shots in zip(axes[0], counts):
-        for row in (row for row in table["rows"] if row["shots"] == shots):
+        for row in (row for row in table["rows"] if row["shots"] == shots and row["curve"]):
             means = [stage["mean"] for stage in row["curve"]]
             widths = [stage["ci95"] or 0.0 for stage in row["curve"]]
             (line,) = ax.plot(range(len(means)), means, "o-", markersize=3, label=row["method"])
@@ -76,6 +82,7 @@ def draw(table: dict[str, Any], path: Path) -> None:
             ax.fill_between(range(len(means)), low, high, color=line.get_color(), alpha=0.15, linewidth=0)
         ax.set(xlabel="inner steps", title=f"{shots} shots", yscale="log")
     axes[0][0].set_ylabel(table["experiment"]["metric"])
-    axes[0][-1].legend(fontsize=8)
+    if axes[0][-1].lines:
+        axes[0][-1].legend(fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)

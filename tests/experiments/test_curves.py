@@ -57,3 +57,10 @@ def test_a_curve_has_one_strategy(overrides: Overrides, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="maml has the adaptation strategies none, all, head"):
         ran(given, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_training_that_diverges_is_a_row(overrides: Overrides, tmp_path: Path) -> None:
+    given = [*overrides(*FEW), "run=[maml]", "shots=[3]", "seeds=[0]", "tune={inner.lr: [1e30]}"]
+    (row,) = ran(given, tmp_path / "waves")["rows"]
+    assert list(row["diverged"]) == ["0"] and "not finite" in row["diverged"]["0"] and row["curve"] == []
+    assert "| maml | diverged with seed 0 |" in (tmp_path / "waves" / "curves.md").read_text("utf-8")
