@@ -4,6 +4,7 @@
 #                one process for each processor; with CI set, what would be skipped fails
 # make lint      ruff and mypy
 # make docs      the documentation as a site, in build/docs
+# make browser   its pages and a report in Chromium, light and dark, on a screen and a phone; needs `chromium`
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
@@ -11,7 +12,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: install peers demo test lint docs clean
+.PHONY: install peers demo test lint docs browser clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -63,6 +64,10 @@ lint: $(VENV)/.tools
 
 docs: $(VENV)/.tools
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+
+browser: docs
+	$(PIP) --editable '.[browser]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser/check_pages.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,7 +11,9 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
+from docutils import nodes  # noqa: E402
 from generate import aggregator_table, grouping_table, multitask_table  # noqa: E402  (needs the path)
+from latex2mathml.converter import convert  # noqa: E402
 from page_contents import without_contents  # noqa: E402
 
 import metamtl  # noqa: E402
@@ -27,13 +29,14 @@ myst_heading_anchors = 3
 myst_links_external_new_tab = False
 
 html_theme = "furo"
+html_math_renderer = "mathml"  # which browsers show by themselves: MathJax would have to be loaded from the web
 html_title = "metamtl"
 html_show_copyright = False
 html_show_sphinx = False
 html_copy_source = False
 html_extra_path = ["llms.txt"]
 html_theme_options = {"navigation_with_keys": True}
-pygments_style, pygments_dark_style = "friendly", "monokai"
+pygments_style, pygments_dark_style = "a11y-high-contrast-light", "a11y-high-contrast-dark"
 
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
@@ -154,7 +157,18 @@ def prepare_source(app: Any, docname: str, source: list[str]) -> None:
     source[0] = re.sub(r"\[([^\]]+)\]\((\.\./experiments/[^)]+\.md)\)", r"{download}`\1 <\2>`", source[0])
 
 
+def write_inline(writer: Any, node: Any) -> None:
+    writer.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def write_display(writer: Any, node: Any) -> None:
+    writer.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    raise nodes.SkipNode
+
+
 def setup(app: Any) -> None:
+    app.add_html_math_renderer("mathml", (write_inline, None), (write_display, None))
     # Before napoleon, so that its sections are converted, too.
     app.connect("autodoc-process-docstring", process_docstring, priority=400)
     app.connect("missing-reference", link_to_public_name)

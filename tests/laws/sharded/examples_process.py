@@ -1,6 +1,6 @@
-"""One process of a group that shares the examples of named tasks: what it computes beside a single process.
+"""The processes of a group that share the examples of named tasks: what they compute beside one process.
 
-Usage: python examples_process.py RANK SIZE FOLDER AGGREGATORS
+Usage: python examples_process.py SIZE FOLDER AGGREGATORS
 """
 
 from __future__ import annotations

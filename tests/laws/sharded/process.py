@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,23 +73,39 @@ def _written() -> int:
 
 
 def start(script: str, size: int, folder: Path, *arguments: str) -> list[dict[str, Any]]:
-    """Run a script in every process of a group and return what each of them has written."""
-    command = [sys.executable, str(Path(__file__).with_name(script))]
-    shares = [[*command, str(rank), str(size), str(folder), *arguments] for rank in range(size)]
-    processes = [subprocess.Popen(share, stderr=subprocess.PIPE, text=True) for share in shares]
-    words = [process.communicate(timeout=300)[1] for process in processes]
-    assert not any(process.returncode for process in processes), words
+    """Run a script, which becomes the processes of a group, and return what each of them has written."""
+    command = [sys.executable, str(Path(__file__).with_name(script)), str(size), str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
 
 
 def main(compute: Callable[[list[str]], dict[str, Any]]) -> None:
-    """Join the group, write the results of `compute`, and leave."""
-    rank, size, folder, *arguments = sys.argv[1:]
+    """Fork into the processes of a group, so that torch is imported once, and wait for them."""
+    size, folder, *arguments = sys.argv[1:]
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/group", rank=int(rank), world_size=int(size)
-    )
-    Path(folder, f"{rank}.json").write_text(json.dumps(compute(arguments)))
-    dist.barrier()  # a process that leaves closes connections that others may still use
-    sys.stderr.flush()
-    os._exit(0)  # threads of torch may abort the process while the interpreter shuts down
+    processes = []
+    for rank in range(int(size)):
+        process = os.fork()
+        if process == 0:
+            join(compute, rank, int(size), Path(folder), arguments)
+        processes.append(process)
+    failed = [process for process in processes if os.waitpid(process, 0)[1]]
+    raise SystemExit(len(failed))
+
+
+def join(
+    compute: Callable[[list[str]], dict[str, Any]], rank: int, size: int, folder: Path, arguments: list[str]
+) -> None:
+    """Join the group, write the results of `compute`, and leave."""
+    code = 1
+    try:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=size)
+        (folder / f"{rank}.json").write_text(json.dumps(compute(arguments)))
+        dist.barrier()  # a process that leaves closes connections that others may still use
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)  # threads of torch may abort the process while the interpreter shuts down

@@ -1,6 +1,6 @@
-"""One process of a group that shares the tasks of a meta-batch: what it computes beside a single process.
+"""The processes of a group that share the tasks of a meta-batch: what they compute beside one process.
 
-Usage: python tasks_process.py RANK SIZE FOLDER AGGREGATORS
+Usage: python tasks_process.py SIZE FOLDER AGGREGATORS
 """
 
 from __future__ import annotations
