@@ -20,6 +20,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the letters are slow: they are drawn first."""
+    for item in items:
+        if "glyph_dir" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+
+
 @pytest.fixture
 def own_random_numbers() -> Iterator[None]:
     """Torch's global generator, seeded for this test and restored after it."""

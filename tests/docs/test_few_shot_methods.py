@@ -56,6 +56,7 @@ def test_every_recipe_has_a_row() -> None:
     assert set(PASSES) == set(recipes.__all__) - {"Recipe"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PASSES)
 def test_the_passes_are_those_of_the_table(name: str) -> None:
     rng = torch.Generator().manual_seed(0)

@@ -152,6 +152,7 @@ def test_what_must_not_know_of_earlier_runs_has_a_process_of_its_own() -> None:
     assert found > 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch.compile's
 def test_evaluation_is_timed(peers: tuple[str, ...]) -> None:
     with mock.patch("metamtl.engines.kinds.BACKEND", "eager"):  # without a compiler's time

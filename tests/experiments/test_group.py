@@ -109,6 +109,7 @@ def test_the_planted_groups_are_found_and_best(table: dict[str, Any], folder: Pa
     assert (folder / "group.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_every_value_is_that_of_the_model_of_its_group(table: dict[str, Any], folder: Path) -> None:
     rows = {row["method"]: row for row in table["rows"]}
     of_a0 = {"apart": "single_a0", "together": "together", "grouped": "group_0-2"}
@@ -124,6 +125,7 @@ def test_every_value_is_that_of_the_model_of_its_group(table: dict[str, Any], fo
         assert {result["config"]["metric"] for result in results} == {metric}
 
 
+@pytest.mark.slow
 def test_finished_runs_and_matrices_are_read(
     table: dict[str, Any], folder: Path, configs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

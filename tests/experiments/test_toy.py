@@ -34,6 +34,7 @@ def test_losses_at_points_that_can_be_worked_out() -> None:
     assert at(2 * tanh(2) - 7, 2)[0] == pytest.approx((log(5e-6) + 6) * tanh(1), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_the_mean_gets_stuck_where_others_arrive() -> None:
     found = toy.descend(["Mean", "AlignedMTL"], steps=1_000, lr=0.02, tolerance=0.1, starts=toy.STARTS[:1])
     (stuck,), (arrived,) = found["Mean"]["starts"], found["AlignedMTL"]["starts"]
@@ -62,6 +63,7 @@ def test_who_has_arrived_stays() -> None:
     assert near["steps"] == 0 and near["to"] == near["from"] and far["to"] != far["from"]
 
 
+@pytest.mark.slow
 def test_the_picture(tmp_path: Path) -> None:
     found = toy.descend(["Mean", "MGDA"], 100, 0.01, 0.1)
     toy.draw({name: each["path"] for name, each in found.items()}, tmp_path / "toy.png")

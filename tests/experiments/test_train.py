@@ -90,6 +90,7 @@ def test_a_loss_that_is_not_finite_names_the_step(
     assert not (tmp_path / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     few = (
         "steps=2",

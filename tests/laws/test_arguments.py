@@ -190,6 +190,7 @@ def test_another_wrapper(wrap: Any) -> None:
     assert_told(call, ["DataParallel", ".module"])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore:The .grad attribute")
 @pytest.mark.parametrize("at", [None, "body"])
 def test_a_body_that_torch_compiles(at: str | None) -> None:

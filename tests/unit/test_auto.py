@@ -53,6 +53,7 @@ def test_every_trial_is_a_step_with_the_same_gradient(caplog):
     assert f"MLP runs under {choice.engine!r}: the fastest of Loop()" in caplog.text
 
 
+@pytest.mark.slow
 def test_it_compiles_if_the_steps_that_remain_pay_for_it(monkeypatch, caplog):
     monkeypatch.setattr("metamtl.engines.probe.FIXED", 3.0)
     monkeypatch.setattr("metamtl.engines.probe.PER_OPERATION", 0.0)
@@ -78,6 +79,7 @@ def test_it_does_not_compile_in_a_run_that_cannot_pay_for_it(monkeypatch, steps)
     assert not any("Compiled" in name for name in choice.seconds) and auto.compile_seconds == 0
 
 
+@pytest.mark.slow
 def test_code_that_is_compiled_again_and_again_is_given_up(monkeypatch):
     monkeypatch.setattr("metamtl.engines.probe.FIXED", 0.0)
     monkeypatch.setattr("metamtl.engines.probe.PER_OPERATION", 0.0)
@@ -166,6 +168,7 @@ def test_a_module_that_no_batch_can_run_is_run_by_loop_with_one_warning() -> Non
     assert len(found) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", [engines.Auto(), engines.Compiled()], ids=repr)
 @pytest.mark.usefixtures("compiling_does_not_pay", "without_generated_code")
 def test_a_model_goes_with_all_that_was_remembered_of_it(engine: engines.Engine) -> None:

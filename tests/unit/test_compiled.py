@@ -83,6 +83,7 @@ def _same_numbers(name, chunk_size):
     assert torch.allclose(compiled.losses, plain.losses, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_learned_rates_get_their_gradient(without_generated_code):
     model = nets.mlp(1, 8, 1).double()
     recipe = Recipe(adapters.Gradient(3, adapters.LearnedRates(model, 0.01, steps=3)))
@@ -143,6 +144,7 @@ def test_where_compiling_fails_vmap_runs_with_one_warning():
     assert engine.compilations == 0
 
 
+@pytest.mark.slow
 def test_a_changed_setting_of_the_model_is_not_overlooked(without_generated_code):
     class Scaled(nn.Module):
         def __init__(self) -> None:

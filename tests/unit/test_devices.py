@@ -146,6 +146,7 @@ def test_rows_are_computed_without_waiting(name: str, engine: Any, device: torch
         assert found.losses.shape == (3,) and found.losses.device.type == place.type
 
 
+@pytest.mark.slow
 def test_the_default_device_is_never_asked(device: torch.device) -> None:
     """With one where no number is kept: what a call left to it would be lost."""
 

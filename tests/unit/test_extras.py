@@ -93,6 +93,7 @@ def test_every_aggregator_works_after_the_install_of_its_extra() -> None:
     assert failures([*PROJECT["dependencies"], *EXTRAS["aggregators"]]) == {}
 
 
+@pytest.mark.slow
 def test_without_the_extra_the_error_names_the_package() -> None:
     errors = failures(PROJECT["dependencies"])
     assert set(errors) == {"CAGrad", "DualProj", "FairGrad", "NashMTL", "UPGrad"}

@@ -66,6 +66,7 @@ def tree(folder: str, pattern: str) -> set[str]:
     return {name for name in found if "/raw/" not in name and "__pycache__" not in name}
 
 
+@pytest.mark.slow
 def test_contents(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     code = tree("metamtl", "*.py") | {f"metamtl/{name}" for name in tree("experiments", "*.py")}
@@ -79,6 +80,7 @@ def test_contents(wheel: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_data_files_are_found(site: Path, tmp_path: Path) -> None:
     code = (
         "import metamtl; from metamtl.datasets.files import sources, split_file;"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -22,6 +23,7 @@ def problem() -> tuple[nets.NamedHeads, dict[str, Episode], dict[str, object]]:
     return model, episodes, {"line": F.mse_loss, "noise": F.mse_loss}
 
 
+@pytest.mark.slow
 def test_uncertainties_learn_with_the_models_optimizer() -> None:
     """After enough steps `s_t` is the log of each loss."""
     model, episodes, losses = problem()
@@ -36,6 +38,7 @@ def test_uncertainties_learn_with_the_models_optimizer() -> None:
     torch.testing.assert_close(learned, outcome.losses.log(), rtol=0, atol=0.2)
 
 
+@pytest.mark.slow
 def test_auto_lambda_takes_weight_from_a_task_that_does_not_help() -> None:
     model, episodes, losses = problem()
     rng = torch.Generator().manual_seed(1)

@@ -44,6 +44,7 @@ def hessians(args: Any) -> Tensor:
     return torch.stack([dense(t) for t in range(episodes.num_tasks)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", EXACT)
 def test_mixed_second_derivatives(batch: SimpleNamespace, way: str) -> None:
     args = batch.args(EXACT[way])
@@ -76,6 +77,7 @@ def test_named_tasks(named: SimpleNamespace) -> None:
     assert analysis.spectrum(*named.args, k=3, of="a").values[0] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["joint", "maml"])
 def test_the_spectrum_is_exact_on_small_models(batch: SimpleNamespace, way: str) -> None:
     args = (batch.model, EXACT[way], batch.episodes[:2], batch.loss)

@@ -31,6 +31,7 @@ def test_gradients_are_those_of_autograd(
     assert all(p.grad is None for p in batch.model.parameters())
 
 
+@pytest.mark.slow
 def test_gradients_under_compiled(
     batch: SimpleNamespace, reference: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:

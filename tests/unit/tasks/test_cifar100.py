@@ -150,6 +150,7 @@ def test_bad_arguments() -> None:
         FC100().split("val")
 
 
+@pytest.mark.slow
 def test_real_sheets_and_the_archive_are_the_same(
     real_data: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

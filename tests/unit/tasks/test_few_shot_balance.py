@@ -52,6 +52,7 @@ def test_totals_are_fixed_and_every_class_has_support(balance: Balance) -> None:
     assert len({tuple(row) for row in counts(episode.support.y).tolist()}) > 20
 
 
+@pytest.mark.slow
 def test_own_frequencies() -> None:
     episode = family(balance="own", shots=0, queries=5).sample(4_000, rng())
     assert episode.support is None and episode.task is not None

@@ -157,6 +157,7 @@ def test_the_full_check_decodes_every_image(folder: Path) -> None:
         ImageFolder(folder, 2, 1, 2, splits=SPLITS, check="full").split("train")
 
 
+@pytest.mark.slow
 def test_splits_by_fraction_file_and_folders(folder: Path, tmp_path: Path) -> None:
     parts = [ImageFolder(folder, splits=(0.4, 0.3, 0.3), seed=seed).classes for seed in (0, 0, 1)]
     assert parts[0] == parts[1] != parts[2]

@@ -137,6 +137,7 @@ def test_real_molecules_come_back(real_data: Callable[[str], Path], tmp_path: Pa
     same(stored(tox21.prepare(tmp_path, tmp_path / "tox21", known.get)), expected)
 
 
+@pytest.mark.slow
 def test_real_text_comes_back(real_data: Callable[[str], Path], tmp_path: Path) -> None:
     folders = {name: real_data(name) / name for name in ("snips", "wnut17", sentiment.SET, "clinc150")}
     for name in folders:
@@ -155,6 +156,7 @@ def test_real_text_comes_back(real_data: Callable[[str], Path], tmp_path: Path) 
             assert (tmp_path / name / path.name).read_bytes() == path.read_bytes(), path
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     (tmp_path / "parkinsons_updrs.data").write_text(
         "subject#,age,motor_UPDRS,total_UPDRS\n1,72,28.199,34.398\n"

@@ -226,6 +226,7 @@ def test_the_own_vocabulary_is_of_the_training_domains(tiny: Path) -> None:
         Clinc150(data_dir=tiny / "absent").split("train")
 
 
+@pytest.mark.slow
 def test_real_text(real_data: Callable[[str], Path]) -> None:
     (folder,) = {real_data(name) for name in ("snips", "wnut17", sentiment.SET, "clinc150")}
     trio = TextTrio(data_dir=folder)
