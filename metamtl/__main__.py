@@ -23,6 +23,8 @@ COMMANDS = {
     "toy": "all aggregators on two losses of two parameters",
     "endurance": "memory and step time over a long training",
     "cost": "time and memory of a multi-task step",
+    "analysis_cost": "passes and time of the matrices of relatedness",
+    "scaling": "throughput of one process and of several",
     "bench": "speed and memory beside learn2learn and higher",
     "prepare": "prepare a data set from its official files",
     "list": "the experiments, recipes, tasks, nets and aggregators that there are",

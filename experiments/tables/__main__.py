@@ -3,8 +3,9 @@
 Also writes the Markdown file beside every recorded table again, so that all have the same form. With
 `--check`, only compare. The block between two markers has one table per `table.json` of
 `experiments.compare` and `experiments.grid`, and per `multitask.json`, `group.json`, `curves.json`,
-`new_task.json`, `bench.json`, `cost.json`, `scaling.json`, `toy.json` and `endurance.json`, and one table
-for all `result.json` of `experiments.train`. The table of docs/distributed.md is that of `tables.traffic`.
+`new_task.json`, `bench.json`, `cost.json`, `analysis_cost.json`, `scaling.json`, `toy.json` and
+`endurance.json`, and one table for all `result.json` of `experiments.train`. The table of
+docs/distributed.md is that of `tables.traffic`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from . import analysis_cost as analysis_cost_table
 from . import bench as bench_table
 from . import compare as compare_table
 from . import cost as cost_table
@@ -59,6 +61,7 @@ def block(results: Path = RESULTS) -> str:
         parts.append(bench_table.section(path.parent.name, read_json(path)))
     for name, section in (
         ("cost", cost_table.section),
+        ("analysis_cost", analysis_cost_table.section),
         ("scaling", scaling_table.section),
         ("toy", toy_table.section),
         ("endurance", endurance_table.section),

@@ -171,6 +171,11 @@ TOY = {
     "tolerance": AMOUNT,
 }
 COST = {"tasks": COUNT, "batch": COUNT, "rounds": COUNT}
+ANALYSIS_COST = {
+    "tasks": Kind("an integer of at least 2", lambda value: integer(value) and value > 1),
+    "rounds": COUNT,
+    **{f"log.{name}": COUNT for name in ("steps", "every", "rounds")},
+}
 WORK = list_of(TEXT, "workloads", "[sinusoid_1]", empty=True)
 BENCH = {
     "work": WORK,
@@ -194,6 +199,7 @@ TABLES = {
     "group": GROUP,
     "toy": TOY,
     "cost": COST,
+    "analysis_cost": ANALYSIS_COST,
     "bench": BENCH,
     "endurance": ENDURANCE,
     "scaling": SCALING,
