@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
 
 from metamtl import checkpoint
 
@@ -166,9 +167,11 @@ class Interruption:
 def exit_after(number: int, step: int, folder: Path) -> None:
     """End the process after a signal, and say how to resume."""
     if is_first():
+        # The command may have begun several trainings, each with a folder within its own.
+        output = HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else folder
         print(
             f"interrupted after step {step}; a checkpoint is in {folder / 'checkpoints'}. Run the same"
-            f" command with hydra.run.dir={folder} to resume.",
+            f" command with hydra.run.dir={output} to resume.",
             file=sys.stderr,
         )
     raise SystemExit(128 + number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -25,9 +26,9 @@ SMALL = (
 )
 
 
-def command(folder: Path, *overrides: str) -> list[str]:
+def command(folder: Path, *overrides: str, name: str = "train") -> list[str]:
     return [
-        *(sys.executable, "-m", "experiments.train", *SMALL, "checkpoint.every=5"),
+        *(sys.executable, "-m", f"experiments.{name}", *SMALL, "checkpoint.every=5"),
         *(f"hydra.run.dir={folder}", *overrides),
     ]
 
@@ -45,10 +46,11 @@ def assert_same(folder: Path, whole: Path) -> None:
     assert timeless(read(folder)) == timeless(read(whole))
 
 
-def started(folder: Path, *overrides: str) -> subprocess.Popen[str]:
-    """A training in a process of its own, once it has written a checkpoint."""
-    process = subprocess.Popen(command(folder, *overrides), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while not list((folder / "checkpoints").glob("step-*.safetensors")):
+def started(folder: Path, *overrides: str, name: str = "train") -> subprocess.Popen[str]:
+    """A command in a process of its own, once a training has written a checkpoint."""
+    arguments = command(folder, *overrides, name=name)
+    process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not list(folder.glob("**/checkpoints/step-*.safetensors")):
         assert process.poll() is None, process.stderr and process.stderr.read()
         time.sleep(0.005)
     return process
@@ -76,6 +78,16 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_resume(
     newest = RunFolder(tmp_path, {}, resume=True, keep=2).checkpoints()[0]
     step = int(newest.stem.partition("-")[2])
     assert f"after step {step};" in words
+
+
+@pytest.mark.slow
+def test_a_command_of_several_trainings_is_resumed_in_its_own_folder(tmp_path: Path) -> None:
+    several = ("recipes=[mtl]", "seeds=[0]", "schedule=constant", "steps=100000")
+    process = started(tmp_path, *several, name="compare")
+    process.send_signal(signal.SIGTERM)
+    _, words = process.communicate(timeout=60)
+    assert f"hydra.run.dir={tmp_path} to resume" in words
+    assert re.search(rf"a checkpoint is in {tmp_path}/.+/checkpoints\.", words)
 
 
 def composed_small(composed: Compose, *overrides: str) -> DictConfig:
