@@ -41,6 +41,8 @@ from .utils.progress import Clock, Progress
 from .utils.state import TrainingState
 from .utils.streams import SEEN, SELECT, TEST, VALIDATION, sample, stream
 
+WEIGHTS = "model.safetensors"
+
 
 def device() -> str:
     """The device of `device=auto`."""
@@ -56,8 +58,8 @@ def run(cfg: DictConfig, folder: Path, sources: parts.Sources | None = None) -> 
     Raises:
         ValueError: options that cannot work, or the folder belongs to another config.
         FileExistsError: the folder has a training, and `cfg.resume` is False.
-        FloatingPointError: a loss or a gradient is not finite, and `cfg.on_nonfinite` is "raise"; or the
-            weights are not finite.
+        FloatingPointError: a loss or a gradient is not finite, and `cfg.on_nonfinite` is "raise"; the
+            weights are not finite; or a metric of the test is not, after the weights were written.
         OSError: a file cannot be written; those that were written before are unchanged.
         RuntimeError: another process trains in the folder.
         SystemExit: after SIGINT or SIGTERM, once a checkpoint is written.
@@ -79,15 +81,24 @@ def run(cfg: DictConfig, folder: Path, sources: parts.Sources | None = None) -> 
             state.load_state_dict(saved)
         with TensorBoard(folder, state.step) as board:
             stop = train(cfg, built, state, run_folder, board)
-            result = {"config": config, "stopped_by": stop, **test(cfg, built, state, folder, board)}
-        tensors = built.model.state_dict()
-        tensors |= {f"adapter.{name}": tensor for name, tensor in built.recipe.adapter.state_dict().items()}
-        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            state.restore_best_weights()
+            if is_first():
+                save_weights(built, folder)  # before the test, which may fail
+            try:
+                result = {"config": config, "stopped_by": stop, **test(cfg, built, state, folder, board)}
+            except FloatingPointError as error:
+                raise FloatingPointError(f"the test of {folder / WEIGHTS}: {error}") from error
         if is_first():
-            with atomic_write(folder / "model.safetensors") as partial:
-                save_file(partial, contiguous)
             write_json(folder / "result.json", result)
     return from_first(result)  # seconds differ between processes
+
+
+def save_weights(built: parts.Parts, folder: Path) -> None:
+    """Write the state of the model and of the adapter."""
+    tensors = built.model.state_dict()
+    tensors |= {f"adapter.{name}": tensor for name, tensor in built.recipe.adapter.state_dict().items()}
+    with atomic_write(folder / WEIGHTS) as partial:
+        save_file(partial, {name: tensor.contiguous() for name, tensor in tensors.items()})
 
 
 def train(
@@ -203,9 +214,8 @@ def test_as_trained(cfg: DictConfig, built: parts.Parts, episodes: Any) -> dict[
 def test(
     cfg: DictConfig, built: parts.Parts, state: TrainingState, folder: Path, board: TensorBoard
 ) -> dict[str, Any]:
-    """Load the best weights, select the adaptation strategy on validation tasks, and test once."""
+    """Select the adaptation strategy on validation tasks, and test once."""
     model, strategies, evaluator = built.model, built.strategies, built.evaluator
-    state.restore_best_weights()
     select_tasks = own_part(built.validation.sample(cfg.select.tasks, stream(cfg.seed, SELECT)))
     choice = choose(model, strategies, built.validation, select_tasks, cfg.metric, cfg.reference, evaluator)
     strategy, stage = strategies[choice.strategy], choice.stage

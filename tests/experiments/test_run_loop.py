@@ -17,7 +17,8 @@ from omegaconf import DictConfig
 from experiments import train
 from experiments.utils import parts
 from experiments.utils.checkpoints import RunFolder
-from metamtl import checkpoint
+from experiments.utils.streams import TEST, stream
+from metamtl import checkpoint, tasks
 
 from .results import VMAP, read, timeless
 
@@ -61,6 +62,27 @@ def test_a_loss_that_is_not_finite_ends_a_run_with_all_that_is_needed(
     poisoned(monkeypatch, {1})
     result = train.run(composed(*SMALL, "steps=20", "checkpoint.every=3", "on_nonfinite=skip"), tmp_path)
     assert result["skipped_steps"] == 1 and result["steps"] == 20
+
+
+def test_a_test_that_fails_loses_no_weights(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, last = tasks.Sinusoid.sample, stream(0, TEST).initial_seed()
+
+    def sample(self: tasks.Sinusoid, num_tasks: int, generator: torch.Generator) -> Any:
+        episodes = original(self, num_tasks, generator)
+        if generator.initial_seed() == last:
+            episodes.query.y[1] = float("inf")
+        return episodes
+
+    monkeypatch.setattr(tasks.Sinusoid, "sample", sample)
+    weights = tmp_path / "broken" / "model.safetensors"
+    with pytest.raises(FloatingPointError, match=f"^the test of {weights}: .*1 is not finite"):
+        train.run(composed(*SMALL, "steps=3"), weights.parent)
+    assert not (weights.parent / "result.json").exists()
+    monkeypatch.undo()
+    train.run(composed(*SMALL, "steps=3"), tmp_path / "whole")
+    assert weights.read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
 
 
 def test_steps_that_are_not_finite_can_be_skipped(
@@ -214,8 +236,18 @@ with initialize_config_dir(version_base=None, config_dir=train.CONF):
 """
 
 
-@pytest.mark.parametrize("last", ["step-000000008.safetensors", "tasks.json"])
-def test_a_full_disk_leaves_the_files_there_are(last: str, composed: Compose, tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("last", "missing", "steps"),
+    [
+        ("step-000000008.safetensors", "checkpoints/step-000000012.safetensors", (8, 4)),
+        ("step-000000020.safetensors", "model.safetensors", (20, 16)),
+        ("tasks.json", "result.json", (20, 16)),
+    ],
+)
+def test_a_full_disk_leaves_the_files_there_are(
+    last: str, missing: str, steps: tuple[int, int], composed: Compose, tmp_path: Path
+) -> None:
     few = ("device=cpu", "validate.tasks=4", "select.tasks=4", "test.tasks=4", *SMALL)
     few = (*few, "steps=20", "checkpoint.every=4")
     done = subprocess.run(
@@ -227,11 +259,9 @@ def test_a_full_disk_leaves_the_files_there_are(last: str, composed: Compose, tm
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    missing = "checkpoints/step-000000012.safetensors" if "step" in last else "model.safetensors"
     assert f"{tmp_path / missing} cannot be written (File too large)" in done.stdout
     assert "Files that were written before are unchanged. Free space" in done.stdout
     kept = [path.name for path in RunFolder(tmp_path, {}, resume=True, keep=2).checkpoints()]
-    steps = (8, 4) if "step" in last else (20, 16)
     assert kept == [f"step-{step:09d}.safetensors" for step in steps]
     assert not (tmp_path / "result.json").exists() and not list(tmp_path.rglob("*.partial"))
     # With space again, the run goes on and ends as if nothing had happened.
