@@ -22,9 +22,10 @@ ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "build" / "docs"
 SCREENSHOTS = ROOT / "build" / "screenshots"
 WIDTHS = {"wide": (1280, 900), "phone": (390, 844)}
+FEW = ("validate.times=1", "validate.tasks=20", "select.tasks=20", "test.tasks=20")
 TRAININGS = {
-    "few_shot": ["steps=30", "validate.times=2", "test.tasks=20"],
-    "named_tasks": ["experiment=glyphs_multitask", "steps=5", "validate.times=1", "test.tasks=20"],
+    "few_shot": ["steps=30", *FEW],
+    "named_tasks": ["experiment=glyphs_multitask", "steps=5", "meta_batch=16", *FEW],
 }
 TO_LOOK_AT = (
     "index",
