@@ -157,6 +157,8 @@ def bars(ax: Any, names: tuple[str, ...], values: Any, title: str, errors: Any =
     ax.barh(range(len(names)), values, xerr=errors)
     ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
+    ax.locator_params(axis="x", nbins=6)
+    ax.ticklabel_format(axis="x", scilimits=(-2, 4))  # a factor at the axis instead of long labels
     ax.axvline(0.0, color="black", linewidth=0.8)
     ax.set_title(title)
     return ax.figure
