@@ -123,5 +123,5 @@ def analyze(samples: Iterable[Sample]) -> Results:
                     results[name].append(ANALYSES[name](sample))
             except (ValueError, RuntimeError, FloatingPointError) as error:
                 del results[name]
-                omitted[name] = f"{type(error).__name__}: {error}"
+                omitted[name] = str(error)
     return Results(results, omitted)
