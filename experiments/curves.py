@@ -1,9 +1,10 @@
 """The error after every inner step, by shots: `python -m experiments.curves experiment=sinusoid_record`.
 
-Trains every method of `run` for every number of `shots` with every seed. New tasks are adapted as in
-training, but for ten steps (`adapt: longer`), and are measured after each. The options in `tune` are
-selected for every method on validation tasks, with `tune_seeds` and `tune_shots`. Writes `curves.json`,
-`curves.md`, `curves.png`, and a folder for every run. Rerun with the same folder to resume.
+Trains every method of `run` for every number of `shots` with every seed, and selects weights and the
+options in `tune` on validation tasks, which are adapted as in training (`adapt=as_trained`); options with
+`tune_seeds` and `tune_shots`. Then new tasks are adapted for `adaptation_steps` steps, and measured after
+each. Writes `curves.json`, `curves.md`, `curves.png`, and a folder for every run. Rerun with the same
+folder to resume.
 
 Examples:
   metamtl curves experiment=sinusoid_record
@@ -19,9 +20,12 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from metamtl import Recipe, adaptation_curve, load
+from metamtl.adapters import with_steps
+
 from . import train
 from .tables.curves import draw, markdown
-from .tables.report import environment, write_json, write_text
+from .tables.report import environment, read_json, write_json, write_text
 from .utils import options, parts
 from .utils.command import command
 from .utils.comparison import estimate
@@ -29,8 +33,20 @@ from .utils.configs import with_changes
 from .utils.measure import higher
 from .utils.runs import quality, run_cached
 from .utils.search import Point, Search, label
+from .utils.streams import TEST, stream
 
-OWN = {"methods", "run", "shots", "seeds", "tune", "tune_seeds", "tune_shots", "search", "seed"}
+OWN = {
+    "adaptation_steps",
+    "methods",
+    "run",
+    "shots",
+    "seeds",
+    "tune",
+    "tune_seeds",
+    "tune_shots",
+    "search",
+    "seed",
+}
 
 
 def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
@@ -55,17 +71,20 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
         config.device = cfg.device
         return config
 
-    def trained(method: str, shots: int, seed: int, values: Point) -> dict[str, Any]:
-        place = folder / f"{method}_{shots}shot" / label(values) / f"seed{seed}"
-        return run_cached(training(method, shots, seed, values), place, sources)
+    def place(method: str, shots: int, seed: int, values: Point) -> Path:
+        return folder / f"{method}_{shots}shot" / label(values) / f"seed{seed}"
+
+    def trained(*of: Any) -> dict[str, Any]:
+        return run_cached(training(*of), place(*of), sources)
 
     for method, shots, values in product(cfg.run, cfg.shots, search.examples()):
         built = parts.build(training(method, shots, cfg.seeds[0], values), sources)
         if len(built.strategies) != 1:
             raise options.OptionError(
-                f"{method} has the adaptation strategies {', '.join(built.strategies)}; a curve has one, so"
-                " select one, such as adapt=longer."
+                f"{method} has the adaptation strategies {', '.join(built.strategies)}, but a curve has"
+                " one: that of the training, with adapt=as_trained."
             )
+        with_steps(built.recipe.adapter, cfg.adaptation_steps)  # raises if it has no steps
     rows = []
     for method in cfg.run:
 
@@ -76,8 +95,9 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
         best = search.best(score)
         for shots in cfg.shots:
             results = [trained(method, shots, seed, best) for seed in cfg.seeds]
-            by_seed = dict(zip(cfg.seeds, results))
-            rows.append({"method": method, "shots": shots, "tuned": best, **_row(by_seed, cfg.metric)})
+            places = [place(method, shots, seed, best) for seed in cfg.seeds]
+            curves = [measured(place, cfg) for place in places]
+            rows.append({"method": method, "shots": shots, "tuned": best, **_row(cfg, results, curves)})
             table = {
                 "experiment": {"overrides": passed_on, "metric": cfg.metric},
                 **environment(cfg.device),
@@ -95,19 +115,36 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
     return table
 
 
-def _row(by_seed: dict[int, dict[str, Any]], metric: str) -> dict[str, Any]:
-    """Mean and interval over seeds after every inner step, and the steps and seconds of a training.
+def measured(place: Path, cfg: DictConfig) -> list[float]:
+    """The mean over new tasks before adaptation and after every step, until a task is no longer finite."""
+    if "diverged" in read_json(place / "result.json"):
+        return []
+    model, recipe, source, result = load(place)
+    split, seed = source.split("test"), result["config"]["seed"]
+    episodes = split.sample(cfg.test.tasks, stream(seed, TEST))
+    for steps in range(cfg.adaptation_steps, -1, -1):
+        longer = Recipe(with_steps(recipe.adapter, steps))
+        try:
+            curve = adaptation_curve(model, longer, episodes, split.loss, metrics=split.metrics)
+        except FloatingPointError:
+            continue
+        return [stage[cfg.metric].mean for stage in curve]
+    return []
 
-    If any seed diverged, in training or on a single task of the test, there is no mean, but its message.
+
+def _row(cfg: DictConfig, results: list[dict[str, Any]], curves: list[list[float]]) -> dict[str, Any]:
+    """Mean and interval over seeds after every step, and the steps and seconds of a training.
+
+    After a step with which a task of some seed diverged there is no mean, but the seeds.
     """
-    diverged = {str(seed): run["diverged"] for seed, run in by_seed.items() if "diverged" in run}
-    if diverged:
-        return {"curve": [], "diverged": diverged}
-    results = list(by_seed.values())
-    curves = [[stage[metric]["mean"] for stage in result["curve"]] for result in results]
-    curve = [estimate(list(values)) for values in zip(*curves, strict=True)]
-    mean_seconds = sum(result["seconds"] for result in results) / len(results)
-    return {"curve": curve, "steps": results[0]["steps"], "seconds": mean_seconds}
+    stages: list[dict[str, Any]] = []
+    for step in range(cfg.adaptation_steps + 1):
+        diverged = [seed for seed, curve in zip(cfg.seeds, curves) if len(curve) <= step]
+        values = [curve[step] for curve in curves if len(curve) > step]
+        stages.append({"diverged": diverged} if diverged else estimate(values))
+    ended = [result for result in results if "diverged" not in result]
+    seconds = sum(result["seconds"] for result in ended) / len(ended) if ended else None
+    return {"curve": stages, "steps": max((r["steps"] for r in ended), default=None), "seconds": seconds}
 
 
 @command("curves")

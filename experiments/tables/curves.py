@@ -16,14 +16,14 @@ def markdown(table: dict[str, Any]) -> str:
     metric, lines = table["experiment"]["metric"], []
     for shots in dict.fromkeys(row["shots"] for row in table["rows"]):
         rows = [row for row in table["rows"] if row["shots"] == shots]
-        stages = range(max(1, *(len(row["curve"]) for row in rows)))
+        stages = range(len(rows[0]["curve"]))
         head = [f"{metric}, {shots} shots; after steps:", *map(str, stages), "selected", "training s"]
         cells = [
             [
                 row["method"],
-                *_stages(row, len(stages)),
+                *(_cell(stage) for stage in row["curve"]),
                 label(row["tuned"]),
-                f"{row['seconds']:.0f}" if "seconds" in row else "",
+                f"{row['seconds']:.0f}" if row["seconds"] is not None else "",
             ]
             for row in rows
         ]
@@ -31,10 +31,10 @@ def markdown(table: dict[str, Any]) -> str:
     return "\n".join([*lines, _footer(table)]) + "\n"
 
 
-def _stages(row: dict[str, Any], stages: int) -> list[str]:
-    if "diverged" in row:
-        return [f"diverged with seed {', '.join(row['diverged'])}", *[""] * (stages - 1)][:stages]
-    return [signed(stage, digits=3, plus=False) for stage in row["curve"]]
+def _cell(stage: dict[str, Any]) -> str:
+    if "diverged" in stage:
+        return f"diverged ({len(stage['diverged'])})"
+    return signed(stage, digits=3, plus=False)
 
 
 def section(name: str, kept: list[str], table: dict[str, Any]) -> str:
@@ -51,14 +51,14 @@ def section(name: str, kept: list[str], table: dict[str, Any]) -> str:
 
 def _footer(table: dict[str, Any]) -> str:
     hardware = table["hardware"]
-    steps = sorted({row["steps"] for row in table["rows"] if "steps" in row})
+    steps = sorted({row["steps"] for row in table["rows"] if row["steps"] is not None})
     tuned = "; ".join(f"{name} of {values}" for name, values in table["tune"].items())
     selected = f"selected on validation with seeds {table['tune_seeds']} and {table['tune_shots']} shots"
     return (
-        f"{table['tasks']:,} new tasks, tested once; {', '.join(f'{n:,}' for n in steps)} training steps;"
-        f" {selected}: {tuned or 'nothing'}; weights: selected on validation. Seeds {table['seeds']};"
-        f" intervals: {table['interval']}. {hardware['device']}, {hardware['threads']} threads; torch"
-        f" {table['versions']['torch']}."
+        f"{table['tasks']:,} new tasks, tested once (diverged: with so many seeds, in at least one task);"
+        f" {', '.join(f'{n:,}' for n in steps)} training steps; {selected}: {tuned or 'nothing'}; weights:"
+        f" selected on validation. Seeds {table['seeds']}; intervals: {table['interval']}."
+        f" {hardware['device']}, {hardware['threads']} threads; torch {table['versions']['torch']}."
     )
 
 
@@ -74,15 +74,16 @@ def draw(table: dict[str, Any], path: Path) -> None:
         1, len(counts), figsize=(4.5 * len(counts), 4), sharey=True, squeeze=False, constrained_layout=True
     )
     for ax, shots in zip(axes[0], counts):
-        for row in (row for row in table["rows"] if row["shots"] == shots and row["curve"]):
-            means = [stage["mean"] for stage in row["curve"]]
-            widths = [stage["ci95"] or 0.0 for stage in row["curve"]]
+        for row in (row for row in table["rows"] if row["shots"] == shots):
+            finite = [stage for stage in row["curve"] if "mean" in stage]
+            means = [stage["mean"] for stage in finite]
+            widths = [stage["ci95"] or 0.0 for stage in finite]
             (line,) = ax.plot(range(len(means)), means, "o-", markersize=3, label=row["method"])
             low, high = ([mean + sign * width for mean, width in zip(means, widths)] for sign in (-1, 1))
             ax.fill_between(range(len(means)), low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-        ax.set(xlabel="inner steps", title=f"{shots} shots", yscale="log")
+        scale = "log" if any(len(line.get_xdata()) for line in ax.lines) else "linear"
+        ax.set(xlabel="inner steps", title=f"{shots} shots", yscale=scale)
     axes[0][0].set_ylabel(table["experiment"]["metric"])
-    if axes[0][-1].lines:
-        axes[0][-1].legend(fontsize=8)
+    axes[0][-1].legend(fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -129,6 +129,7 @@ CURVES = {
     "methods": CHANGES,
     "shots": list_of(COUNT, "numbers of support examples", "[5,10]"),
     "tune_shots": COUNT,
+    "adaptation_steps": COUNT,
 }
 NEW_TASK = {
     "multitask": FOLDER,

@@ -52,15 +52,23 @@ def test_curves_are_those_of_the_saved_models(overrides: Overrides, tmp_path: Pa
     assert "### waves" in text and (folder / "curves.md").read_text(encoding="utf-8").strip() in text
 
 
-def test_a_curve_has_one_strategy(overrides: Overrides, tmp_path: Path) -> None:
+def test_a_curve_has_the_strategy_of_the_training(overrides: Overrides, tmp_path: Path) -> None:
     given = [*overrides(*FEW, "adapt=regression"), "run=[maml]", "shots=[3]", "tune={}"]
-    with pytest.raises(ValueError, match="maml has the adaptation strategies none, all, head"):
+    with pytest.raises(
+        ValueError, match=r"maml has the adaptation strategies none, all, .*adapt=as_trained"
+    ):
         ran(given, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_training_that_diverges_is_a_row(overrides: Overrides, tmp_path: Path) -> None:
-    given = [*overrides(*FEW), "run=[maml]", "shots=[3]", "seeds=[0]", "tune={inner.lr: [1e30]}"]
+@pytest.mark.parametrize(("rate", "finite"), [(1e30, 0), (30.0, 2)])
+def test_steps_after_which_a_task_diverges(
+    rate: float, finite: int, overrides: Overrides, tmp_path: Path
+) -> None:
+    """The larger rate ends the training, the smaller one is too large for the tenth step."""
+    given = [*overrides(*FEW), "run=[maml]", "shots=[3]", "seeds=[0]", f"tune={{inner.lr: [{rate}]}}"]
     (row,) = ran(given, tmp_path / "waves")["rows"]
-    assert list(row["diverged"]) == ["0"] and "not finite" in row["diverged"]["0"] and row["curve"] == []
-    assert "| maml | diverged with seed 0 |" in (tmp_path / "waves" / "curves.md").read_text("utf-8")
+    kinds = ["diverged" in stage for stage in row["curve"]]
+    assert len(kinds) == 11 and kinds == sorted(kinds) and kinds[-1] and kinds.count(False) >= finite
+    assert row["curve"][-1] == {"diverged": [0]} and (row["seconds"] is None) == (rate == 1e30)
+    assert "| diverged (1) |" in (tmp_path / "waves" / "curves.md").read_text("utf-8")
