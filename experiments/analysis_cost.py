@@ -20,7 +20,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch.nn import functional as F
@@ -30,6 +29,7 @@ from metamtl import Batch, Episode, Recipe, analysis, engines, nets, recipes
 from . import train
 from .tables.report import environment, write_json
 from .utils.command import command
+from .utils.configs import compose
 
 WAYS, QUERIES = 5, 5
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -111,12 +111,11 @@ def logging(steps: int, every: int, rounds: int) -> dict[str, Any]:
     options = ["recipe=maml", f"steps={steps}", "validate.times=1", "test.tasks=10", "device=cpu"]
     options.append("engine={_target_: metamtl.engines.Vmap}")
     seconds: dict[str, list[float]] = {"off": [], "on": []}
-    with initialize_config_dir(version_base=None, config_dir=train.CONF):
-        for _ in range(rounds):
-            for state, more in (("off", []), ("on", [f"analyse.every={every}"])):
-                with tempfile.TemporaryDirectory() as folder:
-                    result = train.run(compose("train", [*options, *more]), Path(folder))
-                seconds[state].append(result["seconds"])
+    for _ in range(rounds):
+        for state, more in (("off", []), ("on", [f"analyse.every={every}"])):
+            with tempfile.TemporaryDirectory() as folder:
+                result = train.run(compose("train", [*options, *more]), Path(folder))
+            seconds[state].append(result["seconds"])
     ratios = [on / off for on, off in zip(seconds["on"], seconds["off"])]
     return {"steps": steps, "every": every, "seconds": seconds, "slowdown": statistics.median(ratios) - 1}
 

@@ -36,7 +36,7 @@ def test_second_derivatives_need_one_product_for_each_task(recipe: str) -> None:
 
 
 @pytest.mark.slow
-def test_logging_is_timed_in_turn() -> None:
+def test_logging_is_timed_in_turn(configs: None) -> None:
     found = analysis_cost.logging(steps=2, every=1, rounds=2)
     off, on = found["seconds"]["off"], found["seconds"]["on"]
     assert len(off) == len(on) == 2 and min(*off, *on) > 0
