@@ -2,8 +2,8 @@
 
 Every matrix of relatedness is computed from the beginning (its gradients included) for T few-shot tasks on
 Conv-4, without adaptation and with MAML. Counted are the calls of autograd and the passes in forward mode;
-the matrices are timed in one process, interleaved. The cost of logging is that of `analyse.every=100` in
-trainings with and without it, in turn. Writes `analysis_cost.json`.
+the matrices are timed in one process, interleaved. The cost of logging is the difference between the steps
+of one training that `analyse.every=100` logs and the others. Writes `analysis_cost.json`.
 
 Examples:
   metamtl analysis_cost tasks=10 rounds=3
@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,6 +28,7 @@ from torch.nn import functional as F
 from metamtl import Batch, Episode, Recipe, analysis, engines, nets, recipes
 
 from . import train
+from .endurance import Sources
 from .tables.report import environment, write_json
 from .utils.command import command
 from .utils.configs import compose
@@ -106,25 +108,26 @@ def measured(tasks: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def logging(steps: int, every: int, rounds: int) -> dict[str, Any]:
-    """Training seconds with and without the log of relatedness, in turn, and the median of their ratios."""
+def logging(steps: int, every: int) -> dict[str, Any]:
+    """The median seconds of a training step with and without a log of relatedness, in one training."""
     options = ["recipe=maml", f"steps={steps}", "validate.times=1", "test.tasks=10", "device=cpu"]
-    options.append("engine={_target_: metamtl.engines.Vmap}")
-    seconds: dict[str, list[float]] = {"off": [], "on": []}
-    for _ in range(rounds):
-        for state, more in (("off", []), ("on", [f"analyse.every={every}"])):
-            with tempfile.TemporaryDirectory() as folder:
-                result = train.run(compose("train", [*options, *more]), Path(folder))
-            seconds[state].append(result["seconds"])
-    ratios = [on / off for on, off in zip(seconds["on"], seconds["off"])]
-    return {"steps": steps, "every": every, "seconds": seconds, "slowdown": statistics.median(ratios) - 1}
+    options += ["engine={_target_: metamtl.engines.Vmap}", f"analyse.every={every}"]
+    sources = Sources()
+    with tempfile.TemporaryDirectory() as folder:
+        train.run(compose("train", options), Path(folder), sources)
+    (recorded,) = sources.built.values()
+    seconds = [after - before for before, after in pairwise(recorded.seconds[: steps + 1])]
+    logged = statistics.median(seconds[every::every])  # the first log imports what it needs
+    plain = statistics.median(s for step, s in enumerate(seconds) if step % every)
+    slowdown = (logged - plain) / (every * plain)
+    return {"steps": steps, "every": every, "seconds": [plain, logged], "slowdown": slowdown}
 
 
 @command("analysis_cost")
 def main(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     recipes_ = measured(cfg.tasks, cfg.rounds)
-    log = logging(cfg.log.steps, cfg.log.every, cfg.log.rounds)
+    log = logging(cfg.log.steps, cfg.log.every)
     sizes = {"tasks": cfg.tasks, "rounds": cfg.rounds}
     write_json(
         folder / "analysis_cost.json", {**environment("cpu"), **sizes, "recipes": recipes_, "logging": log}

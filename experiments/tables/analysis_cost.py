@@ -27,6 +27,7 @@ def section(cost: dict[str, Any]) -> str:
             ]
             rows.append([RECIPES[recipe], MATRICES[name], f"{row['seconds']:.2f}", *passes])
     log, hardware = cost["logging"], cost["hardware"]
+    plain, logged = log["seconds"]
     return "\n".join(
         [
             f"### analysis_cost: the relatedness of {cost['tasks']} tasks on Conv-4",
@@ -35,8 +36,9 @@ def section(cost: dict[str, Any]) -> str:
             f"Medians of {cost['rounds']} rounds, the gradients included; calls, products and passes for"
             " each task. An inner step is a call of autograd, so a matrix that evaluates adapted models has"
             f" more. `analyse.every={log['every']}` in a training of {log['steps']:,} steps on sinusoids"
-            f" with MAML changes its time by {log['slowdown']:+.1%} (median of {len(log['seconds']['on'])}"
-            f" pairs of trainings). {hardware['device']}, {hardware['threads']} threads; torch"
+            f" with MAML: {plain * 1e3:.1f} ms for a step, {logged * 1e3:.1f} ms for one that is logged"
+            f" (medians), {log['slowdown']:+.1%} of the training."
+            f" {hardware['device']}, {hardware['threads']} threads; torch"
             f" {cost['versions']['torch']}.",
         ]
     )

@@ -175,7 +175,7 @@ COST = {"tasks": COUNT, "batch": COUNT, "rounds": COUNT}
 ANALYSIS_COST = {
     "tasks": Kind("an integer of at least 2", lambda value: integer(value) and value > 1),
     "rounds": COUNT,
-    **{f"log.{name}": COUNT for name in ("steps", "every", "rounds")},
+    **{f"log.{name}": COUNT for name in ("steps", "every")},
 }
 WORK = list_of(TEXT, "workloads", "[sinusoid_1]", empty=True)
 BENCH = {
