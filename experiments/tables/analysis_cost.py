@@ -34,8 +34,9 @@ def section(cost: dict[str, Any]) -> str:
             *table_lines(head, rows),
             "",
             f"Seconds are medians (rounds: {cost['rounds']}), the gradients included; calls, products and"
-            " passes are those for each task. An inner step is a call of autograd, so a matrix that evaluates"
-            f" adapted models has more. `analyse.every={log['every']}` in a training of {log['steps']:,} steps on sinusoids"
+            " passes are those for each task. An inner step is a call of autograd, so a matrix that"
+            f" evaluates adapted models has more. `analyse.every={log['every']}` in a training of"
+            f" {log['steps']:,} steps on sinusoids"
             f" with MAML: {plain * 1e3:.1f} ms for a step, {logged * 1e3:.1f} ms for one that is logged"
             f" (medians), {log['slowdown']:+.1%} of the training."
             f" {hardware['device']}, {hardware['threads']} threads; torch"
