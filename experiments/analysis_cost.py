@@ -1,9 +1,9 @@
-"""What an analysis of T tasks costs, and what logging it costs a training: `metamtl analysis_cost`.
+"""The cost of relatedness matrices, and of logging them in a training: `metamtl analysis_cost`.
 
-Every matrix of relatedness is computed from the beginning (its gradients included) for T few-shot tasks on
-Conv-4, without adaptation and with MAML. Counted are the calls of autograd and the passes in forward mode;
-the matrices are timed in one process, interleaved. The cost of logging is the difference between the steps
-of one training that `analyse.every=100` logs and the others. Writes `analysis_cost.json`.
+Computes every matrix, its gradients included, for T few-shot tasks on Conv-4, without adaptation and with
+MAML. Counts calls of autograd and passes in forward mode, and times the matrices in one process,
+interleaved. The cost of logging is the difference in time between the steps of a training that are logged
+and the others. Writes `analysis_cost.json`.
 
 Examples:
   metamtl analysis_cost tasks=10 rounds=3
@@ -28,10 +28,10 @@ from torch.nn import functional as F
 from metamtl import Batch, Episode, Recipe, analysis, engines, nets, recipes
 
 from . import train
-from .endurance import Sources
 from .tables.report import environment, write_json
 from .utils.command import command
 from .utils.configs import compose
+from .utils.recorded import Sources
 
 WAYS, QUERIES = 5, 5
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -108,7 +108,7 @@ def measured(tasks: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def logging(steps: int, every: int) -> dict[str, Any]:
+def logging_cost(steps: int, every: int) -> dict[str, Any]:
     """The median seconds of a training step with and without a log of relatedness, in one training."""
     options = ["recipe=maml", f"steps={steps}", "validate.times=1", "test.tasks=10", "device=cpu"]
     options += ["engine={_target_: metamtl.engines.Vmap}", f"analyse.every={every}"]
@@ -127,7 +127,7 @@ def logging(steps: int, every: int) -> dict[str, Any]:
 def main(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     recipes_ = measured(cfg.tasks, cfg.rounds)
-    log = logging(cfg.log.steps, cfg.log.every)
+    log = logging_cost(cfg.log.steps, cfg.log.every)
     sizes = {"tasks": cfg.tasks, "rounds": cfg.rounds}
     write_json(
         folder / "analysis_cost.json", {**environment("cpu"), **sizes, "recipes": recipes_, "logging": log}

@@ -8,72 +8,25 @@ each engine. The medians of the first and of the last tenth of the steps are com
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from . import train
 from .tables.report import environment, write_json
-from .utils import parts
 from .utils.command import command
+from .utils.recorded import Sources
 
 # Validated early, so that what the first validation allocates is there in the first tenth.
 OPTIONS = ("experiment=sinusoid", "recipe=maml", "device=cpu", "validate.times=100", "validate.tasks=10")
-
-
-class Recorded:
-    """A source of tasks that stores when each episode is drawn, and the memory of the process then."""
-
-    def __init__(self, source: Any) -> None:
-        self.source = source
-        self.seconds: list[float] = []
-        self.memory: list[float] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.source, name)
-
-    def split(self, name: str) -> Any:
-        split = self.source.split(name)
-        return self._recording(split) if name == "train" else split
-
-    def _recording(self, tasks: Any) -> Any:
-        draw = tasks.sample
-
-        def sample(num_tasks: int, generator: torch.Generator) -> Any:
-            self.seconds.append(time.perf_counter())
-            self.memory.append(resident())
-            return draw(num_tasks, generator)
-
-        tasks.sample = sample
-        return tasks
-
-
-class Sources(parts.Sources):
-    """Its sources are recorded."""
-
-    def __call__(self, cfg: DictConfig, changes: DictConfig | None = None) -> Any:
-        source = super().__call__(cfg, changes)
-        if not isinstance(source, Recorded):
-            self.built = {key: Recorded(source) for key in self.built}
-            (source,) = self.built.values()
-        return source
-
-
-def resident() -> float:
-    """The memory of this process, in MiB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def measure(engine: str, steps: int, folder: Path) -> dict[str, list[float]]:

@@ -37,7 +37,7 @@ def test_second_derivatives_need_one_product_for_each_task(recipe: str) -> None:
 
 @pytest.mark.slow
 def test_logged_steps_are_compared_with_the_others(configs: None) -> None:
-    found = analysis_cost.logging(steps=7, every=2)
+    found = analysis_cost.logging_cost(steps=7, every=2)
     plain, logged = found["seconds"]
     assert min(plain, logged) > 0 and found["slowdown"] == (logged - plain) / (2 * plain)
 
