@@ -29,7 +29,7 @@ myst_heading_anchors = 3
 myst_links_external_new_tab = False
 
 html_theme = "furo"
-html_math_renderer = "mathml"  # which browsers show by themselves: MathJax would have to be loaded from the web
+html_math_renderer = "mathml"  # browsers show it by themselves; MathJax would be loaded from the web
 html_title = "metamtl"
 html_show_copyright = False
 html_show_sphinx = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def collect(folder: Path, metric: str | None = None) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise OptionError(f"{folder} is not a folder; pass the output folder of a multirun.")
-    paths = sorted(path for path in folder.rglob(".hydra/overrides.yaml"))
+    paths = _jobs(folder)
     jobs: list[Job] = []
     unfinished, diverged = [], []
     for path in paths:
@@ -81,6 +82,15 @@ def collect(folder: Path, metric: str | None = None) -> dict[str, Any]:
         "unfinished": unfinished,
         "diverged": diverged,
     }
+
+
+def _jobs(folder: Path) -> list[Path]:
+    """The overrides of all trainings in the folder.
+
+    Not with `Path.rglob`, which fails if a training that still runs deletes a temporary folder meanwhile.
+    """
+    folders = (Path(parent) for parent, _, names in os.walk(folder) if "overrides.yaml" in names)
+    return sorted(path / "overrides.yaml" for path in folders if path.name == ".hydra")
 
 
 def _overrides(path: Path) -> dict[str, str]:

@@ -138,12 +138,14 @@ def test_a_killed_script_resumes_bit_for_bit(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "train.py").write_text(script, encoding="utf-8")
     run("python", "train.py", folder=whole)
-    process = subprocess.Popen([sys.executable, "train.py"], cwd=killed, env=environment())
-    while not (killed / "state.safetensors").exists():
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    with subprocess.Popen([sys.executable, "train.py"], cwd=killed, env=environment()) as process:
+        try:
+            while not (killed / "state.safetensors").exists():
+                assert process.poll() is None
+                time.sleep(0.005)
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGKILL
     run("python", "train.py", folder=killed)
     states = [checkpoint.load(folder / "state.safetensors") for folder in (whole, killed)]
     (leaves, shape), (resumed, resumed_shape) = map(tree_flatten, states)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -46,21 +48,35 @@ def assert_same(folder: Path, whole: Path) -> None:
     assert timeless(read(folder)) == timeless(read(whole))
 
 
-def started(folder: Path, *overrides: str, name: str = "train") -> subprocess.Popen[str]:
+@contextmanager
+def started(folder: Path, *overrides: str, name: str = "train") -> Iterator[subprocess.Popen[str]]:
     """A command in a process of its own, once a training has written a checkpoint."""
     arguments = command(folder, *overrides, name=name)
-    process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while not list(folder.glob("**/checkpoints/step-*.safetensors")):
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        time.sleep(0.005)
-    return process
+    with subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            while not has_a_checkpoint(folder):
+                assert process.poll() is None, process.stderr and process.stderr.read()
+                time.sleep(0.005)
+            yield process
+        finally:
+            process.kill()
+
+
+def has_a_checkpoint(folder: Path) -> bool:
+    """Whether there is one. `Path.glob("**")` fails if the training deletes a folder meanwhile."""
+    return any(
+        name.startswith("step-")
+        for parent, _, names in os.walk(folder)
+        if Path(parent).name == "checkpoints"
+        for name in names
+    )
 
 
 @pytest.mark.slow
 def test_a_killed_training_ends_with_the_same_bytes(whole: Path, tmp_path: Path) -> None:
-    process = started(tmp_path)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    with started(tmp_path) as process:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
     subprocess.run(command(tmp_path), cwd=ROOT, check=True, capture_output=True)
     assert_same(tmp_path, whole)
 
@@ -70,9 +86,9 @@ def test_a_killed_training_ends_with_the_same_bytes(whole: Path, tmp_path: Path)
 def test_a_signal_writes_a_checkpoint_and_says_how_to_resume(
     number: signal.Signals, whole: Path, tmp_path: Path
 ) -> None:
-    process = started(tmp_path, "steps=100000")
-    process.send_signal(number)
-    _, words = process.communicate(timeout=60)
+    with started(tmp_path, "steps=100000") as process:
+        process.send_signal(number)
+        _, words = process.communicate(timeout=200)
     assert process.returncode == 128 + number
     assert f"hydra.run.dir={tmp_path}" in words and "Traceback" not in words
     newest = RunFolder(tmp_path, {}, resume=True, keep=2).checkpoints()[0]
@@ -83,9 +99,9 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_resume(
 @pytest.mark.slow
 def test_a_command_of_several_trainings_is_resumed_in_its_own_folder(tmp_path: Path) -> None:
     several = ("recipes=[mtl]", "seeds=[0]", "schedule=constant", "steps=100000")
-    process = started(tmp_path, *several, name="compare")
-    process.send_signal(signal.SIGTERM)
-    _, words = process.communicate(timeout=60)
+    with started(tmp_path, *several, name="compare") as process:
+        process.send_signal(signal.SIGTERM)
+        _, words = process.communicate(timeout=200)
     assert f"hydra.run.dir={tmp_path} to resume" in words
     assert re.search(rf"a checkpoint is in {tmp_path}/.+/checkpoints\.", words)
 
@@ -127,13 +143,9 @@ def test_a_finished_training_is_returned_and_not_overwritten(composed: Compose, 
 
 
 def test_one_process_at_a_time(composed: Compose, tmp_path: Path) -> None:
-    process = started(tmp_path, "steps=100000")
-    try:
-        with pytest.raises(RuntimeError, match="another process is training in"):
-            train.run(composed_small(composed, "steps=100000"), tmp_path)
-    finally:
-        process.kill()
-        process.communicate()
+    in_use = pytest.raises(RuntimeError, match="another process is training in")
+    with started(tmp_path, "steps=100000"), in_use:
+        train.run(composed_small(composed, "steps=100000"), tmp_path)
 
 
 @pytest.mark.parametrize(

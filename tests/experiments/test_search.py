@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,23 @@ def test_collect_means_over_seeds_and_names_what_is_missing(
         collect.collect(tmp_path / "3")
     with pytest.raises(options.OptionError, match="is not a folder"):
         collect.collect(tmp_path / "none")
+
+
+def test_collect_beside_a_training_that_deletes_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job(tmp_path, 0, 1.0, "recipe=maml", "seed=0")
+    vanished = tmp_path / "1" / ".step-000000005.safetensors.abc.partial"
+    vanished.mkdir(parents=True)
+    scan = os.scandir
+
+    def scandir(path: str | Path = ".") -> Any:
+        if Path(path) == vanished:  # listed by its parent, and gone when its turn comes
+            raise FileNotFoundError(path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert len(collect.collect(tmp_path)["rows"]) == 1
 
 
 @pytest.mark.parametrize(
