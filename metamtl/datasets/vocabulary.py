@@ -14,6 +14,7 @@ from torch import Tensor
 _TOKEN = re.compile(r"\w+(?:['\u00b4`]\w+)?|[^\w\s]")
 _RUN = re.compile(r"(.)\1+")
 PADDING = 0
+AFFIXES = (1, 2, 3, 4)  # lengths of the prefixes and suffixes
 
 
 def tokenize(text: str) -> list[str]:
@@ -30,8 +31,8 @@ class Vocabulary:
 
     Words are looked up in lower case with every digit replaced by 0. Words that are not in the vocabulary
     are hashed into one of `buckets`; the buckets are trained, because rare training words use them too.
-    Every word also has four spelling features, hashed into a separate table: its shape (`Xx` for London,
-    `X` for ESB, `x.` for etc.), its first three letters, its last three and its last two.
+    Every word also has nine spelling features, hashed into a separate table: its shape (`Xx` for London,
+    `X` for ESB, `x.` for etc.), and its first and last one, two, three and four letters.
 
     Args:
         words: the known words, normalized with `normal`.
@@ -43,7 +44,7 @@ class Vocabulary:
     (['a', 'red'], 7)
     >>> x = vocabulary.encode([["A", "red", "cube"], ["red"]])
     >>> x["tokens"].tolist()[1], x["mask"].tolist(), tuple(x["spelling"].shape)
-    ([6, 0, 0], [[True, True, True], [True, False, False]], (2, 3, 4))
+    ([6, 0, 0], [[True, True, True], [True, False, False]], (2, 3, 9))
     """
 
     def __init__(self, words: Iterable[str], *, buckets: int = 256, spellings: int = 4096) -> None:
@@ -79,7 +80,7 @@ class Vocabulary:
         return self._number.get(key, 1 + _hash(key) % self.buckets)
 
     def encode(self, sentences: Sequence[Sequence[str]]) -> dict[str, Tensor]:
-        """Encode sentences as `tokens` `[B, L]`, `spelling` `[B, L, 4]` and `mask` `[B, L]` (True: a word).
+        """Encode sentences as `tokens` `[B, L]`, `spelling` `[B, L, 9]` and `mask` `[B, L]` (True: a word).
 
         Raises:
             ValueError: a sentence without a word, or no sentence.
@@ -107,15 +108,17 @@ def normal(word: str) -> str:
     return re.sub(r"\d", "0", word.lower())
 
 
-def spelled(word: str) -> tuple[str, str, str, str]:
-    """Spelling features of a word: shape, prefix, and two suffixes.
+def spelled(word: str) -> list[str]:
+    """Spelling features of a word: shape, prefixes and suffixes.
 
-    >>> spelled("Waltengoo")
-    ('shape Xx', 'begins wal', 'ends goo', 'ends oo')
+    >>> spelled("Walt")[:5]
+    ['shape Xx', 'begins w', 'begins wa', 'begins wal', 'begins walt']
     """
     kinds = ("X" if c.isupper() else "x" if c.isalpha() else "0" if c.isdigit() else c for c in word)
     shape, low = _RUN.sub(r"\1", "".join(kinds)), normal(word)
-    return f"shape {shape}", f"begins {low[:3]}", f"ends {low[-3:]}", f"ends {low[-2:]}"
+    prefixes = [f"begins {low[:n]}" for n in AFFIXES]
+    suffixes = [f"ends {low[-n:]}" for n in AFFIXES]
+    return [f"shape {shape}", *prefixes, *suffixes]
 
 
 def trimmed(x: dict[str, Tensor]) -> dict[str, Tensor]:

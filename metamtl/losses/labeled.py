@@ -37,14 +37,15 @@ def mean_over_labeled(function: Callable[..., Tensor]) -> Loss:
     return loss
 
 
-def token_cross_entropy(output: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy of tags, the mean over real tokens.
+def token_cross_entropy(output: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Cross-entropy of tags, the mean over real tokens, weighted by the class weights if there are any.
 
-    Scores are `[B, L, N]`, tags `[B, L]` with `MISSING` at padding. If there is no real token, the result
-    is NaN, as in `mean_over_labeled`.
+    Scores are `[B, L, N]`, tags `[B, L]` with `MISSING` at padding, weights `[N]`. If there is no real
+    token, the result is NaN, as in `mean_over_labeled`.
     """
     check_scores(output, y)
-    return F.cross_entropy(output.flatten(0, 1), y.flatten(), ignore_index=MISSING)
+    weight = None if weight is None else weight.to(output)
+    return F.cross_entropy(output.flatten(0, 1), y.flatten(), weight, ignore_index=MISSING)
 
 
 def image_mse(output: Tensor, y: Tensor) -> Tensor:

@@ -50,16 +50,26 @@ class TextEncoder(nn.Module):
 
     The word embedding, plus the spelling embeddings if `spelling` is passed, is followed by `layers`
     residual convolutions over three words. The sentence vector is the maximum of each feature over the
-    words. `tokens`, `mask` `[B, L]`, `spelling` `[B, L, 4]` -> `[B, 1 + L, width]`; position 0 is the
+    words. `tokens`, `mask` `[B, L]`, `spelling` `[B, L, S]` -> `[B, 1 + L, width]`; position 0 is the
     sentence. Padding has no effect. There is no recurrence and no dropout, so every engine can run it.
 
     Args:
         words, spellings: rows of the two embeddings; if `spellings` is 0, there is no second embedding.
         width: width of embeddings and features.
         layers: number of convolutions, and of neighbors on each side that affect the features of a word.
+        embedding_std: standard deviation of the initial embeddings; if None, `width**-0.5`. With 0, what
+            does not occur in training contributes nothing, which helps where most words are rare; in
+            few-shot tasks, random embeddings let the support set tell unknown words apart.
     """
 
-    def __init__(self, words: int, spellings: int = 0, width: int = 128, layers: int = 2) -> None:
+    def __init__(
+        self,
+        words: int,
+        spellings: int = 0,
+        width: int = 128,
+        layers: int = 2,
+        embedding_std: float | None = None,
+    ) -> None:
         super().__init__()
         self.features = width
         self.word = nn.Embedding(words, width)
@@ -67,7 +77,7 @@ class TextEncoder(nn.Module):
         self.layers = convolutions(width, layers)
         for table in (self.word, self.spelling):
             if table is not None:
-                nn.init.normal_(table.weight, std=width**-0.5)
+                nn.init.normal_(table.weight, std=width**-0.5 if embedding_std is None else embedding_std)
 
     def forward(self, tokens: Tensor, mask: Tensor, spelling: Tensor | None = None) -> Tensor:
         x = self.word(tokens)
@@ -126,6 +136,7 @@ def text_heads(
     per_token: Iterable[str] = (),
     width: int = 128,
     layers: int = 2,
+    embedding_std: float | None = None,
 ) -> NamedHeads:
     """A `TextEncoder` with one head for each task, on the sentence or on each of its words.
 
@@ -134,7 +145,7 @@ def text_heads(
     >>> {task: tuple(out.shape) for task, out in model(**x).items()}
     {'topic': (1, 5), 'tags': (1, 3, 3)}
     """
-    encoder = TextEncoder(words, spellings, width, layers)
+    encoder = TextEncoder(words, spellings, width, layers, embedding_std)
     return NamedHeads(encoder, width, _heads(outputs, per_token, width))
 
 
@@ -147,6 +158,7 @@ def text_hierarchical(
     width: int = 128,
     layers: int = 1,
     own: int = 1,
+    embedding_std: float | None = None,
 ) -> Hierarchical:
     """As `text_heads`, with `own` task-specific layers between the encoder and each head.
 
@@ -156,7 +168,7 @@ def text_hierarchical(
     torch.Size([1, 3, 3])
     """
     middles = {task: TextLayers(width, own) for task in outputs}
-    encoder = TextEncoder(words, spellings, width, layers)
+    encoder = TextEncoder(words, spellings, width, layers, embedding_std)
     groups = {task: [task] for task in outputs}
     return Hierarchical(encoder, middles, groups, width, _heads(outputs, per_token, width))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -48,7 +49,7 @@ class TextTrio:
     SNIPS: the official validation set is the test set, and validation sentences are drawn from the
     training set, as in the literature. WNUT: official splits. Sentiment: a random split; duplicates are in
     one split.
-    The input is a dict of `tokens` `[B, L]`, `spelling` `[B, L, 4]` and `mask` `[B, L]` (see `Vocabulary`),
+    The input is a dict of `tokens` `[B, L]`, `spelling` `[B, L, 9]` and `mask` `[B, L]` (see `Vocabulary`),
     padded to the longest sentence of the batch.
 
     Validation and test samples contain every task, with `n` sentences of each, or all if there are fewer.
@@ -58,7 +59,10 @@ class TextTrio:
         tasks: the tasks to keep. The vocabulary is always that of all three tasks, so that models for one
             task and for three have the same inputs.
         sampling, temperature, tasks_per_step, sizes: for the training split, as in `TaskMixture`.
-        min_count: less frequent words in the training sentences are encoded by their spelling only.
+        min_count: words that are less frequent in the training sentences are unknown words.
+        buckets, spellings: ids of unknown words and of spelling features, as in `Vocabulary`.
+        outside_weight: weight of the tag `O` in the training loss of the entities; below 1, more words are
+            tagged. Most words are outside of entities, so with equal weights few entities are found.
         word_dropout: fraction of the words of training sentences that are replaced by a random bucket for
             unknown words; their spelling is kept.
         data_dir: the folder that contains `snips/`, `wnut17/` and `sentiment_sentences/`.
@@ -87,13 +91,19 @@ class TextTrio:
         tasks_per_step: int = 1,
         sizes: Mapping[str, int] | None = None,
         min_count: int = 2,
+        buckets: int = 256,
+        spellings: int = 4096,
+        outside_weight: float = 1.0,
         word_dropout: float = 0.0,
         data_dir: Dir = None,
         device: torch.device | str | None = None,
     ) -> None:
         if not 0 <= word_dropout < 1:
             raise ValueError(f"word_dropout={word_dropout} must be at least 0 and below 1.")
+        if not 0 < outside_weight < math.inf:
+            raise ValueError(f"outside_weight={outside_weight} must be above 0 and finite.")
         self.tasks, self.word_dropout = chosen(tasks, TASKS), word_dropout
+        self.buckets, self.spellings, self.outside_weight = buckets, spellings, outside_weight
         self.sampling = {"sampling": sampling, "temperature": temperature, "tasks_per_step": tasks_per_step}
         self.sizes, self.min_count = dict(sizes or {}), min_count
         self.data_dir, self.device = data_dir, device
@@ -112,7 +122,9 @@ class TextTrio:
     def vocabulary(self) -> Vocabulary:
         """Vocabulary of the training sentences of the three data sets."""
         train = [sentence for corpora in self._corpora.values() for sentence in corpora["train"].sentences]
-        return Vocabulary.of(train, min_count=self.min_count)
+        return Vocabulary.of(
+            train, min_count=self.min_count, buckets=self.buckets, spellings=self.spellings
+        )
 
     @cached_property
     def _corpora(self) -> dict[str, dict[str, Corpus]]:
@@ -128,7 +140,9 @@ class TextTrio:
         loss: Loss = F.cross_entropy
         if task in PER_TOKEN:
             metrics = {"f1": entity_f1(wnut17.TAGS), "token_accuracy": token_accuracy}
-            loss = token_cross_entropy
+            weights = torch.ones(len(wnut17.TAGS))
+            weights[wnut17.TAGS.index("O")] = self.outside_weight
+            loss = partial(token_cross_entropy, weight=weights.to(self.device))
 
         def sentences(positions: Tensor) -> dict[str, Tensor]:
             return trimmed({name: part[positions.to(part.device)] for name, part in x.items()})

@@ -30,7 +30,7 @@ def test_a_vocabulary_is_what_its_sentences_hold_often_enough() -> None:
 def test_encoded_sentences_are_padded_and_masked() -> None:
     vocabulary = Vocabulary.of([["a", "b"], ["a", "b"]], buckets=4, spellings=50)
     x = vocabulary.encode([["a"], ["b", "x", "a"]])
-    assert x["tokens"].shape == (2, 3) and x["spelling"].shape == (2, 3, 4)
+    assert x["tokens"].shape == (2, 3) and x["spelling"].shape == (2, 3, 9)
     assert x["mask"].tolist() == [[True, False, False], [True, True, True]]
     assert (x["tokens"][0, 1:] == 0).all() and (x["spelling"][0, 1:] == 0).all()
     assert x["spelling"][x["mask"]].min() >= 1 and x["spelling"].max() < 50
@@ -150,6 +150,34 @@ def test_hidden_words_keep_their_spelling_and_labels(tiny: Path) -> None:
     assert all(torch.equal(a.query.x["tokens"], test[1][t].query.x["tokens"]) for t, a in test[0].items())
     with pytest.raises(ValueError, match="word_dropout=1 must be"):
         TextTrio(word_dropout=1)
+
+
+def test_the_weight_of_words_outside_of_entities(tiny: Path) -> None:
+    losses = [
+        TextTrio(outside_weight=w, data_dir=tiny).split("train").loss["entities"] for w in (1.0, 0.25)
+    ]
+    scores = torch.zeros(1, 4, len(wnut17.TAGS))
+    scores[0, :, 0] = 2.0  # of O
+    y = torch.tensor([[0, 0, 1, MISSING]])
+    each = -scores.log_softmax(-1)[0, range(3), y[0, :3]]
+    for loss, weights in zip(losses, (torch.ones(3), torch.tensor([0.25, 0.25, 1.0]))):
+        torch.testing.assert_close(loss(scores, y), (weights * each).sum() / weights.sum())
+    with pytest.raises(ValueError, match="outside_weight=0 must be above 0"):
+        TextTrio(outside_weight=0)
+
+
+def test_embeddings_of_zero_are_learned_and_leave_out_what_is_unknown(tiny: Path) -> None:
+    train = TextTrio(tasks=["entities"], buckets=1, spellings=64, data_dir=tiny).split("train")
+    assert train.spellings == 64 and train.vocabulary.number("zyx") == 1
+    model = nets.text_heads(
+        train.words, 64, train.outputs, per_token=train.per_token, width=8, embedding_std=0
+    )
+    assert not model.body.word.weight.any() and not model.body.spelling.weight.any()
+    episodes = train.sample(8, rng())
+    meta_backward(model, recipes.joint(), episodes, train.loss)
+    used = episodes["entities"].query.x["spelling"].unique()
+    learned = model.body.spelling.weight.grad.any(1).nonzero().flatten()
+    assert len(learned) and set(learned.tolist()) <= set(used.tolist())
 
 
 def test_altered_tags_are_refused(tiny: Path, tmp_path: Path) -> None:
