@@ -109,6 +109,7 @@ def train(
     clock = Clock(built.engine, built.evaluator, before=state.compile_seconds)
     validation_tasks = own_part(built.validation.sample(cfg.validate.tasks, stream(cfg.seed, VALIDATION)))
     draw = partial(sample, built.train, cfg.meta_batch, cfg.seed)
+    every, relate_every = cfg.checkpoint.every, cfg.analyse.every
     training = iter(EpisodeLoader(draw, count(state.step), workers=cfg.workers, device=cfg.device))
     with Progress(cfg, clock, state) as progress, Interruption() as interruption:
         began, stored = clock(), state.step
@@ -134,7 +135,6 @@ def train(
                 board.estimates("validation", state.step, choice.metrics)
                 stop = stop or progress.out_of_patience()
                 began = clock()
-            every = cfg.checkpoint.every
             due = (every and (state.step % every == 0 or stop)) or stop == "max_minutes"
             if signal or (due and state.step != stored):
                 state.seconds += clock() - began
@@ -152,8 +152,7 @@ def train(
             episodes = next(training)
             state.evaluations += built.cost(episodes)
             episodes = own_part(episodes)
-            every = cfg.analyse.every
-            relate = every is not None and state.step % every == 0
+            relate = relate_every is not None and state.step % relate_every == 0
             used, observer = observed(recipe) if now.log or relate else (recipe, None)
             try:
                 outcome = meta_backward(

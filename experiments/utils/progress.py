@@ -63,7 +63,11 @@ class Progress:
     """
 
     def __init__(self, cfg: DictConfig, clock: Clock, state: TrainingState) -> None:
-        self.cfg, self.clock, self.state = cfg, clock, state
+        self.clock, self.state = clock, state
+        # Read once: a step of a small model takes no longer than fifty reads of a config.
+        self.steps, self.gradient_evaluations = cfg.steps, cfg.gradient_evaluations
+        self.max_minutes, self.patience, self.times = cfg.max_minutes, cfg.patience, cfg.validate.times
+        self.recipe, self.metric = cfg.recipe._target_.rpartition(".")[2], cfg.metric
         self.began = clock() - state.elapsed
         self.shown = 0.0
         console = Console(stderr=True)
@@ -90,19 +94,19 @@ class Progress:
 
     def fractions(self) -> dict[str, float]:
         """The part of the run that is done, by each limit."""
-        done, cfg = {}, self.cfg
-        if cfg.steps is not None:
-            done["steps"] = self.state.step / cfg.steps
-        if cfg.gradient_evaluations:
-            done["gradient_evaluations"] = self.state.evaluations / cfg.gradient_evaluations
-        if cfg.max_minutes is not None:
-            done["max_minutes"] = self.elapsed / (60 * cfg.max_minutes)
+        done = {}
+        if self.steps is not None:
+            done["steps"] = self.state.step / self.steps
+        if self.gradient_evaluations:
+            done["gradient_evaluations"] = self.state.evaluations / self.gradient_evaluations
+        if self.max_minutes is not None:
+            done["max_minutes"] = self.elapsed / (60 * self.max_minutes)
         return done
 
     def out_of_patience(self) -> str | None:
         """ "patience" if the last `patience` validations have brought no improvement, else None."""
-        patience = self.cfg.patience
-        return "patience" if patience and self.state.validations_since_best >= patience else None
+        exhausted = self.patience and self.state.validations_since_best >= self.patience
+        return "patience" if exhausted else None
 
     def decide(self) -> Decision:
         """Decide whether the training ends, is validated or logged now.
@@ -112,7 +116,7 @@ class Progress:
         fractions, state = self.fractions(), self.state
         limit = max(fractions, key=lambda name: fractions[name])
         done = fractions[limit]
-        parts, points = int(done * self.cfg.validate.times), min(int(done * POINTS), POINTS - 1) + 1
+        parts, points = int(done * self.times), min(int(done * POINTS), POINTS - 1) + 1
         return Decision(
             limit if done >= 1 else self.out_of_patience(),
             parts > state.validated,
@@ -127,8 +131,8 @@ class Progress:
         if self.bar.disable or now - self.shown < 0.3:
             return
         self.shown = now
-        state, cfg = self.state, self.cfg
+        state = self.state
         loss = f" loss {float(state.losses[-1]):.4f}" if state.losses else ""
-        quality = f" validation {cfg.metric} {state.best:.4f}" if state.best is not None else ""
-        text = f"{cfg.recipe._target_.rpartition('.')[2]} step {state.step}{loss}{quality}"
+        quality = f" validation {self.metric} {state.best:.4f}" if state.best is not None else ""
+        text = f"{self.recipe} step {state.step}{loss}{quality}"
         self.bar.update(self.task, completed=max(self.fractions().values()), description=text)
