@@ -30,15 +30,17 @@ from .utils import options, parts
 from .utils.command import command
 from .utils.configs import compose
 from .utils.measure import higher, trivial
+from .utils.runs import run_cached
 from .utils.streams import SEEN, TEST, TRAIN, stream
 
 OWN = ("recipes=", "seeds=", "recipe=", "seed=")
 
 
 def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
-    """Train every recipe with every seed; write and return the table.
+    """Train every recipe with every seed; write and return the table. One that diverges is named below it.
 
     Raises:
+        FloatingPointError: every recipe diverges.
         ValueError: an option that cannot work; before the first training.
     """
     if cfg.device == "auto":
@@ -66,7 +68,16 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
     for recipe in names:
         for seed in cfg.seeds:
             place = folder / recipe / f"seed{seed}"
-            runs.setdefault(recipe, []).append(train.run(training(recipe, seed), place, sources))
+            runs.setdefault(recipe, []).append(run_cached(training(recipe, seed), place, sources))
+    diverged = {
+        recipe: f"seed {seed}: {result['diverged']}"
+        for recipe, results in runs.items()
+        for seed, result in reversed(list(zip(cfg.seeds, results)))  # the message of the first seed
+        if "diverged" in result
+    }
+    runs = {recipe: results for recipe, results in runs.items() if recipe not in diverged}
+    if not runs:
+        raise FloatingPointError(f"every recipe diverged. {names[0]}, {diverged[names[0]]}")
     rows = [_row(recipe, results, cfg.metric) for recipe, results in runs.items()]
     sign = 1 if higher(sources(cfg).split("test"), cfg.metric) else -1
     best = max(rows, key=lambda row: sign * row["new"]["mean"])["recipe"]
@@ -82,6 +93,7 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
         else "95 %, Student t over test tasks",
         "batchnorm": next(iter(runs.values()))[0]["batchnorm"],
         "rows": rows,
+        "diverged": diverged,
     }
     write_json(folder / "table.json", table)
     write_text(folder / "table.md", markdown(table))

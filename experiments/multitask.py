@@ -34,9 +34,10 @@ SPLITS = ("validation", "test")
 
 
 def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
-    """Train all rows; write and return the table.
+    """Train all rows; write and return the table. A method that diverges is named below it.
 
     Raises:
+        FloatingPointError: a single task diverges, with which the methods are compared.
         ValueError: an invalid option, or a row that cannot be built; before the first training.
         ImportError: a row requires a package that is not installed; before the first training.
     """
@@ -101,6 +102,7 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
             }
         ],
         "baselines": [],
+        "diverged": {},
     }
     for name in cfg.baselines or ():
         assert baselines is not None
@@ -115,18 +117,22 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
             }
         )
     for method in methods:
-        runs, tuned = rows(method, joint(method, reference))
-        table["rows"].append(
-            {
-                "method": method,
-                "validation": compare.estimates(values(runs, "validation", direction)),
-                **compare(values(runs, "test", direction), among_methods=True),
-                "tuned": tuned,
-                **rows.length(runs),
-                "parameters": runs[cfg.seeds[0]]["parameters"],
-                "seconds": mean_seconds(runs),
-            }
-        )
+        try:
+            runs, tuned = rows(method, joint(method, reference))
+        except FloatingPointError as error:
+            table["diverged"][method] = str(error)
+        else:
+            table["rows"].append(
+                {
+                    "method": method,
+                    "validation": compare.estimates(values(runs, "validation", direction)),
+                    **compare(values(runs, "test", direction), among_methods=True),
+                    "tuned": tuned,
+                    **rows.length(runs),
+                    "parameters": runs[cfg.seeds[0]]["parameters"],
+                    "seconds": mean_seconds(runs),
+                }
+            )
         if is_first():
             write_json(folder / "multitask.json", table)
             write_text(folder / "multitask.md", markdown(table))

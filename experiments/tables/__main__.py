@@ -147,6 +147,7 @@ def _runs(runs: dict[str, dict[str, Any]]) -> str:
 def _command(table: dict[str, Any]) -> str:
     """The command that reproduces this table."""
     recipes = [row["recipe"] for row in table["rows"] if not row["recipe"].startswith("trivial")]
+    recipes += table.get("diverged", ())
     lists = [f"recipes=[{','.join(recipes)}]", f"seeds=[{','.join(map(str, table['seeds']))}]"]
     return shlex.join(["python", "-m", "experiments.compare", *_kept(table), *lists])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .markdown import table_lines
+from .markdown import diverged, table_lines
 from .report import sign, signed
 
 
@@ -52,6 +52,7 @@ def markdown(table: dict[str, Any]) -> str:
     early = [row for row in table["rows"] if {"max_minutes", "patience"} & set(row.get("stopped_by", ()))]
     lines = [
         *table_lines(head, rows),
+        *diverged(table.get("diverged", {})),
         "",
         *(f"{row['recipe']}: ended before the budget ({', '.join(row['stopped_by'])})." for row in early),
         "To the best: the paired difference to the best recipe on the same new tasks; (=) is within the"

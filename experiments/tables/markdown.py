@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 def table_lines(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
@@ -20,6 +20,18 @@ def table_lines(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[s
             raise ValueError(f"a row has {len(row)} cells, and the table {len(head)} columns: {row}.")
         lines.append(_line([str(cell) for cell in row]))
     return lines
+
+
+def diverged(messages: Mapping[str, str]) -> list[str]:
+    """The lines below a table that name the methods whose training diverged, and where.
+
+    >>> diverged({"maml": "seed 3: step 21: the loss is not finite."})
+    ['', 'maml diverged and has no row (seed 3: step 21: the loss is not finite.).']
+    """
+    lines = [
+        f"{method} diverged and has no row ({' '.join(text.split())})." for method, text in messages.items()
+    ]
+    return ["", *lines] if lines else []
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.search import label
-from .markdown import table_lines
+from .markdown import diverged, table_lines
 from .report import sign, signed
 
 FEW = 5  # maximum number of measures shown as columns
@@ -30,7 +30,7 @@ def folder_of(table: dict[str, Any], row: str) -> Path:
 
 def section(name: str, kept: list[str], table: dict[str, Any]) -> str:
     """Section of the results page; `kept` are the overrides that are part of the experiment."""
-    methods = [row["method"] for row in table["rows"][1:]]
+    methods = [*(row["method"] for row in table["rows"][1:]), *table.get("diverged", ())]
     lists = [f"run=[{','.join(methods)}]", f"seeds=[{','.join(map(str, table['seeds']))}]"]
     command = shlex.join(["python", "-m", "experiments.multitask", *kept, *lists])
     measures = list(table["higher_is_better"])
@@ -78,20 +78,21 @@ def _test(table: dict[str, Any], measures: list[str]) -> list[str]:
         means = [f"mean {metric} {arrow}" for metric, arrow in metrics.items()]
     with_steps = any("steps" in row for row in rows)  # older results do not have them
     columns = ["method", *means, *heads(table, measures), "delta_m, %"]
-    columns += [f"against {table['rows'][1]['method']}", "signs"]
+    columns += [*(f"against {row['method']}" for row in table["rows"][1:2]), "signs"]
     columns += [*(["steps (epochs)"] if with_steps else []), "parameters", "training s"]
     lines = []
     for row in rows:
         values = [mean(row) for _ in means] + [row["test"][m] for m in measures]
         cells = [signed(each, digits=4, plus=False) for each in values]
         cells.append(signed(row["delta_m"]) if "delta_m" in row else "0")
-        cells.append(_verdict(row["against_first"]) if "against_first" in row else "")
+        if len(table["rows"]) > 1:
+            cells.append(_verdict(row["against_first"]) if "against_first" in row else "")
         cells.append(" ".join(row["signs"].values()) if "signs" in row else "")
         if with_steps:
             cells.append(steps(row) if "steps" in row else "")
         cells.append(f"{row['parameters']:,}" if "parameters" in row else "")
         lines.append([row["method"], *cells, f"{row['seconds']:.0f}"])
-    return table_lines(columns, lines)
+    return [*table_lines(columns, lines), *diverged(table.get("diverged", {}))]
 
 
 def mean(row: dict[str, Any]) -> Mapping[str, float | None]:

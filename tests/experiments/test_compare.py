@@ -194,3 +194,25 @@ def test_tables_put_a_comparison_between_the_marks(overrides: Overrides, tmp_pat
     assert once.startswith("before\n") and once.endswith("\nafter\n") and "old" not in once
     with pytest.raises(ValueError, match="no place for results"):
         tables.rewritten("nothing here", content)
+
+
+def test_a_recipe_that_diverges_costs_the_others_nothing(
+    overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = train.run
+
+    def run(cfg: Any, *rest: Any) -> Any:
+        if "fomaml" in cfg.recipe._target_ and cfg.seed == 1:
+            raise FloatingPointError("step 7: the loss is\nnot finite.")
+        return original(cfg, *rest)
+
+    monkeypatch.setattr(train, "run", run)
+    given = overrides("steps=2", "validate.times=1")
+    table = compared(given, tmp_path, "[fomaml,maml]", "[0,1]")
+    assert [row["recipe"] for row in table["rows"]][0] == "maml"
+    assert table["diverged"] == {"fomaml": "seed 1: step 7: the loss is\nnot finite."}
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "fomaml diverged and has no row (seed 1: step 7: the loss is not finite.)." in text
+    assert (tmp_path / "figure.png").is_file()
+    with pytest.raises(FloatingPointError, match=r"every recipe diverged. fomaml, seed 1: step 7"):
+        compared(given, tmp_path, "[fomaml]", "[0,1]")

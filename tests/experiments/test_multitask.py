@@ -132,6 +132,24 @@ def test_a_row_that_diverges_is_named(overrides: Overrides, tmp_path: Path) -> N
         multitask.run(compose("multitask", given), given, tmp_path)
 
 
+def test_a_method_that_diverges_costs_the_others_nothing(overrides: Overrides, tmp_path: Path) -> None:
+    own = (
+        *("run=[lost,equal]", "seeds=[3]", "tune=null"),
+        "+methods.lost={optimizer:{lr:1e30}}",
+    )
+    given = [*overrides(*SMALL), *MEASURED, *own]
+    table = multitask.run(compose("multitask", given), given, tmp_path)
+    assert [row["method"] for row in table["rows"]] == ["single tasks", "equal"]
+    assert "not finite" in table["diverged"]["lost"]
+    text = (tmp_path / "multitask.md").read_text(encoding="utf-8")
+    assert "lost diverged and has no row (lost, " in text and "| against equal |" in text
+    alone = [*overrides(*SMALL), *MEASURED, "run=[lost]", *own[1:]]
+    table = multitask.run(compose("multitask", alone), alone, tmp_path)
+    assert [row["method"] for row in table["rows"]] == ["single tasks"]
+    assert "lost diverged" in multitask_table.section("lost", [], table)
+    assert "'run=[lost]'" in multitask_table.section("lost", [], table)
+
+
 def test_finished_runs_are_not_run_again(
     overrides: Overrides, table: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
