@@ -76,7 +76,7 @@ def test_a_dead_process_ends_the_run_which_can_be_resumed(tmp_path: Path) -> Non
         assert process.poll() is None, process.stderr and process.stderr.read()
         time.sleep(0.02)
     kill_one(process)
-    _, words = process.communicate(timeout=100)
+    _, words = process.communicate(timeout=240)
     assert process.returncode != 0 and "SIGKILL" in words
     before = newest(tmp_path)
     process = torchrun(tmp_path, "steps=100000", "checkpoint.every=5")
@@ -84,7 +84,7 @@ def test_a_dead_process_ends_the_run_which_can_be_resumed(tmp_path: Path) -> Non
         assert process.poll() is None, process.stderr and process.stderr.read()
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    _, words = process.communicate(timeout=100)
+    _, words = process.communicate(timeout=240)
     assert f"hydra.run.dir={tmp_path}" in words
 
 

@@ -256,7 +256,7 @@ def test_a_full_disk_leaves_the_files_there_are(
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     assert f"{tmp_path / missing} cannot be written (File too large)" in done.stdout

@@ -23,7 +23,7 @@ def run(*command: str, cwd: Path, **variables: str) -> str:
         env={**env, **variables},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -100,6 +100,6 @@ def test_a_dead_process_is_named_as_the_cause(tmp_path: Path) -> None:
         subprocess.Popen([*command, str(rank), str(tmp_path)], stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    words = [process.communicate(timeout=100)[1] for process in processes]
+    words = [process.communicate(timeout=240)[1] for process in processes]
     assert processes[1].returncode == 9 and processes[0].returncode != 0
     assert "of 2 processes failed in process 0, because another process has ended" in words[0]
