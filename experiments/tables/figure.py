@@ -1,4 +1,4 @@
-"""Plot of the metric against adaptation steps and training time, with intervals."""
+"""Plot of the metric against adaptation steps, training time and gradient evaluations, with intervals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ Run = dict[str, Any]
 
 def draw(runs: dict[str, list[Run]], metric: str, path: Path) -> None:
     """Plot one line per recipe, for its first seed; bands are 95 % intervals over tasks."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True, sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4), constrained_layout=True, sharey=True)
+    left, middle, right = axes
     for number, (recipe, results) in enumerate(runs.items()):
         first, color = results[0], f"C{number}"
         label = f"{recipe} ({first['adaptation']['strategy']})"
@@ -27,12 +28,14 @@ def draw(runs: dict[str, list[Run]], metric: str, path: Path) -> None:
             label,
         )
         points = [{"mean": entry["validation"], "ci95": entry["ci95"]} for entry in first["history"]]
-        _line(right, [entry["seconds"] for entry in first["history"]], points, color, recipe)
+        for axis, cost in ((middle, "seconds"), (right, "gradient_evaluations")):
+            _line(axis, [entry[cost] for entry in first["history"]], points, color, recipe)
     left.set(xlabel="adaptation steps at test", ylabel=metric, title="new tasks, selected adaptation")
-    right.set(xlabel="training seconds", title="validation tasks")
+    middle.set(xlabel="training seconds", title="validation tasks")
+    right.set(xlabel="gradient evaluations", title="validation tasks")
     left.xaxis.get_major_locator().set_params(integer=True)
     left.legend(fontsize=8)
-    right.legend(fontsize=8)
+    middle.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -14,6 +14,9 @@ from omegaconf import DictConfig
 from .configs import CONF, explain, fit, given
 from .options import OptionError, check
 
+# Something is missing: an option, an extra, a data set, the network.
+EXPECTED = (OptionError, ImportError, FileNotFoundError, ConnectionError)
+
 
 def command(
     name: str, words: str | None = None
@@ -22,8 +25,9 @@ def command(
 
     `words` are those of the command line, if they differ from the name.
 
-    All options are checked before the function is called. The command prints what is wrong with an option
-    to standard error and returns 2; any other error has its traceback.
+    All options are checked before the function is called. The command prints what is wrong with an option,
+    and what is missing, to standard error and returns 2; any other error has its traceback, and all have
+    with HYDRA_FULL_ERROR=1.
     """
 
     def decorate(function: Callable[[DictConfig], None]) -> Callable[[], int]:
@@ -48,7 +52,7 @@ def command(
             try:
                 job()
             except Exception as error:
-                if traceback or (running and not isinstance(error, OptionError | ImportError)):
+                if traceback or (running and not isinstance(error, EXPECTED)):
                     raise
                 print(f"metamtl {words or name}: {error if running else explain(error)}", file=sys.stderr)
                 return 2

@@ -124,6 +124,15 @@ def test_the_command(tmp_path: Path) -> None:
     assert str(tmp_path / "result.json") in done.stdout
 
 
+@pytest.mark.slow
+def test_what_is_missing_needs_no_traceback(tmp_path: Path) -> None:
+    options = ["experiment=vqa", f"data_dir={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", "experiments.train", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "metamtl train: easy_vqa is not in " in done.stderr and "data_dir=" in done.stderr
+
+
 def test_a_schedule_takes_the_rate_to_zero(composed: Compose, tmp_path: Path) -> None:
     few = ("steps=4", "validate.times=4", "optimizer.lr=0.05", VMAP)
     still, falling = (
