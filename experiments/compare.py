@@ -69,12 +69,11 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
         for seed in cfg.seeds:
             place = folder / recipe / f"seed{seed}"
             runs.setdefault(recipe, []).append(run_cached(training(recipe, seed), place, sources))
-    diverged = {
-        recipe: f"seed {seed}: {result['diverged']}"
-        for recipe, results in runs.items()
-        for seed, result in reversed(list(zip(cfg.seeds, results)))  # the message of the first seed
-        if "diverged" in result
-    }
+    diverged: dict[str, str] = {}  # the message of the first seed that diverged
+    for recipe, results in runs.items():
+        for seed, result in zip(cfg.seeds, results):
+            if "diverged" in result:
+                diverged.setdefault(recipe, f"seed {seed}: {result['diverged']}")
     runs = {recipe: results for recipe, results in runs.items() if recipe not in diverged}
     if not runs:
         raise FloatingPointError(f"every recipe diverged. {names[0]}, {diverged[names[0]]}")

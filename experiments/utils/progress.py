@@ -64,7 +64,7 @@ class Progress:
 
     def __init__(self, cfg: DictConfig, clock: Clock, state: TrainingState) -> None:
         self.clock, self.state = clock, state
-        # Read once: a step of a small model takes no longer than fifty reads of a config.
+        # Not read in every step: reading a config is slow compared with a step of a small model.
         self.steps, self.gradient_evaluations = cfg.steps, cfg.gradient_evaluations
         self.max_minutes, self.patience, self.times = cfg.max_minutes, cfg.patience, cfg.validate.times
         self.recipe, self.metric = cfg.recipe._target_.rpartition(".")[2], cfg.metric

@@ -207,12 +207,12 @@ def test_a_recipe_that_diverges_costs_the_others_nothing(
         return original(cfg, *rest)
 
     monkeypatch.setattr(train, "run", run)
-    given = overrides("steps=2", "validate.times=1")
-    table = compared(given, tmp_path, "[fomaml,maml]", "[0,1]")
+    options = overrides("steps=2", "validate.times=1")
+    table = compared(options, tmp_path, "[fomaml,maml]", "[0,1]")
     assert table["rows"][0]["recipe"] == "maml"
     assert table["diverged"] == {"fomaml": "seed 1: step 7: the loss is\nnot finite."}
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "fomaml diverged and has no row (seed 1: step 7: the loss is not finite.)." in text
     assert (tmp_path / "figure.png").is_file()
     with pytest.raises(FloatingPointError, match=r"every recipe diverged. fomaml, seed 1: step 7"):
-        compared(given, tmp_path, "[fomaml]", "[0,1]")
+        compared(options, tmp_path, "[fomaml]", "[0,1]")

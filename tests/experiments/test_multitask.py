@@ -133,17 +133,14 @@ def test_a_row_that_diverges_is_named(overrides: Overrides, tmp_path: Path) -> N
 
 
 def test_a_method_that_diverges_costs_the_others_nothing(overrides: Overrides, tmp_path: Path) -> None:
-    own = (
-        *("run=[lost,equal]", "seeds=[3]", "tune=null"),
-        "+methods.lost={optimizer:{lr:1e30}}",
-    )
-    given = [*overrides(*SMALL), *MEASURED, *own]
-    table = multitask.run(compose("multitask", given), given, tmp_path)
+    diverging = ("seeds=[3]", "tune=null", "+methods.lost={optimizer:{lr:1e30}}")
+    both = [*overrides(*SMALL), *MEASURED, *diverging, "run=[lost,equal]"]
+    table = multitask.run(compose("multitask", both), both, tmp_path)
     assert [row["method"] for row in table["rows"]] == ["single tasks", "equal"]
     assert "not finite" in table["diverged"]["lost"]
     text = (tmp_path / "multitask.md").read_text(encoding="utf-8")
     assert "lost diverged and has no row (lost, " in text and "| against equal |" in text
-    alone = [*overrides(*SMALL), *MEASURED, "run=[lost]", *own[1:]]
+    alone = [*both[:-1], "run=[lost]"]
     table = multitask.run(compose("multitask", alone), alone, tmp_path)
     assert [row["method"] for row in table["rows"]] == ["single tasks"]
     assert "lost diverged" in multitask_table.section("lost", [], table)

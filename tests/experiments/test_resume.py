@@ -63,7 +63,10 @@ def started(folder: Path, *overrides: str, name: str = "train") -> Iterator[subp
 
 
 def has_a_checkpoint(folder: Path) -> bool:
-    """Whether there is one. `Path.glob("**")` fails if the training deletes a folder meanwhile."""
+    """Whether a training has written a checkpoint anywhere in `folder`.
+
+    Not with `Path.glob("**")`, which fails if the training deletes a folder while it is searched.
+    """
     return any(
         name.startswith("step-")
         for parent, _, names in os.walk(folder)
