@@ -9,7 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .aggregators import Aggregator, Combined
+from .aggregators import Aggregator
+from .aggregators.base import weighted
 from .engines import (
     Auto,
     Engine,
@@ -20,6 +21,7 @@ from .engines import (
     example_exchange,
     named_gradients,
 )
+from .engines.exchange import LOCAL
 from .episode import Episode
 from .functional import Params, trainable
 from .losses import Loss
@@ -140,21 +142,20 @@ def _accumulate(
     """Aggregate and add the result to `.grad`; if an error is raised, nothing has changed."""
     aggregator, exchange = recipe.aggregator, grads.exchange
     with aggregator.restored_on_error():
-        matrix, combined, partial = _aggregate(aggregator, grads, names)
-        directions: Params = {}
-        if combined.direction is not None:
-            sizes = [rows.shape[1:].numel() for rows in grads.shared.values()]
-            directions = grads.to_parameters(dict(zip(grads.shared, combined.direction.split(sizes))))
+        directions, weights, partial = _aggregate(aggregator, grads, names)
+        aggregated = torch.cat(list(directions.values())) if directions else None
+        if aggregated is not None:
+            directions = grads.to_parameters(directions)
         # Every process has a part of these gradients; their sum over the processes is taken at once.
         bottom = [name for name in shared if name not in grads.task_specific]
         summed = (bottom if exchange.by_columns else list(directions)) if partial else []
         parts = [(shared[name], directions.get(name)) for name in summed]
-        parts += _unaggregated(shared, adapter_params, grads, combined.weights)
+        parts += _unaggregated(shared, adapter_params, grads, weights)
         sums = exchange.sum_each([gradient for _, gradient in parts], [param for param, _ in parts])
         if partial:
             directions = {name: total for name, total in zip(summed, sums) if total is not None}
-        if combined.direction is not None:
-            check_direction(aggregator, episodes, exchange, matrix, combined.direction, directions)
+        if aggregated is not None:
+            check_direction(aggregator, episodes, grads, aggregated, directions)
     others = zip(parts[len(summed) :], sums[len(summed) :])
     pairs = [(shared[name], gradient) for name, gradient in directions.items()]
     pairs += [(param, total) for (param, _), total in others if total is not None]
@@ -167,16 +168,23 @@ def _accumulate(
 
 def _aggregate(
     aggregator: Aggregator, grads: TaskGradients, names: tuple[str, ...] | None
-) -> tuple[Tensor, Combined, bool]:
-    """The matrix of gradients, the result of the aggregator, and whether it is a part of a sum."""
-    if not grads.shared:  # only the adapter is trained, or no features are shared
-        only_losses = aggregator.reads == "losses"
-        combined = aggregator.combine(grads.losses, None, names) if only_losses else Combined(None, None)
-        return grads.losses[:, None], combined, False
-    columns = [rows.reshape(len(rows), rows.shape[1:].numel()) for rows in grads.shared.values()]
-    matrix = columns[0] if len(columns) == 1 else torch.cat(columns, 1)
-    combined, partial = combine(aggregator, grads.losses, matrix, names, grads.exchange)
-    return matrix, combined, partial
+) -> tuple[Params, Tensor | None, bool]:
+    """The directions, the weights of the losses, and whether the directions are parts of a sum."""
+    rows, exchange = grads.matrices(), grads.exchange
+    if aggregator.reads == "losses":
+        weights = aggregator.combine(grads.losses, None, names).weights
+        assert weights is not None
+        own = exchange.select(weights)
+        directions = {name: weighted(own, matrix) for name, matrix in rows.items()}
+        return directions, weights, bool(rows) and exchange is not LOCAL
+    if not rows:  # only the adapter is trained, or no features are shared
+        return {}, None, False
+    combined, partial = combine(
+        aggregator, grads.losses, torch.cat(list(rows.values()), 1), names, exchange
+    )
+    assert combined.direction is not None
+    columns = combined.direction.split([matrix.shape[1] for matrix in rows.values()])
+    return dict(zip(rows, columns)), combined.weights, partial
 
 
 def _unaggregated(

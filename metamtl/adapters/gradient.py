@@ -132,7 +132,7 @@ class Gradient(Adapter):
             return super().inner_loop(model, loss, name)
         names = tuple(select_parameters(model, self.adapts))
         structure = structure_of(model)
-        parts = None if name is not None else split(model, names)
+        parts = None if name is not None else split(model, structure, names)
         unadapted = [param for param in trainable(model) if param not in names]
         return GradientLoop(
             adapter=self,
@@ -140,7 +140,7 @@ class Gradient(Adapter):
             structure=structure,
             loss=loss,
             names=names,
-            reads=tuple(param for param in unadapted if parts is None or param in parts.reads),
+            reads=tuple(param for param in unadapted if parts is None or param in parts.remainder.names),
             task=name,
             parts=parts,
             counters=structure.counters,

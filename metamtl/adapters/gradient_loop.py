@@ -23,7 +23,7 @@ from ..functional import (
 )
 from ..functional.counter_random import uniform
 from ..functional.differentiate import detached, in_transform
-from ..functional.split import Split
+from ..functional.split import Part, Split
 from ..losses import Loss
 from .base import require_support
 from .inner_loop import Carry, InnerLoop, Leftovers, Start, StepContext, device_of, step_number
@@ -149,7 +149,7 @@ class GradientLoop(InnerLoop):
     ) -> Callable[[Params], Tensor]:
         """The loss on the support set as a function of the adapted parameters."""
         x, y = context.fixed
-        inputs, stages = (x, None) if self.parts is None else (context.features[0], self.parts.remainder)
+        inputs, part = (x, None) if self.parts is None else (context.features[0], self.parts.remainder)
 
         def support_loss(phi: Params) -> Tensor:
             params = {**context.params, **phi, **counters}
@@ -159,7 +159,7 @@ class GradientLoop(InnerLoop):
                 views = inputs.view_as(inputs)
             else:
                 views = inputs if in_transform() else tree_map(_view, inputs)
-            return self.loss(self._forward(params, views, stages, second_order), y)
+            return self.loss(self._forward(params, views, part, second_order), y)
 
         return support_loss
 
@@ -179,17 +179,15 @@ class GradientLoop(InnerLoop):
     def first_order(self, k: int) -> bool:
         return not self.adapter.differentiation.second_order(k, self.num_steps)
 
-    def _forward(
-        self, params: Params, x: Any, stages: tuple[nn.Module, ...] | None, second_order: bool
-    ) -> Any:
+    def _forward(self, params: Params, x: Any, part: Part | None, second_order: bool) -> Any:
         return forward(
             self.model,
-            params,
+            params if part is None else part.select(params),
             x,
             self.task,
-            structure=self.structure,
+            structure=self.structure if part is None else part.structure,
             second_order=second_order,
-            stages=stages,
+            stages=None if part is None else part.stages,
             leftovers=self.leftovers,
         )
 

@@ -42,6 +42,10 @@ class TaskGradients(NamedTuple):
     to_parameters: Callable[[Params], Params] = _identity
     exchange: Exchange = LOCAL
 
+    def matrices(self) -> Params:
+        """The rows of `shared` as matrices, `[T, n]` by name."""
+        return {name: rows.reshape(len(rows), rows.shape[1:].numel()) for name, rows in self.shared.items()}
+
 
 class TaskGroup(NamedTuple):
     """Tasks of equal shape in a meta-batch.

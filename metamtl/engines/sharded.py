@@ -150,6 +150,8 @@ def combine(
 ) -> tuple[Combined, bool]:
     """`aggregator.combine`, given the part of the gradients that this process has.
 
+    For aggregators that read more than the losses.
+
     Args:
         losses: of all tasks, `[T]`.
         rows: the part of the gradients `[T, n]`.
@@ -163,10 +165,7 @@ def combine(
     if exchange is LOCAL:
         return aggregator.combine(losses, rows, names), False
     weights = None
-    if aggregator.reads == "losses":
-        combined = aggregator.combine(losses, None, names)
-        weights = combined.weights
-    elif aggregator.reads == "gramian":
+    if aggregator.reads == "gramian":
         values, vectors = torch.linalg.eigh(exchange.gramian(rows))
         if float(values[0]) > CONDITION * float(values[-1]):
             # Any matrix R with R R^T = J J^T has the same weights w as J. From the direction w^T R, w.

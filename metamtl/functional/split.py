@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
 from .buffers import has_adapter_buffers
-from .select import canonical_names, with_prefix
+from .select import Params, canonical_names, with_prefix
+from .structure import Structure
 
 
-@dataclass(frozen=True)
-class Split:
-    """The stages of a model before the first adapted parameter, and the remaining stages.
+class Part(NamedTuple):
+    """Stages of a model that are applied one after the other.
 
     Attributes:
-        stem, remainder: modules that are applied one after the other.
-        reads: names of the parameters in `remainder`.
+        stages: the modules.
+        structure: the part of the model's structure that belongs to them.
+        names: the first names of their parameters and buffers.
     """
 
-    stem: tuple[nn.Module, ...]
-    remainder: tuple[nn.Module, ...]
-    reads: frozenset[str]
+    stages: tuple[nn.Module, ...]
+    structure: Structure
+    names: frozenset[str]
+
+    def select(self, params: Params) -> Params:
+        """The parameters of this part."""
+        return {name: value for name, value in params.items() if name in self.names}
 
 
-def split(model: nn.Module, adapted: Iterable[str]) -> Split | None:
+class Split(NamedTuple):
+    """The part of a model before the first adapted parameter, and the remaining part."""
+
+    stem: Part
+    remainder: Part
+
+
+def split(model: nn.Module, structure: Structure, adapted: Iterable[str]) -> Split | None:
     """Split before the first stage with a parameter of `adapted`; None if this saves no computation.
 
     Stages are known for `nn.Sequential`, and for modules whose class declares with
@@ -33,9 +45,10 @@ def split(model: nn.Module, adapted: Iterable[str]) -> Split | None:
     stem may contain only modules of torch and this package that return the same output in every step.
     Dropout does not, so it is part of the remainder; so are other classes, which might not either.
 
+    >>> from metamtl.functional import structure_of
     >>> model = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))
-    >>> parts = split(model, ["2.weight", "2.bias"])
-    >>> parts.stem == (model[0], model[1]), sorted(parts.reads)
+    >>> parts = split(model, structure_of(model), ["2.weight", "2.bias"])
+    >>> parts.stem.stages == (model[0], model[1]), sorted(parts.remainder.names)
     (True, ['2.bias', '2.weight'])
     """
     if has_adapter_buffers(model) or _hooked(model):
@@ -46,9 +59,13 @@ def split(model: nn.Module, adapted: Iterable[str]) -> Split | None:
     _sort(model, "", canonical, set(adapted), stem, remainder)
     if not any(with_prefix(canonical, stage) for stage in stem):
         return None
-    reads = frozenset(canonical[name] for stage in remainder for name in with_prefix(canonical, stage))
-    modules = [tuple(model.get_submodule(stage) for stage in part) for part in (stem, remainder)]
-    return Split(modules[0], modules[1], reads)
+
+    def part(paths: list[str]) -> Part:
+        stages = tuple(model.get_submodule(path) for path in paths)
+        names = frozenset(canonical[name] for path in paths for name in with_prefix(canonical, path))
+        return Part(stages, structure.within(stages), names)
+
+    return Split(part(stem), part(remainder))
 
 
 def _sort(

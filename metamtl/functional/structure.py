@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from operator import is_
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -47,6 +49,18 @@ class Structure(NamedTuple):
         """Names of the buffers that hold the index of the inner step."""
         return tuple(slot.name for slot in self.slots if slot.is_buffer and slot.key == INNER_STEP)
 
+    def within(self, modules: Iterable[nn.Module]) -> Structure:
+        """The structure of some modules and their submodules, with the names of the whole model."""
+        kept = {part for module in modules for part in module.modules()}
+        return Structure(
+            slots=tuple(slot for slot in self.slots if slot.module in kept),
+            custom=tuple(module for module in self.custom if module in kept),
+            plain=tuple(module for module in self.plain if module in kept),
+            recurrent=tuple(module for module in self.recurrent if module in kept),
+            fused=any(isinstance(module, LAYERS) for module in kept),
+            support_norms=tuple((path, module) for path, module in self.support_norms if module in kept),
+        )
+
 
 def structure_of(model: nn.Module) -> Structure:
     """The structure of `model`. It is computed at every call of an engine, because models change."""
@@ -85,18 +99,14 @@ def holder(slot: Slot) -> dict[str, Tensor | None]:
 def attributes(module: nn.Module) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
     """The attributes of a module, and copies of the lists, dicts and sets among them."""
     values = dict(vars(module))
-    contents = [
-        (value, value.copy())
-        for name, value in values.items()
-        if type(value) in (list, dict, set) and name not in _REGISTERED
-    ]
-    return values, contents
+    own = [values[name] for name in values.keys() - _REGISTERED]
+    return values, [(value, value.copy()) for value in own if type(value) in (list, dict, set)]
 
 
 def restore_attributes(module: nn.Module, own: dict[str, Any], contents: list[tuple[Any, Any]]) -> None:
     """Restore the attributes of a module from a result of `attributes`."""
     current = vars(module)
-    if len(current) != len(own) or any(current.get(name, own) is not value for name, value in own.items()):
+    if list(current) != list(own) or not all(map(is_, current.values(), own.values())):
         current.clear()
         current.update(own)
     for value, copy in contents:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..adapters import Adapter
 from ..aggregators import Aggregator
 from ..engines import TaskGradients
-from ..engines.exchange import LOCAL, Exchange
+from ..engines.exchange import LOCAL
 from ..episode import Batch, Episode
 from ..functional import Params
 from ..functional.labels import has_label
@@ -46,8 +46,8 @@ def check_finite(
         return
     bad_loss, loss_ranks = exchange.blame(~torch.isfinite(exchange.own_losses(grads.losses)))
     bad_row = torch.zeros_like(exchange.own_losses(grads.losses), dtype=torch.bool)
-    for rows in grads.shared.values():
-        bad_row = bad_row | ~torch.isfinite(rows.reshape(len(rows), rows.shape[1:].numel())).all(1)
+    for matrix in grads.matrices().values():
+        bad_row = bad_row | ~torch.isfinite(matrix).all(1)
     bad_row, row_ranks = exchange.blame(bad_row)
     if not bool((bad_loss | bad_row).any()):
         finite = exchange.all(*(bool(torch.isfinite(gradient).all()) for gradient in other.values()))
@@ -115,16 +115,13 @@ def _has_label(batch: Batch | None) -> bool:
 def check_direction(
     aggregator: Aggregator,
     episodes: MetaBatch | Mapping[str, Episode],
-    exchange: Exchange,
-    matrix: Tensor,
+    grads: TaskGradients,
     direction: Tensor,
     gradients: Params,
 ) -> None:
-    """Reject a direction that is not finite, or that is zero because the gradient of one task is zero.
-
-    `matrix` is the part of the gradients `[T, n]` that this process has.
-    """
+    """Reject a direction that is not finite, or that is zero because the gradient of one task is zero."""
     name = getattr(aggregator, "name", type(aggregator).__name__)  # any module can be an aggregator
+    exchange = grads.exchange
     finite, zero = exchange.all(_finite_sum(direction, *gradients.values()), not direction.any())
     if not finite:
         parts = ("direction", [direction]), ("gradient of a parameter", [*gradients.values()])
@@ -136,7 +133,7 @@ def check_direction(
                     " Nothing was added to .grad. Lower the learning rates, or rescale the losses."
                 )
     if zero:
-        zero_rows = ~exchange.full(matrix).any(1)
+        zero_rows = ~exchange.full(torch.cat(list(grads.matrices().values()), 1)).any(1)
         if bool(zero_rows.any()) and not bool(zero_rows.all()):
             names = list(episodes) if isinstance(episodes, Mapping) else list(range(len(zero_rows)))
             tasks = [names[position] for position in zero_rows.nonzero().flatten().tolist()]
