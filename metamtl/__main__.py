@@ -25,6 +25,7 @@ COMMANDS = {
     "cost": "time and memory of a multi-task step",
     "analysis_cost": "passes and time of the matrices of relatedness",
     "scaling": "throughput of one process and of several",
+    "loading": "throughput with images from files and from memory",
     "bench": "speed and memory beside learn2learn and higher",
     "prepare": "prepare a data set from its official files",
     "list": "the experiments, recipes, tasks, nets and aggregators that there are",

@@ -3,8 +3,8 @@
 Also writes the Markdown file beside every recorded table again, so that all have the same form. With
 `--check`, only compare. The block between two markers has one table per `table.json` of
 `experiments.compare` and `experiments.grid`, and per `multitask.json`, `group.json`, `curves.json`,
-`new_task.json`, `bench.json`, `cost.json`, `analysis_cost.json`, `scaling.json`, `toy.json` and
-`endurance.json`, and one table for all `result.json` of `experiments.train`. The table of
+`new_task.json`, `bench.json`, `cost.json`, `analysis_cost.json`, `scaling.json`, `loading.json`,
+`toy.json` and `endurance.json`, and one table for all `result.json` of `experiments.train`. The table of
 docs/distributed.md is that of `tables.traffic`.
 """
 
@@ -24,6 +24,7 @@ from . import curves as curves_table
 from . import endurance as endurance_table
 from . import grid as grid_table
 from . import group as group_table
+from . import loading as loading_table
 from . import multitask as multitask_table
 from . import new_task as new_task_table
 from . import scaling as scaling_table
@@ -63,6 +64,7 @@ def block(results: Path = RESULTS) -> str:
         ("cost", cost_table.section),
         ("analysis_cost", analysis_cost_table.section),
         ("scaling", scaling_table.section),
+        ("loading", loading_table.section),
         ("toy", toy_table.section),
         ("endurance", endurance_table.section),
     ):

@@ -188,6 +188,7 @@ BENCH = {
 }
 ENDURANCE = {"steps": COUNT, "engines": list_of(TEXT, "engines", "[Vmap]")}
 SCALING = {"processes": COUNT, "rounds": COUNT, "steps": COUNT}
+LOADING = {"workers": STEPS, "rounds": COUNT, "steps": COUNT}
 TABLES = {
     "train": TRAINING,
     "compare": COMPARISON,
@@ -204,6 +205,7 @@ TABLES = {
     "bench": BENCH,
     "endurance": ENDURANCE,
     "scaling": SCALING,
+    "loading": LOADING,
 }
 
 

@@ -1,83 +1,32 @@
-"""A finished training can be loaded, and its model gives the recorded results."""
+"""The measurement of lazy images: both sides train on the same episodes, and the table has its numbers."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig
-from safetensors.torch import load_file
 
-from experiments import train
-from experiments.utils.measure import as_dicts, measure
-from experiments.utils.streams import TEST, stream
-from metamtl import Recipe, engines, evaluate, load
-from metamtl.loading import resolve
-
-from .results import VMAP
-
-Compose = Callable[..., DictConfig]
+from experiments import loading
+from experiments.tables.loading import section
+from metamtl.datasets.image_files import read_image
 
 
-@pytest.mark.parametrize("recipe", ["maml", "mtl"])
-def test_the_saved_model_gives_the_same_results(recipe: str, composed: Compose, tmp_path: Path) -> None:
-    cfg = composed(f"recipe={recipe}", "steps=5", "test.tasks=8", VMAP)
-    result = train.run(cfg, tmp_path)
-    saved = load_file(tmp_path / "model.safetensors")
-    model = instantiate(cfg.net)
-    model.load_state_dict({name: t for name, t in saved.items() if not name.startswith("adapter.")})
-    own = {name.removeprefix("adapter."): t for name, t in saved.items() if name.startswith("adapter.")}
-    resolve("net", model)
-    adapter = instantiate(cfg.recipe).adapter
-    adapter.load_state_dict(own)
-    assert set(own) == set(adapter.state_dict()) and bool(own) == (recipe == "mtl")
-
-    family = instantiate(cfg.task).split("test")
-    way = Recipe(instantiate(cfg.adapt[result["adaptation"]["strategy"]]))
-    new = family.sample(cfg.test.tasks, stream(cfg.seed, TEST))
-    stage, engine = result["adaptation"]["steps"], engines.Vmap()
-    assert as_dicts(measure(model, way, stage, family, new, engine=engine)[0]) == result["test"]
-    if recipe == "mtl":  # its heads are those of the training classes
-        assert result["test_as_trained"] is None
-    else:
-        trained = measure(model, Recipe(adapter), -1, family, new, engine=engine)[0]
-        assert as_dicts(trained) == result["test_as_trained"]
-    values = json.loads((tmp_path / "tasks.json").read_text(encoding="utf-8"))["test"]
-    for metric, numbers in values.items():
-        assert sum(numbers) / len(numbers) == pytest.approx(result["test"][metric]["mean"])
+@pytest.mark.slow
+def test_both_sides_train_on_the_same_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "SIZE", 20)
+    row = loading.measured(tmp_path, workers=2, rounds=1, steps=2)  # raises if the losses differ
+    assert row["throughput"] == row["seconds"]["memory"][0] / row["seconds"]["files"][0] > 0
 
 
-@pytest.mark.parametrize("trained", [True, False])
-def test_a_finished_training_can_be_loaded(trained: bool, composed: Compose, tmp_path: Path) -> None:
-    cfg = composed("experiment=glyphs_multitask", "steps=2", "validate.times=1")
-    train.run(cfg, tmp_path)
-    model, _, source, _ = load(tmp_path, trained=trained)
-    saved = load_file(tmp_path / "model.safetensors")
-    same = [torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items()]
-    assert all(same) if trained else not any(same)
-    assert source.split("test").loss.keys() == model.heads.keys()
+def test_different_trainings_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "SIZE", 20)
+    monkeypatch.setattr(loading, "read_image", lambda path, size: 255 - read_image(path, size))
+    with pytest.raises(RuntimeError, match="the losses differ"):
+        loading.measured(tmp_path, workers=0, rounds=1, steps=1)
 
 
-@pytest.mark.parametrize("recipe", ["maml", "anil"])
-def test_a_loaded_model_has_the_recorded_figure(recipe: str, composed: Compose, tmp_path: Path) -> None:
-    train.run(composed(f"recipe={recipe}", "steps=5", "test.tasks=8", VMAP), tmp_path)
-    model, loaded, source, result = load(tmp_path)
-    split, seed = source.split("test"), result["config"]["seed"]
-    episodes = split.sample(8, stream(seed, TEST))
-    estimates = evaluate(model, loaded, episodes, split.loss, metrics=split.metrics, engine=engines.Vmap())
-    recorded = result["test_as_trained"]
-    assert {name: estimate.mean for name, estimate in estimates.items()} == {
-        name: values["mean"] for name, values in recorded.items()
-    }
-
-
-def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"has no result\.json; pass the output folder"):
-        load(tmp_path)
-    (tmp_path / "result.json").write_text("{}")
-    with pytest.raises(ValueError, match="has no config"):
-        load(tmp_path)
+def test_the_table_has_the_numbers_of_the_file() -> None:
+    numbers = {"memory": 0.02, "files": 0.025, "throughput": 0.8, "workers": 2, "rounds": 3, "steps": 4}
+    machine = {"hardware": {"device": "a processor", "threads": 2}, "versions": {"torch": "2.13"}}
+    text = section({**numbers, **machine, "size": 84})
+    assert "| in memory | 20.0 | 1 |" in text and "| files, 2 workers | 25.0 | 0.80 |" in text
