@@ -115,8 +115,8 @@ def main(cfg: DictConfig) -> None:
     counts = {"workers": cfg.workers, "rounds": cfg.rounds, "steps": cfg.steps, "size": SIZE}
     write_json(folder / "loading.json", {**environment("cpu"), **counts, **row})
     print(
-        f"memory {row['memory'] * 1e3:.1f} ms, files with {cfg.workers} workers {row['files'] * 1e3:.1f} ms:"
-        f" {row['throughput']:.2f} of the throughput"
+        f"memory {row['memory'] * 1e3:.1f} ms, files ({cfg.workers} workers) {row['files'] * 1e3:.1f} ms"
+        f" per step: {row['throughput']:.2f} of the throughput"
     )
     print(folder / "loading.json")
 

@@ -20,6 +20,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import distributed as dist
+from torch import nn
 from torch.nn import functional as F
 
 from metamtl import Batch, Episode, aggregators, engines, meta_backward, nets, recipes
@@ -46,15 +47,15 @@ def few_shot(processes: int) -> Step:
     return step
 
 
-def named(layer: str | None) -> Callable[[int], Step]:
-    """UPGrad on 8 tasks with one input of 1,024 examples; gradients at the parameters, or at a layer."""
+def named(layer: str | None, net: Callable[[], nn.Module], shape: tuple[int, ...]) -> Callable[[int], Step]:
+    """UPGrad on 8 tasks with one input of this shape; gradients at the parameters, or at a layer."""
 
     def make(processes: int) -> Step:
         tasks = [f"task{number}" for number in range(8)]
-        model = nets.named_heads(nets.mlp(256, 512, 512, 1), dict.fromkeys(tasks, CLASSES))
+        model = nets.named_heads(net(), dict.fromkeys(tasks, CLASSES))
         recipe = recipes.joint(aggregator=aggregators.UPGrad(), layer=layer)
-        x, loss = torch.randn(1024, 256), dict.fromkeys(tasks, F.cross_entropy)
-        episodes = {task: Episode(None, Batch(x, torch.randint(CLASSES, (1024,)))) for task in tasks}
+        x, loss = torch.randn(shape), dict.fromkeys(tasks, F.cross_entropy)
+        episodes = {task: Episode(None, Batch(x, torch.randint(CLASSES, shape[:1]))) for task in tasks}
         engine = None
         if processes > 1:
             engine, episodes = engines.Sharded(), engines.own_examples(episodes)
@@ -68,10 +69,15 @@ def named(layer: str | None) -> Callable[[int], Step]:
     return make
 
 
+def _mlp() -> nn.Module:
+    return nets.mlp(256, 512, 512, 1)
+
+
 WORKS: dict[str, Callable[[int], Step]] = {
     "MAML, Conv-4, 32 tasks": few_shot,
-    "UPGrad at parameters, MLP, 8 named tasks": named(None),
-    "UPGrad at features, MLP, 8 named tasks": named("body"),
+    "UPGrad at parameters, MLP, 8 named tasks": named(None, _mlp, (1024, 256)),
+    "UPGrad at features, MLP, 8 named tasks": named("body", _mlp, (1024, 256)),
+    "UPGrad at features, Conv-4, 8 named tasks": named("body", nets.conv4, (256, 1, 28, 28)),
 }
 
 

@@ -179,9 +179,7 @@ def _aggregate(
         return directions, weights, bool(rows) and exchange is not LOCAL
     if not rows:  # only the adapter is trained, or no features are shared
         return {}, None, False
-    combined, partial = combine(
-        aggregator, grads.losses, torch.cat(list(rows.values()), 1), names, exchange
-    )
+    combined, partial = combine(aggregator, grads.losses, grads.matrix(), names, exchange)
     assert combined.direction is not None
     columns = combined.direction.split([matrix.shape[1] for matrix in rows.values()])
     return dict(zip(rows, columns)), combined.weights, partial

@@ -46,6 +46,11 @@ class TaskGradients(NamedTuple):
         """The rows of `shared` as matrices, `[T, n]` by name."""
         return {name: rows.reshape(len(rows), rows.shape[1:].numel()) for name, rows in self.shared.items()}
 
+    def matrix(self) -> Tensor:
+        """The rows of `shared`, side by side in one matrix `[T, n]`."""
+        matrices = list(self.matrices().values())
+        return matrices[0] if len(matrices) == 1 else torch.cat(matrices, 1)
+
 
 class TaskGroup(NamedTuple):
     """Tasks of equal shape in a meta-batch.

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 from torch.utils._pytree import tree_map
 
@@ -16,6 +16,9 @@ from .agreement import Agreement, concatenated, difference
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+CACHED = 16_384  # columns
 
 
 class Exchange:
@@ -34,7 +37,7 @@ class Exchange:
 
     def gramian(self, rows: Tensor) -> Tensor:
         """`J J^T` `[T, T]` in double precision, where J is `full(rows)`."""
-        return rows.double() @ rows.double().T
+        return gramian(rows)
 
     def select(self, values: Tensor) -> Tensor:
         """From one value for each of all tasks to those of the rows that this process has."""
@@ -70,6 +73,15 @@ class Exchange:
     def join(self, trees: Mapping[str, Any]) -> Mapping[str, Any]:
         """Concatenate the trees of all processes along the first axis, by task; None is an empty tree."""
         return trees
+
+
+def gramian(rows: Tensor) -> Tensor:
+    """`J J^T` `[T, T]` in double precision."""
+    total = rows.new_zeros(len(rows), len(rows), dtype=torch.float64)
+    for part in rows.split(CACHED, 1):  # parts that stay in the cache while they are converted
+        columns = part.double()
+        total.addmm_(columns, columns.T)
+    return total
 
 
 LOCAL = Exchange()
@@ -162,8 +174,8 @@ class GroupExchange(Exchange):
     def columns(self, rows: Tensor, height: int) -> list[Tensor]:
         """This process's part of the columns of the rows of every process, `[height, n / W]` each."""
         width = -(-rows.shape[1] // self.size)
-        padded = rows.new_zeros(height, width * self.size)
-        padded[: len(rows), : rows.shape[1]] = rows
+        missing = (0, width * self.size - rows.shape[1], 0, height - len(rows))
+        padded = nn.functional.pad(rows, missing) if any(missing) else rows
         send = [part.contiguous() for part in padded.split(width, 1)]
         receive = [torch.empty_like(part) for part in send]
         self._run(dist.all_to_all, receive, send)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .exchange import GroupExchange
+from .exchange import GroupExchange, gramian
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -32,8 +33,7 @@ class TaskShards(GroupExchange):
 
     def gramian(self, rows: Tensor) -> Tensor:
         parts = self.columns(rows, max(self.counts))
-        columns = torch.cat([part[:count] for part, count in zip(parts, self.counts)]).double()
-        return self.sum(columns @ columns.T)
+        return self.sum(gramian(torch.cat([part[:count] for part, count in zip(parts, self.counts)])))
 
     def select(self, values: Tensor) -> Tensor:
         return values[self.tasks]
@@ -70,8 +70,7 @@ class ExampleShards(GroupExchange):
         return self.sum(rows)
 
     def gramian(self, rows: Tensor) -> Tensor:
-        columns = torch.stack(self.columns(rows, len(rows))).sum(0).double()
-        return self.sum(columns @ columns.T)
+        return self.sum(gramian(reduce(torch.add, self.columns(rows, len(rows)))))
 
     def own_losses(self, losses: Tensor) -> Tensor:
         return self.local_losses
@@ -129,7 +128,7 @@ class FeatureShards(ExampleShards):
         return self.gather(rows.T, self.counts).T
 
     def gramian(self, rows: Tensor) -> Tensor:
-        return self.sum(rows.double() @ rows.double().T)
+        return self.sum(gramian(rows))
 
     def part(self, direction: Tensor) -> Tensor:
         return direction.split(self.counts)[self.rank]

@@ -133,7 +133,7 @@ def check_direction(
                     " Nothing was added to .grad. Lower the learning rates, or rescale the losses."
                 )
     if zero:
-        zero_rows = ~exchange.full(torch.cat(list(grads.matrices().values()), 1)).any(1)
+        zero_rows = ~exchange.full(grads.matrix()).any(1)
         if bool(zero_rows.any()) and not bool(zero_rows.all()):
             names = list(episodes) if isinstance(episodes, Mapping) else list(range(len(zero_rows)))
             tasks = [names[position] for position in zero_rows.nonzero().flatten().tolist()]
