@@ -36,7 +36,7 @@ from .report import read_json, write_text
 HERE = Path(__file__).resolve().parents[1]
 DOCS, RESULTS = HERE.parent / "docs", HERE / "results"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-LOCAL = ("data_dir=", "device=")  # options of the machine, not of the experiment
+LOCAL = ("data_dir=", "device=", "resume=", "checkpoint.")  # of the run, not of the experiment
 
 
 def block(results: Path = RESULTS) -> str:

@@ -90,6 +90,7 @@ class Aggregator(nn.Module, ABC):
 
         Raises:
             ValueError: the tasks, or their number, differ from those of the state.
+            TypeError: `reads` is "losses", but `weights` returns None.
         """
         if gradients is None and self.reads != "losses":
             raise ValueError(f"{self.name} depends on the gradients of the tasks; pass gradients [T, n].")
@@ -97,6 +98,11 @@ class Aggregator(nn.Module, ABC):
         if order is not None:
             losses, gradients = losses[order], None if gradients is None else gradients[order]
         weights = self.weights(losses, gradients)
+        if weights is None and gradients is None:
+            raise TypeError(
+                f"{self.name} has reads='losses' but defines no weights; derive it from LossWeighting and"
+                " define weights(), or set reads='rows'."
+            )
         if weights is None:
             direction: Tensor | None = self(losses, gradients)  # type: ignore[arg-type]
         else:

@@ -17,8 +17,7 @@ from .agreement import Agreement, concatenated, difference
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-
-CACHED = 16_384  # columns
+CHUNK = 16_384  # columns that are converted to double precision at once
 
 
 class Exchange:
@@ -78,7 +77,7 @@ class Exchange:
 def gramian(rows: Tensor) -> Tensor:
     """`J J^T` `[T, T]` in double precision."""
     total = rows.new_zeros(len(rows), len(rows), dtype=torch.float64)
-    for part in rows.split(CACHED, 1):  # parts that stay in the cache while they are converted
+    for part in rows.split(CHUNK, 1):  # a copy of all rows would not stay in the cache
         columns = part.double()
         total.addmm_(columns, columns.T)
     return total

@@ -154,3 +154,12 @@ def test_a_scalarizer_of_torchjd_is_wrapped(name: str) -> None:
     losses, rows = torch.tensor([0.5, 2.0], dtype=torch.float64), torch.eye(2, dtype=torch.float64)
     options: Any = {"UW": (2,), "IMTLL": (2,), "STCH": (0.1,)}.get(name, ())
     assert torch.equal(ours(losses, rows), getattr(aggregators, name)(*options)(losses, rows))
+
+
+def test_an_aggregator_that_reads_losses_defines_weights() -> None:
+    class Halved(aggregators.Mean):
+        def weights(self, losses: Tensor, gradients: Tensor | None = None) -> Tensor | None:
+            return None
+
+    with pytest.raises(TypeError, match="Halved has reads='losses' but defines no weights"):
+        Halved().combine(torch.ones(2), None)
