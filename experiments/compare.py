@@ -48,16 +48,13 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
     passed_on = [text for text in overrides if not text.lstrip("+").startswith(OWN)]
     options.check(cfg, "compare")
     names = list(cfg.recipes)
-    if cfg.gradient_evaluations is None and cfg.steps is None:
-        raise options.OptionError(
-            "steps=null, gradient_evaluations=null: recipes are compared at one budget, so one of the two"
-            " must be set; max_minutes may be set in addition."
-        )
-    budget = cfg.gradient_evaluations or 2 * cfg.steps * cfg.tasks_per_step
+    budget = cfg.gradient_evaluations
+    if budget is None and cfg.steps is not None:
+        budget = 2 * cfg.steps * cfg.tasks_per_step
 
     def training(recipe: str, seed: int) -> DictConfig:
         one = compose("train", [*passed_on, f"recipe={recipe}", f"seed={seed}"])
-        one.gradient_evaluations, one.steps = budget, None  # the budget alone ends a run
+        one.gradient_evaluations, one.steps = budget, None  # the budget, or max_minutes, ends a run
         one.device = cfg.device
         return one
 
@@ -84,7 +81,12 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
         row["to_best"] = _difference(folder, row["recipe"], best, cfg)
     rows.append(_trivial_row(cfg))
     table = {
-        "experiment": {"overrides": passed_on, "metric": cfg.metric, "gradient_evaluations": budget},
+        "experiment": {
+            "overrides": passed_on,
+            "metric": cfg.metric,
+            "gradient_evaluations": budget,
+            "max_minutes": cfg.max_minutes,
+        },
         **environment(next(iter(runs.values()))[0]["config"]["device"]),
         "seeds": list(cfg.seeds),
         "interval": "95 %, Student t over seeds"

@@ -49,12 +49,15 @@ def markdown(table: dict[str, Any]) -> str:
         for row in table["rows"]
     ]
     hardware = table["hardware"]
-    early = [row for row in table["rows"] if {"max_minutes", "patience"} & set(row.get("stopped_by", ()))]
+    by_time = table["experiment"]["gradient_evaluations"] is None
+    budget = "max_minutes" if by_time else "gradient_evaluations"
+    early = [row for row in table["rows"] if set(row.get("stopped_by", ())) - {budget}]
     lines = [
         *table_lines(head, rows),
         *diverged(table.get("diverged", {})),
         "",
         *(f"{row['recipe']}: ended before the budget ({', '.join(row['stopped_by'])})." for row in early),
+        *([f"Budget: {table['experiment']['max_minutes']:g} minutes per training."] if by_time else []),
         "To the best: the paired difference to the best recipe on the same new tasks; (=) is within the"
         " noise. Training seconds are without validation and compiling.",
         f"Seeds {table['seeds']}; intervals: {table['interval']}; BatchNorm: {table['batchnorm']}."
