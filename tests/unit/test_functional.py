@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metamtl import nets
+from metamtl import Batch, Episode, engines, meta_backward, nets, recipes
 from metamtl.functional import (
     forward,
     has_adapter_buffers,
@@ -97,3 +97,34 @@ def test_tied_parameters_stand_once_and_both_places_change() -> None:
     assert list(trainable(model)) == ["0.weight"]
     found = forward(model, {"0.weight": 3 * torch.eye(2)}, torch.ones(1, 2))
     assert found.tolist() == [[9.0, 9.0]]
+
+
+def test_the_structure_of_a_part_keeps_the_names_of_the_model() -> None:
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.GRU(2, 2), nn.Linear(2, 2), nn.Linear(2, 1))
+    model[2].weight = model[0].weight
+    structure = structure_of(model)
+    part = structure.within([model[2], model[3]])
+    assert [slot.name for slot in part.slots] == ["0.weight", "2.bias", "3.weight", "3.bias"]
+    assert set(part.plain) == {model[2], model[3]} and part.recurrent == () and not part.fused
+    assert structure.within(model).slots == tuple(s for s in structure.slots if s.module is not model)
+    assert structure.fused and structure.within([model[1]]).recurrent == (model[1],)
+
+
+def test_inner_steps_on_a_head_restore_what_its_forward_pass_sets() -> None:
+    class Head(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen = [*getattr(self, "seen", []), x]
+            return super().forward(x)
+
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), Head(3, 1))
+    before = {module: dict(vars(module)) for module in model.modules()}
+    tensors = {name: value.clone() for name, value in model.state_dict().items()}
+    episode = Episode(
+        Batch(torch.randn(4, 5, 2), torch.randn(4, 5, 1)), Batch(torch.randn(4, 5, 2), torch.randn(4, 5, 1))
+    )
+    meta_backward(
+        model, recipes.anil(2, 0.1, adapts="2"), episode, nn.functional.mse_loss, engine=engines.Loop()
+    )
+    for module, attributes in before.items():
+        assert vars(module).keys() == attributes.keys() and not hasattr(module, "seen")
+    assert all(torch.equal(value, tensors[name]) for name, value in model.state_dict().items())
