@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..engines import Engine
 from ..functional import Params
+from ..functional.gramian import gramian
 from ..recipes import Recipe
 from .arguments import Episodes, Losses, check_analysis, task_names
 from .layers import check_layers, layers_of, mean_of_groups
@@ -50,8 +51,7 @@ class Gradients(Result):
         """The inner products of the rows, `[R, R]`, in double precision on the CPU."""
         total = torch.zeros(len(self.tasks), len(self.tasks), dtype=torch.float64)
         for name in self._names(layer):
-            rows = self.rows[name].flatten(1).double()
-            total += (rows @ rows.T).cpu()
+            total += gramian(self.rows[name].flatten(1)).cpu()
         return total
 
     def norms(self, layer: str | None = None) -> Tensor:

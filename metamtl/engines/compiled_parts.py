@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
 from torch.func import grad, vjp, vmap
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from ..adapters.inner_loop import Carry, Start, StepContext, run, stages
 from ..episode import Batch
@@ -146,51 +145,6 @@ def end(
         return shared_grads, carry_grads, loss
 
     return _each(batched, one_task, carry, support, query)  # type: ignore[no-any-return]
-
-
-class StandIns(NamedTuple):
-    """The arguments of `parts` that differ between inner steps.
-
-    Attributes:
-        steps: the carry and the index of the step, for each of `first_orders`.
-        end: the carry and the number of steps.
-        vjps: the carry, the index of the step and the cotangent of its result, for each of `first_orders`.
-    """
-
-    steps: tuple[tuple[Carry, Tensor], ...]
-    end: tuple[Carry, Tensor]
-    vjps: tuple[tuple[Carry, Tensor, Carry], ...]
-
-
-def parts(
-    problem: TaskProblem,
-    batched: bool,
-    context: StepContext,
-    shared: Params,
-    support: Any,
-    query: Any,
-    first_orders: tuple[bool, ...],
-    inputs: StandIns,
-) -> list[list[Tensor]]:
-    """The parts that `StepLoop` runs: `step` for each of `first_orders`, `end`, and `step_vjp` for each.
-
-    Each part ends with contiguous copies of its results, which the next call uses as inputs.
-
-    Returns:
-        The tensors of each part.
-    """
-    results: list[list[Tensor]] = []
-    for first_order, (carry, k) in zip(first_orders, inputs.steps):
-        results.append(_copies(step(problem, batched, carry, context, k, first_order)))
-    end_result = end(problem, batched, inputs.end[0], shared, inputs.end[1], support, query)
-    results.append(_copies(end_result))
-    for first_order, (carry, k, cotangent) in zip(first_orders, inputs.vjps):
-        results.append(_copies(step_vjp(problem, batched, carry, context, k, first_order, cotangent)))
-    return results
-
-
-def _copies(result: Any) -> list[Tensor]:
-    return [leaf.clone(memory_format=torch.contiguous_format) for leaf in tree_leaves(result)]
 
 
 def output(problem: TaskProblem, batched: bool, carry: Carry, shared: Params, k: Tensor, query: Any) -> Any:

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.utils._pytree import tree_map
 
+from ..functional.gramian import gramian
 from .agreement import Agreement, concatenated, difference
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-CHUNK = 16_384  # columns that are converted to double precision at once
 
 
 class Exchange:
@@ -72,15 +71,6 @@ class Exchange:
     def join(self, trees: Mapping[str, Any]) -> Mapping[str, Any]:
         """Concatenate the trees of all processes along the first axis, by task; None is an empty tree."""
         return trees
-
-
-def gramian(rows: Tensor) -> Tensor:
-    """`J J^T` `[T, T]` in double precision."""
-    total = rows.new_zeros(len(rows), len(rows), dtype=torch.float64)
-    for part in rows.split(CHUNK, 1):  # a copy of all rows would not stay in the cache
-        columns = part.double()
-        total.addmm_(columns, columns.T)
-    return total
 
 
 LOCAL = Exchange()

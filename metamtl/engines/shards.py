@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from .exchange import GroupExchange, gramian
+from ..functional.gramian import gramian
+from .exchange import GroupExchange
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -8,24 +8,61 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from ..adapters.inner_loop import Carry, StepContext
 from ..functional import Params
 from ..functional.scan import carries, transpose
 from . import compiled_parts
-from .compiled_parts import StandIns
+from .graph_parts import Part, compile_parts
 from .problem import TaskProblem
 
-Function = Callable[..., Sequence[Tensor]]
+
+class StandIns(NamedTuple):
+    """The arguments of `parts` that differ between inner steps.
+
+    Attributes:
+        steps: the carry and the index of the step, for each of `first_orders`.
+        end: the carry and the number of steps.
+        vjps: the carry, the index of the step and the cotangent of its result, for each of `first_orders`.
+    """
+
+    steps: tuple[tuple[Carry, Tensor], ...]
+    end: tuple[Carry, Tensor]
+    vjps: tuple[tuple[Carry, Tensor, Carry], ...]
 
 
-class Part(NamedTuple):
-    """The compiled code of one part, and the positions of its inputs among those of the whole graph."""
+def parts(
+    problem: TaskProblem,
+    batched: bool,
+    context: StepContext,
+    shared: Params,
+    support: Any,
+    query: Any,
+    first_orders: tuple[bool, ...],
+    inputs: StandIns,
+) -> list[list[Tensor]]:
+    """The parts that `StepLoop` runs: `step` for each of `first_orders`, `end`, and `step_vjp` for each.
 
-    function: Function
-    positions: list[int]
+    Each part ends with contiguous copies of its results, which the next call uses as inputs.
+
+    Returns:
+        The tensors of each part.
+    """
+    results: list[list[Tensor]] = []
+    for first_order, (carry, k) in zip(first_orders, inputs.steps):
+        results.append(_copies(compiled_parts.step(problem, batched, carry, context, k, first_order)))
+    end_result = compiled_parts.end(problem, batched, inputs.end[0], shared, inputs.end[1], support, query)
+    results.append(_copies(end_result))
+    for first_order, (carry, k, cotangent) in zip(first_orders, inputs.vjps):
+        vjp = compiled_parts.step_vjp(problem, batched, carry, context, k, first_order, cotangent)
+        results.append(_copies(vjp))
+    return results
+
+
+def _copies(result: Any) -> list[Tensor]:
+    return [leaf.clone(memory_format=torch.contiguous_format) for leaf in tree_leaves(result)]
 
 
 class Run(NamedTuple):
@@ -45,10 +82,10 @@ class Run(NamedTuple):
 class StepLoop:
     """Compiled inner steps whose guards are checked once for all K steps.
 
-    torch.compile traces `compiled_parts.parts` (one inner step, its vector-Jacobian product, and the end)
-    as one graph, and guards every value that they read. The backend compiles each part of the graph
-    separately, and a call of the graph runs the parts in a loop. Placeholders represent the inputs that
-    differ between steps: tensors of the same shapes whose values are never read.
+    torch.compile traces `parts` (one inner step, its vector-Jacobian product, and the end) as one graph,
+    and guards every value that they read. The backend compiles each part of the graph separately, and a
+    call of the graph runs the parts in a loop. Placeholders represent the inputs that differ between steps:
+    tensors of the same shapes whose values are never read.
 
     Args:
         backend: the backend of torch.compile for each part.
@@ -58,7 +95,7 @@ class StepLoop:
 
     def __init__(self, backend: Any, options: dict[str, Any], first_orders: tuple[bool, ...]) -> None:
         self.backend, self.first_orders = backend, first_orders
-        self.call = torch.compile(compiled_parts.parts, backend=self._compile, **options)
+        self.call = torch.compile(parts, backend=self._compile, **options)
         self.current = threading.local()  # its attribute `run` is a `Run`
 
     def __call__(
@@ -133,7 +170,7 @@ class StepLoop:
     def _compile(self, graph: GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
         """The backend: the function that torch.compile calls for `graph`."""
         sizes = self.current.run.sizes
-        compiled = _split(graph, sizes, examples, torch._dynamo.lookup_backend(self.backend))
+        compiled = compile_parts(graph, sizes, examples, torch._dynamo.lookup_backend(self.backend))
 
         def run_loop(*inputs: Tensor) -> tuple[None, ...]:
             run = self.current.run
@@ -141,42 +178,3 @@ class StepLoop:
             return (None,) * sum(sizes)  # the results are already in `run.results`
 
         return run_loop
-
-
-def _split(
-    graph: GraphModule, sizes: Sequence[int], examples: list[Tensor], compiler: Callable[..., Any]
-) -> list[Part]:
-    """Split a graph into its parts and compile them; `sizes` are the numbers of outputs of the parts.
-
-    The outputs of a part are its last nodes.
-    """
-    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    body = [node for node in graph.graph.nodes if node.op not in ("placeholder", "output")]
-    order, remaining = {node: index for index, node in enumerate(body)}, _outputs(graph)
-    indices = [order.get(node, -1) for node in remaining]
-    if indices != sorted(set(indices)) or len(remaining) != sum(sizes):
-        raise RuntimeError("the outputs of the compiled graph are not the outputs of its parts, in order")
-    parts: list[Part] = []
-    first = 0
-    for size in sizes:
-        outputs, remaining = remaining[:size], remaining[size:]
-        nodes = body[first : order[outputs[-1]] + 1]
-        first += len(nodes)
-        node_set, subgraph = set(nodes), Graph()
-        part_inputs = dict.fromkeys(n for node in nodes for n in node.all_input_nodes if n not in node_set)
-        if any(node.op not in ("placeholder", "get_attr") for node in part_inputs):
-            raise RuntimeError("a part of the compiled graph reads a result of another part")
-        copies: dict[Node, Node] = {}
-        positions = [inputs.index(node) for node in part_inputs if node.op == "placeholder"]
-        for node in sorted(part_inputs, key=lambda node: node.op != "placeholder"):
-            copies[node] = subgraph.node_copy(node)
-        for node in nodes:
-            copies[node] = subgraph.node_copy(node, copies.__getitem__)
-        subgraph.output(tuple(copies[node] for node in outputs))
-        function = compiler(GraphModule(graph, subgraph), [examples[index] for index in positions])
-        parts.append(Part(function, positions))
-    return parts
-
-
-def _outputs(graph: GraphModule) -> list[Node]:
-    return list(next(node for node in graph.graph.nodes if node.op == "output").args[0])

@@ -1,10 +1,10 @@
-"""What processes compute from the gradients that they have."""
+"""The Gramian in chunks."""
 
 from __future__ import annotations
 
 import torch
 
-from metamtl.engines.exchange import CHUNK, gramian
+from metamtl.functional.gramian import CHUNK, gramian
 
 
 def test_the_gramian_of_more_columns_than_a_chunk() -> None:
