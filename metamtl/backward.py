@@ -172,10 +172,11 @@ def _aggregate(
     """The directions, the weights of the losses, and whether the directions are parts of a sum."""
     rows, exchange = grads.matrices(), grads.exchange
     if aggregator.reads == "losses":
-        weights = aggregator.combine(grads.losses, None, names).weights
+        matrix = grads.matrix() if rows and aggregator.observes else None
+        weights = aggregator.combine(grads.losses, matrix, names).weights
         assert weights is not None
         own = exchange.select(weights)
-        directions = {name: weighted(own, matrix) for name, matrix in rows.items()}
+        directions = {name: weighted(own, row) for name, row in rows.items()}
         return directions, weights, bool(rows) and exchange is not LOCAL
     if not rows:  # only the adapter is trained, or no features are shared
         return {}, None, False

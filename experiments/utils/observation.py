@@ -32,10 +32,12 @@ class Observer(Aggregator):
         task_weights: of the last call, the weights of the losses `[T]`; None if `inner` has none.
     """
 
+    observes = True
+
     def __init__(self, inner: Aggregator) -> None:
         super().__init__()
         self.inner, self.name, self.by_parameter = inner, inner.name, inner.by_parameter
-        # With one process, every aggregator receives the gradients; with several, only if it reads them.
+        # With several processes, only an aggregator that reads the gradients receives them.
         self.reads = "gramian" if is_distributed() and inner.reads == "losses" else inner.reads
         self.scalars: dict[str, float] = {}
         self.gramian: Tensor | None = None

@@ -37,6 +37,7 @@ class Aggregator(nn.Module, ABC):
         reads: what the result depends on. "losses": `sum_t w_t g_t`, with weights that depend only on the
             losses. "gramian": with weights that depend on the losses and on `J J^T`. "columns": every entry
             of the direction depends only on that column of the gradients. "rows": the whole matrix.
+        observes: whether `combine` receives the gradients even if `reads` is "losses".
         state_names: names of the buffers that hold state. They are None until the first call determines
             shape, dtype and device, and are replaced, never written in place. They are part of the state
             dict, and training resumes from it bit for bit.
@@ -50,6 +51,7 @@ class Aggregator(nn.Module, ABC):
 
     scale: str = "own"
     reads: str = "rows"
+    observes: bool = False
     state_names: ClassVar[tuple[str, ...]] = ()
     by_parameter: bool = False
 

@@ -33,7 +33,8 @@ Compose = Callable[..., DictConfig]
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_runs(experiment: str, composed: Compose, tmp_path: Path) -> None:
-    cfg = composed(f"experiment={experiment}", "steps=2", "meta_batch=2")
+    few = ["validate.tasks=2", "net.hidden=8"] if experiment.startswith("methods_") else []
+    cfg = composed(f"experiment={experiment}", "steps=2", "meta_batch=2", "max_minutes=null", *few)
     returned = train.run(cfg, tmp_path)
     result = read(tmp_path)
     check(result, cfg.metric)
