@@ -77,7 +77,7 @@ WORKS: dict[str, Callable[[int], Step]] = {
     "MAML, Conv-4, 32 tasks": few_shot,
     "UPGrad at parameters, MLP, 8 named tasks": named(None, _mlp, (1024, 256)),
     "UPGrad at features, MLP, 8 named tasks": named("body", _mlp, (1024, 256)),
-    "UPGrad at features, Conv-4, 8 named tasks": named("body", nets.conv4, (512, 1, 28, 28)),
+    "UPGrad at features, Conv-4, 8 named tasks": named("body", nets.conv4, (256, 1, 28, 28)),
 }
 
 
