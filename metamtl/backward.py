@@ -170,20 +170,20 @@ def _aggregate(
     aggregator: Aggregator, grads: TaskGradients, names: tuple[str, ...] | None
 ) -> tuple[Params, Tensor | None, bool]:
     """The directions, the weights of the losses, and whether the directions are parts of a sum."""
-    rows, exchange = grads.matrices(), grads.exchange
+    matrices, exchange = grads.matrices(), grads.exchange
     if aggregator.reads == "losses":
-        matrix = grads.matrix() if rows and aggregator.observes else None
-        weights = aggregator.combine(grads.losses, matrix, names).weights
+        observed = grads.matrix() if matrices and aggregator.observes else None
+        weights = aggregator.combine(grads.losses, observed, names).weights
         assert weights is not None
-        own = exchange.select(weights)
-        directions = {name: weighted(own, row) for name, row in rows.items()}
-        return directions, weights, bool(rows) and exchange is not LOCAL
-    if not rows:  # only the adapter is trained, or no features are shared
+        own_weights = exchange.select(weights)
+        directions = {name: weighted(own_weights, matrix) for name, matrix in matrices.items()}
+        return directions, weights, bool(matrices) and exchange is not LOCAL
+    if not matrices:  # only the adapter is trained, or no features are shared
         return {}, None, False
     combined, partial = combine(aggregator, grads.losses, grads.matrix(), names, exchange)
     assert combined.direction is not None
-    columns = combined.direction.split([matrix.shape[1] for matrix in rows.values()])
-    return dict(zip(rows, columns)), combined.weights, partial
+    parts = combined.direction.split([matrix.shape[1] for matrix in matrices.values()])
+    return dict(zip(matrices, parts)), combined.weights, partial
 
 
 def _unaggregated(

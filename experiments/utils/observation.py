@@ -16,6 +16,7 @@ from metamtl import Estimate, Outcome, Recipe
 from metamtl.aggregators import Aggregator
 from metamtl.aggregators.base import Combined
 from metamtl.analysis import Relatedness
+from metamtl.functional.gramian import gramian
 
 from .processes import is_distributed, is_first
 
@@ -51,7 +52,7 @@ class Observer(Aggregator):
     ) -> Combined:
         combined: Combined = self.inner.combine(losses, gradients, tasks)
         self.task_weights = combined.weights
-        self.gramian = None if gradients is None else gramian(gradients)
+        self.gramian = None if gradients is None else gramian(gradients.detach())
         self.scalars = {} if self.gramian is None else conflict(self.gramian)
         return combined
 
@@ -63,12 +64,6 @@ class Observer(Aggregator):
         matrix, moving = cosines(self.gramian)
         names = tuple(name for name, moves in zip(names, moving.tolist()) if moves)
         return Relatedness(matrix, names, "cosine") if len(names) > 1 else None
-
-
-def gramian(gradients: Tensor) -> Tensor:
-    """The inner products of the rows of `[T, n]`, in double precision."""
-    rows = gradients.detach()
-    return (rows @ rows.T).double()
 
 
 def cosines(gramian: Tensor) -> tuple[Tensor, Tensor]:

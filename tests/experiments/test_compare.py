@@ -166,16 +166,16 @@ def test_one_seed_and_the_trivial_row(overrides: Overrides, tmp_path: Path) -> N
 
 
 def test_the_budget_can_be_time(overrides: Overrides, tmp_path: Path) -> None:
-    given = overrides("experiment=sinusoid", "steps=null", "max_minutes=0.001")
-    table = compared(given, tmp_path, "[maml]", "[0]")
+    options = overrides("experiment=sinusoid", "steps=null", "max_minutes=0.001")
+    table = compared(options, tmp_path, "[maml]", "[0]")
     assert table["rows"][0]["stopped_by"] == ["max_minutes"]
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "Budget: 0.001 minutes per training." in text and "ended before the budget" not in text
 
 
 def test_what_ends_before_the_budget_is_named(overrides: Overrides, tmp_path: Path) -> None:
-    given = overrides("experiment=sinusoid", "steps=100000", "max_minutes=0.001")
-    compared(given, tmp_path, "[maml]", "[0]")
+    options = overrides("experiment=sinusoid", "steps=100000", "max_minutes=0.001")
+    compared(options, tmp_path, "[maml]", "[0]")
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "maml: ended before the budget (max_minutes)." in text and "Budget:" not in text
 

@@ -63,7 +63,7 @@ def started(folder: Path, *overrides: str, name: str = "train") -> Iterator[subp
 
 
 def has_a_checkpoint(folder: Path) -> bool:
-    """Whether a training has written a checkpoint anywhere in `folder`.
+    """Whether `folder` contains a checkpoint.
 
     Not with `Path.glob("**")`, which fails if the training deletes a folder while it is searched.
     """
