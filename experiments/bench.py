@@ -3,9 +3,11 @@
 Every contender computes the meta-gradient of the same episode in this process. Agreement is checked in
 float32 and float64 before the contenders are timed, interleaved. First calls, complete trainings and peak
 memory are measured in separate processes, because earlier runs would affect them. Writes `bench.json`.
+`device=cuda` measures the workloads; the other entries of `work=` are of the CPU.
 
 Examples:
   metamtl bench 'work=[sinusoid_1]'
+  metamtl bench device=cuda 'work=[omniglot,conv4]' 'engines=[Loop,Vmap]'
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,14 @@ from torch.utils.flop_counter import flop_registry
 
 from metamtl import engines, evaluate
 
+from . import train
 from .tables.report import environment, write_json
 from .utils import options
 from .utils.command import command
 from .utils.contenders import (
-    CONTENDERS,
     ENGINES,
     PEERS,
+    PLAIN,
     WORK,
     Gradient,
     Work,
@@ -42,6 +45,7 @@ from .utils.contenders import (
     ours,
     sinusoid,
     unrolled,
+    with_engine,
 )
 
 TRIALS = 12  # steps after which Auto has selected an engine
@@ -56,6 +60,8 @@ def interleaved(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str,
         for name, run in runs.items():
             start = time.perf_counter()
             run()
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - start)
     return {
         name: {"seconds": statistics.median(values), "spread": [min(values), max(values)]}
@@ -63,16 +69,18 @@ def interleaved(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str,
     }
 
 
-def timed(work: Callable[[], Work], rounds: int) -> dict[str, dict[str, Any]]:
-    """Seconds of all contenders and their differences from the reference, or the error of a contender."""
+def timed(work: Callable[[], Work], chosen: Sequence[str], rounds: int) -> dict[str, dict[str, Any]]:
+    """Seconds of peers and engines and their differences from the reference, or the error of one."""
+    contenders = dict(PLAIN) | {f"metamtl {name}": with_engine(ENGINES[name]) for name in chosen}
     single = work()
-    gradients = {name: make(single) for name, make in CONTENDERS.items()}
+    gradients = {name: make(single) for name, make in contenders.items()}
     failed, single_precision = differences(gradients, single)
     double = work().double()
-    doubles = {name: make(double) for name, make in CONTENDERS.items() if name not in failed}
+    doubles = {name: make(double) for name, make in contenders.items() if name not in failed}
     _, double_precision = differences(doubles, double)
-    for _ in range(TRIALS):
-        gradients["metamtl Auto"]()
+    if "Auto" in chosen:
+        for _ in range(TRIALS):
+            gradients["metamtl Auto"]()
     rows = interleaved({name: gradients[name] for name in doubles}, rounds)
     for name, row in rows.items():
         row["relative_difference"] = single_precision[name]
@@ -112,7 +120,7 @@ def floor(work: Work) -> dict[str, float]:
         ours(work, engines.Loop())()
     flops = counter.flops
     size = max(16, min(LARGEST, round((flops / 2) ** (1 / 3))))
-    matrix = torch.randn(size, size)
+    matrix = torch.randn(size, size, device=work.episode.query.y.device)
     product = interleaved({"product": lambda: matrix @ matrix}, 20)["product"]["seconds"]
     return {"flops": flops, "seconds": product * flops / (2 * size**3)}
 
@@ -186,7 +194,8 @@ def five_shots(steps: int, differentiation: str) -> Work:
 def peak(contender: str, steps: int) -> float:
     """Peak memory of one conv4 meta-gradient in MiB, without imports; call it in a new process."""
     work = five_shots(steps, "checkpointed" if contender == "metamtl recompute" else "exact")
-    gradient = CONTENDERS[contender if contender in PEERS else "metamtl Loop"](work)  # imports the peer
+    make = PLAIN[contender] if contender in PEERS else with_engine(engines.Loop)
+    gradient = make(work)  # imports the peer
     before = _peak()
     gradient()
     return _peak() - before
@@ -260,18 +269,26 @@ def measured(name: str, cfg: DictConfig, result: dict[str, Any]) -> Any:
     if name in special:
         result[name] = special[name]()
         return result[name]
-    result.setdefault("floor", {})[name] = floor(WORK[name]())
-    result.setdefault("work", {})[name] = timed(WORK[name], cfg.rounds)
+
+
+    def work() -> Work:
+        return WORK[name]().to(cfg.device)
+
+    result.setdefault("floor", {})[name] = floor(work())
+    result.setdefault("work", {})[name] = timed(work, cfg.engines, cfg.rounds)
     return {"floor": result["floor"][name], **result["work"][name]}
 
 
 @command("bench")
 def main(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
-    options.check_names("work", cfg.work, [*WORK, *SPECIAL])
+    if cfg.device == "auto":
+        cfg.device = train.device()
+    options.check_names("work", cfg.work, [*WORK, *SPECIAL] if cfg.device == "cpu" else WORK)
+    options.check_names("engines", cfg.engines, ENGINES)
     for name in ("first_call", "auto.work"):
         options.check_names(name, OmegaConf.select(cfg, name), WORK)
-    result: dict[str, Any] = dict(environment("cpu"))
+    result: dict[str, Any] = dict(environment(cfg.device))
     for name in cfg.work:
         print(name, json.dumps(measured(name, cfg, result), indent=2))
         write_json(folder / "bench.json", result)

@@ -39,6 +39,10 @@ class Work(NamedTuple):
         episode = replace(self.episode, support=support, query=query)
         return self._replace(model=self.model.double(), episode=episode)
 
+    def to(self, device: str) -> Work:
+        """The same workload on this device; moves the model in place."""
+        return self._replace(model=self.model.to(device), episode=self.episode.to(device))
+
 
 def sinusoid(steps: int, differentiation: Any = "exact") -> Work:
     family = tasks.Sinusoid(10, 10)
@@ -235,9 +239,8 @@ def with_engine(make: Callable[[], engines.Engine]) -> Callable[[Work], Gradient
     return lambda work: ours(work, make())
 
 
-CONTENDERS: dict[str, Callable[[Work], Gradient]] = {
+PLAIN: dict[str, Callable[[Work], Gradient]] = {
     "learn2learn": learn2learn,
     "higher": higher,
     "plain torch.func": plain,
-    **{f"metamtl {name}": with_engine(make) for name, make in ENGINES.items()},
 }

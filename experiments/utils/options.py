@@ -180,6 +180,8 @@ ANALYSIS_COST = {
 WORK = list_of(TEXT, "workloads", "[sinusoid_1]", empty=True)
 BENCH = {
     "work": WORK,
+    "engines": list_of(TEXT, "engines", "[Loop,Vmap]"),
+    "device": DEVICE,
     "rounds": COUNT,
     "first_call": WORK,
     "auto.work": WORK,
