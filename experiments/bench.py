@@ -270,7 +270,6 @@ def measured(name: str, cfg: DictConfig, result: dict[str, Any]) -> Any:
         result[name] = special[name]()
         return result[name]
 
-
     def work() -> Work:
         return WORK[name]().to(cfg.device)
 

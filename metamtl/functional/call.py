@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .decompositions import PACKED, TWICE, DecomposeOps
+from .attention import AUTOCAST
+from .decompositions import PACKED, REPLACED, TWICE, DecomposeOps
 from .differentiate import in_transform
 from .inputs import Inputs
 from .preflight import preflight
@@ -76,9 +77,7 @@ def forward(
     contexts: tuple[AbstractContextManager[Any] | None, ...] = (
         preflight_context,
         SubstitutedRecomputation(model, same_settings) if checkpoints else None,
-        _no_autocast_cache()
-        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-        else None,
+        _no_autocast_cache() if _under_autocast() else None,
         _decomposition(structure, transformed, second_order),
     )
     if any(context is not None for context in contexts):
@@ -156,8 +155,9 @@ def _call_compiled(
     for (module, key), (_, original) in zip(leftovers, attributes):
         if original is not None and type(original) in (list, dict, set):  # the pass modifies a copy
             setattr(module, key, original.copy())
-    if structure.fused:
-        with DecomposeOps():
+    decomposition = _decomposition(structure, transformed=True, second_order=True)
+    if decomposition is not None:
+        with decomposition:
             output = _apply(model, stages, args, kwargs)
     else:
         output = _apply(model, stages, args, kwargs)
@@ -173,12 +173,19 @@ def _call_compiled(
     return output
 
 
-def _decomposition(structure: Structure, transformed: bool, second_order: bool) -> Any:
-    if not structure.fused or not (transformed or second_order):
-        return None
-    if transformed:
-        return DecomposeOps()
-    return DecomposeOps({**PACKED, **TWICE})
+def _decomposition(structure: Structure, transformed: bool, second_order: bool) -> DecomposeOps | None:
+    table: dict[Any, Callable[..., Any]] = {}
+    if structure.fused and transformed:
+        table |= REPLACED
+    elif structure.fused and second_order:
+        table |= {**PACKED, **TWICE}
+    if transformed and _under_autocast():
+        table |= AUTOCAST
+    return DecomposeOps(table) if table else None
+
+
+def _under_autocast() -> bool:
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from metamtl import Batch, Episode, Recipe, adapters, engines, evaluate, meta_backward, nets, recipes
 from metamtl.engines.backend import inductor
@@ -89,6 +90,49 @@ def test_every_engine_and_differentiation(name: str, way: str, device: torch.dev
     for each in found:
         assert 1e-4 < distance(each, expected) < NETS[name][2]
         assert distance(each, found[0]) < NETS[name][2]
+
+
+class Attention(nn.Module):
+    """With torch's function, and no layer of torch around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 24), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.scaled_dot_product_attention(*self.body(x).chunk(3, -1)).mean(1))
+
+
+class Softmaxes(TorchDispatchMode):
+    """The dtypes of the softmax within attention; its derivative has to have one dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.within: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket is torch.ops.aten._safe_softmax:
+            self.within.add(args[0].dtype)
+        if func.overloadpacket is torch.ops.aten._softmax_backward_data:
+            grad, output, _, dtype = args
+            assert grad.dtype == output.dtype == dtype
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("make", [Attention, Encoder])
+@pytest.mark.parametrize("engine", ENGINES, ids=repr)
+def test_the_softmax_of_attention_is_of_single_precision(
+    engine: Any, make: type[nn.Module], device: torch.device
+) -> None:
+    """Otherwise autocast on a GPU changes the dtype of its output alone, and there is no derivative."""
+    _, episode = made("transformer", device)
+    torch.manual_seed(0)
+    model, recipe = make().to(device), recipes.maml(2, 0.1)
+    expected = gradient(model, recipe, episode, engines.Loop(), bf16=True)
+    with Softmaxes() as softmaxes:
+        found = gradient(model, recipe, episode, engine, bf16=True)
+    assert softmaxes.within <= {torch.float32}
+    assert distance(found, expected) < 0.06
 
 
 @pytest.mark.parametrize("name", NETS)

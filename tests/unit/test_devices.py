@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -86,8 +87,10 @@ def no_waiting(device: torch.device) -> Iterator[None]:
         yield
         return
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():  # torch calls the mode a prototype
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode(before)
@@ -150,12 +153,12 @@ def test_rows_are_computed_without_waiting(name: str, engine: Any, device: torch
 def test_the_default_device_is_never_asked(device: torch.device) -> None:
     """With one where no number is kept: what a call left to it would be lost."""
 
-    model, all_families = conv(device, torch.float32), families(device)
+    model, all_families = conv(device), families(device)
 
     def everything() -> list[Tensor]:
         found = []
         for family in all_families:
-            episode = family.sample(3, torch.Generator().manual_seed(0))
+            episode = double(family.sample(3, torch.Generator().manual_seed(0)))
             found.extend(leaves(episode))
         for engine in ENGINES:
             for make in ADAPTERS.values():
@@ -169,7 +172,9 @@ def test_the_default_device_is_never_asked(device: torch.device) -> None:
     expected = everything()
     with torch.device("meta"):
         found = everything()
-    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    for one, other in zip(found, expected, strict=True):
+        assert one.device == other.device
+        torch.testing.assert_close(one, other)  # a GPU adds in another order every time
 
 
 @pytest.mark.slow
