@@ -24,23 +24,25 @@ def section(name: str, bench: dict[str, Any]) -> str:
 
 
 def _work(bench: dict[str, Any]) -> str:
-    head = ["one meta-gradient, ms", "learn2learn", "higher", "torch.func", "`Loop`", "`Vmap`"]
-    head += ["`Compiled`", "`Auto`", "speedup", "arithmetic floor"]
+    columns = {"learn2learn": ("learn2learn",), "higher": ("higher",), "torch.func": ("plain torch.func",)}
+    columns |= {f"`{engine}`": (f"{OURS} {engine}",) for engine in ("Loop", "Vmap", "Compiled", "Auto")}
+    columns["`Compiled`"] += (f"{OURS} Compiled, one task at a time",)
+    measured = {name for results in bench["work"].values() for name in results}
+    columns = {title: names for title, names in columns.items() if measured & set(names)}
     rows = []
     for work, results in bench["work"].items():
         best = min(row["seconds"] for name, row in results.items() if name.startswith(OURS))
         peers = [results[peer]["seconds"] for peer in PEERS if "seconds" in results[peer]]
         baseline = min(peers) if peers else results["metamtl Loop"]["seconds"]
-        single, batched = results["metamtl Compiled, one task at a time"], results["metamtl Compiled"]
-        names = (*PEERS, "plain torch.func", "metamtl Loop", "metamtl Vmap")
-        columns = [results[name] for name in names]
-        columns += [min(single, batched, key=lambda row: row["seconds"]), results["metamtl Auto"]]
+        cells = [_ms([results[name] for name in names if name in results]) for names in columns.values()]
         speedup = f"{baseline / best:.1f}x" + ("" if peers else " `Loop`")
-        rows.append([work, *map(_ms, columns), speedup, f"{bench['floor'][work]['seconds'] * 1e3:.1f}"])
+        rows.append([work, *cells, speedup, f"{bench['floor'][work]['seconds'] * 1e3:.1f}"])
+    head = ["one meta-gradient, ms", *columns, "speedup", "arithmetic floor"]
+    compiled = "`Compiled`: the faster of all tasks at once and one task at a time. "
     notes = [
-        "`Compiled`: the faster of all tasks at once and one task at a time. Speedup: the fastest engine of"
-        " metamtl relative to the faster of learn2learn and higher, or to `Loop` if both fail. Floor: a"
-        " matrix product with the same number of operations.",
+        ("" if "`Compiled`" not in columns else compiled)
+        + "Speedup: the fastest engine of metamtl relative to the faster of learn2learn and higher, or to"
+        " `Loop` if both fail. Floor: a matrix product with the same number of operations.",
         _agreement(bench["work"]),
     ]
     for work, results in bench["work"].items():
@@ -50,8 +52,9 @@ def _work(bench: dict[str, Any]) -> str:
     return _table(head, rows) + "\n\n" + "\n".join(notes)
 
 
-def _ms(row: dict[str, Any]) -> str:
-    return f"{row['seconds'] * 1e3:.1f}" if "seconds" in row else "fails"
+def _ms(results: list[dict[str, Any]]) -> str:
+    seconds = [row["seconds"] for row in results if "seconds" in row]
+    return f"{min(seconds) * 1e3:.1f}" if seconds else "fails"
 
 
 def _agreement(works: dict[str, Any]) -> str:
