@@ -19,7 +19,7 @@ from ..losses import Loss, image_mse
 from ..metrics import Metric, accuracy, mse
 from .labeled import LabeledTasks
 
-SIZE, CANVAS, SHIFT = 28, 36, 4
+DIGIT, CANVAS, SHIFT = 28, 36, 4  # pixels
 HELD = 6  # the last sixth of the training digits (10,000 of 60,000) is the validation set
 TASKS = ("left", "right")
 
@@ -40,11 +40,11 @@ class MultiMNIST:
     """Two MNIST digits in one image, one at the top left and one at the bottom right.
 
     Each digit of 28x28 pixels is placed on a canvas of 36x36, shifted by 0 to 4 pixels from its corner;
-    overlapping pixels take the maximum; the canvas is resized to 28x28 (Sabour, Frosst, Hinton 2017,
-    https://arxiv.org/abs/1710.09829; Sener and Koltun 2018, https://arxiv.org/abs/1810.04650). Differs
-    from Sener and Koltun in: 1. digits are shifted, as in Lin et al. 2019
-    (https://arxiv.org/abs/1912.12854), instead of fixed; 2. resizing is bilinear instead of nearest
-    neighbor; 3. there is a validation set.
+    overlapping pixels take the maximum (Sabour, Frosst, Hinton 2017, https://arxiv.org/abs/1710.09829).
+    `size=36` keeps the canvas, as in Lin et al. 2019 (https://arxiv.org/abs/1912.12854), where other pairs
+    are drawn; `size=28` resizes it, as in Sener and Koltun 2018 (https://arxiv.org/abs/1810.04650), whose
+    digits are not shifted, and resized to the nearest pixel instead of bilinearly. Both have no validation
+    set.
 
     | task | `reconstruct=False` | `reconstruct=True` |
     |---|---|---|
@@ -57,6 +57,7 @@ class MultiMNIST:
     Args:
         reconstruct: whether the right digit is reconstructed instead of classified.
         tasks: the tasks to keep.
+        size: height and width of the images.
         pairs: number of images in the three splits.
         seed: seed of the pairs.
         data_dir: the folder that contains `mnist/mnist.npz`.
@@ -80,6 +81,7 @@ class MultiMNIST:
         *,
         reconstruct: bool = False,
         tasks: Iterable[str] | None = None,
+        size: int = 28,
         pairs: tuple[int, int, int] = (60_000, 10_000, 10_000),
         seed: int = 0,
         data_dir: Dir = None,
@@ -87,8 +89,10 @@ class MultiMNIST:
     ) -> None:
         if len(pairs) != 3 or min(pairs) < 1:
             raise ValueError(f"pairs={tuple(pairs)} must be three numbers of images, each at least 1.")
+        if size < 1:
+            raise ValueError(f"size={size} must be a positive number of pixels, such as 28 or 36.")
         self.tasks = chosen(tasks, TASKS)
-        self.reconstruct, self.pairs, self.seed = reconstruct, tuple(pairs), seed
+        self.reconstruct, self.size, self.pairs, self.seed = reconstruct, size, tuple(pairs), seed
         self.data_dir, self.device = data_dir, device
 
     def split(self, name: str) -> LabeledTasks:
@@ -103,10 +107,10 @@ class MultiMNIST:
         pairs = draw_pairs(range(first, last), self.pairs[index], np.random.default_rng((self.seed, index)))
 
         def pictures(positions: Tensor) -> Tensor:
-            return render(images, Pairs(*(part[positions] for part in pairs)))
+            return render(images, Pairs(*(part[positions] for part in pairs)), size=self.size)
 
         def right_alone(positions: Tensor) -> Tensor:
-            return render(images, Pairs(*(part[positions] for part in pairs)), (1,))
+            return render(images, Pairs(*(part[positions] for part in pairs)), (1,), self.size)
 
         draws = self.reconstruct
         classes: dict[str, Loss] = {"left": F.cross_entropy, "right": F.cross_entropy}
@@ -117,7 +121,7 @@ class MultiMNIST:
             {task: right_alone if draws and task == "right" else answers[task] for task in self.tasks},
             loss=classes | ({"right": image_mse} if draws else {}),
             metrics=metrics | ({"right": {"mse": mse}} if draws else {}),
-            outputs={"left": 10, "right": SIZE * SIZE if draws else 10},
+            outputs={"left": 10, "right": self.size**2 if draws else 10},
             count=self.pairs[index],
             device=self.device,
         )
@@ -149,8 +153,8 @@ def draw_pairs(digits: range, count: int, rng: np.random.Generator) -> Pairs:
     return Pairs(both, torch.from_numpy(rng.integers(0, SHIFT + 1, (count, 2, 2))))
 
 
-def render(images: Tensor, pairs: Pairs, sides: Iterable[int] = (0, 1)) -> Tensor:
-    """Render images of pairs, `[n, 1, 28, 28]` in [0, 1], with the digits of these sides.
+def render(images: Tensor, pairs: Pairs, sides: Iterable[int] = (0, 1), size: int = 28) -> Tensor:
+    """Render images of pairs, `[n, 1, size, size]` in [0, 1], with the digits of these sides.
 
     Args:
         images: `[M, 28, 28]`, `uint8`.
@@ -159,10 +163,10 @@ def render(images: Tensor, pairs: Pairs, sides: Iterable[int] = (0, 1)) -> Tenso
     """
     device, count = images.device, len(pairs.digits)
     canvas = torch.zeros(count, CANVAS, CANVAS, device=device)
-    pixel = torch.arange(SIZE, device=device)
+    pixel = torch.arange(DIGIT, device=device)
     for side in sides:
         shift = pairs.shifts[:, side].to(device)
-        corner = shift if side == 0 else CANVAS - SIZE - shift
+        corner = shift if side == 0 else CANVAS - DIGIT - shift
         rows, columns = corner[:, :1] + pixel, corner[:, 1:] + pixel
         digits = images[pairs.digits[:, side].to(device)].to(canvas.dtype) / 255
         layer = torch.zeros_like(canvas)
@@ -170,4 +174,7 @@ def render(images: Tensor, pairs: Pairs, sides: Iterable[int] = (0, 1)) -> Tenso
             digits
         )
         canvas = canvas.maximum(layer)
-    return F.interpolate(canvas[:, None], size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+    picture = canvas[:, None]
+    if size == CANVAS:
+        return picture
+    return F.interpolate(picture, size=(size, size), mode="bilinear", align_corners=False)

@@ -106,6 +106,11 @@ def test_lenet_is_the_published_one() -> None:
     decoding = nets.lenet_heads({"left": 10, "right": 784})
     assert isinstance(decoding.heads["right"], nets.Decoder)
     assert decoding(torch.zeros(2, 1, 28, 28), task="right").shape == (2, 1, 28, 28)
+    large = nets.lenet_heads({"left": 10, "right": 36 * 36}, size=36)
+    assert large.body[-2].weight.shape == (50, 500)  # as in Lin et al. 2019
+    assert large(torch.zeros(2, 1, 36, 36), task="right").shape == (2, 1, 36, 36)
+    with pytest.raises(ValueError, match="at least 20x20"):
+        nets.lenet(size=19)
 
 
 def test_only_the_tasks_that_ask_use_the_question() -> None:

@@ -27,6 +27,7 @@ def test_digits_lie_in_their_corners_moved_inwards() -> None:
     canvas[0, 0, 1 + 3, 4 + 5], canvas[0, 0, 8 - 0 + 20, 8 - 2 + 7] = 1.0, 0.2
     expected = F.interpolate(canvas, size=(28, 28), mode="bilinear", align_corners=False)
     assert torch.equal(render(images, Pairs(torch.tensor([[0, 1]]), shifts)), expected)
+    assert torch.equal(render(images, Pairs(torch.tensor([[0, 1]]), shifts), size=36), canvas)
     canvas[0, 0, 4, 9] = 0
     alone = F.interpolate(canvas, size=(28, 28), mode="bilinear", align_corners=False)
     assert torch.equal(render(images, Pairs(torch.tensor([[0, 1]]), shifts), (1,)), alone)
@@ -102,8 +103,14 @@ def test_single_tasks_and_bad_arguments(tiny: Path) -> None:
     assert list(only.sample(5, rng())) == ["right"] and only.outputs == {"right": 784}
     with pytest.raises(ValueError, match="different names out of left, right"):
         MultiMNIST(tasks=["middle"])
+    large = MultiMNIST(reconstruct=True, size=36, pairs=(20, 5, 5), data_dir=tiny).split("test")
+    episodes = large.sample(5, rng())
+    shapes = {episodes["left"].query.x.shape, episodes["right"].query.y.shape}
+    assert shapes == {(5, 1, 36, 36)} and large.outputs == {"left": 10, "right": 36 * 36}
     with pytest.raises(ValueError, match="pairs="):
         MultiMNIST(pairs=(1, 1, 0))
+    with pytest.raises(ValueError, match="size=0"):
+        MultiMNIST(size=0)
     with pytest.raises(ValueError, match="split 'dev' is not one of"):
         MultiMNIST().split("dev")
 
