@@ -91,7 +91,7 @@ def test_links_of_notebooks_lead_somewhere(page: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_cells_run_in_order(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one namespace, as in Jupyter, with two steps of every training."""
+    """In one namespace, as in Jupyter, with two steps of every training and few batches in a report."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "__main__"}
     loops = 0
@@ -99,6 +99,7 @@ def test_cells_run_in_order(page: str, tmp_path: Path, monkeypatch: pytest.Monke
         for cell in cells(page, "code")[1:]:
             code, count = LOOP.subn(r"\1(2):", cell)
             code, more = re.subn(r'"steps=\d+"', '"steps=2"', code)
+            code = code.replace('"analyse", ', '"analyse", "batches=3", ')
             loops += count + more
             exec(compile(code, page, "exec"), names)
     assert loops >= 1
