@@ -57,7 +57,11 @@ def markdown(table: dict[str, Any]) -> str:
         *diverged(table.get("diverged", {})),
         "",
         *(f"{row['recipe']}: ended before the budget ({', '.join(row['stopped_by'])})." for row in early),
-        *([f"Budget: {table['experiment']['max_minutes']:g} minutes per training."] if by_time else []),
+        *(
+            [f"Budget: {table['experiment']['max_minutes']:g} minutes per recipe, with validation."]
+            if by_time
+            else []
+        ),
         "To the best: the paired difference to the best recipe on the same new tasks; (=) is within the"
         " noise. Training seconds are without validation and compiling.",
         f"Seeds {table['seeds']}; intervals: {table['interval']}; BatchNorm: {table['batchnorm']}."
