@@ -180,7 +180,8 @@ def test_the_budget_can_be_time(overrides: Overrides, tmp_path: Path) -> None:
     table = compared(options, tmp_path, "[maml]", "[0]")
     assert table["rows"][0]["stopped_by"] == ["max_minutes"]
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
-    assert "Budget: 0.001 minutes per recipe, with validation." in text and "ended before the budget" not in text
+    assert "Budget: 0.001 minutes per recipe, with validation." in text
+    assert "ended before the budget" not in text
 
 
 def test_what_ends_before_the_budget_is_named(overrides: Overrides, tmp_path: Path) -> None:
