@@ -36,8 +36,8 @@ from .utils import options
 from .utils.command import command
 from .utils.contenders import (
     ENGINES,
+    OTHERS,
     PEERS,
-    PLAIN,
     WORK,
     Gradient,
     Work,
@@ -69,16 +69,16 @@ def interleaved(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str,
     }
 
 
-def timed(work: Callable[[], Work], chosen: Sequence[str], rounds: int) -> dict[str, dict[str, Any]]:
+def timed(work: Callable[[], Work], engine_names: Sequence[str], rounds: int) -> dict[str, dict[str, Any]]:
     """Seconds of peers and engines and their differences from the reference, or the error of one."""
-    contenders = dict(PLAIN) | {f"metamtl {name}": with_engine(ENGINES[name]) for name in chosen}
+    contenders = dict(OTHERS) | {f"metamtl {name}": with_engine(ENGINES[name]) for name in engine_names}
     single = work()
     gradients = {name: make(single) for name, make in contenders.items()}
     failed, single_precision = differences(gradients, single)
     double = work().double()
     doubles = {name: make(double) for name, make in contenders.items() if name not in failed}
     _, double_precision = differences(doubles, double)
-    if "Auto" in chosen:
+    if "Auto" in engine_names:
         for _ in range(TRIALS):
             gradients["metamtl Auto"]()
     rows = interleaved({name: gradients[name] for name in doubles}, rounds)
@@ -194,7 +194,7 @@ def five_shots(steps: int, differentiation: str) -> Work:
 def peak(contender: str, steps: int) -> float:
     """Peak memory of one conv4 meta-gradient in MiB, without imports; call it in a new process."""
     work = five_shots(steps, "checkpointed" if contender == "metamtl recompute" else "exact")
-    make = PLAIN[contender] if contender in PEERS else with_engine(engines.Loop)
+    make = OTHERS[contender] if contender in PEERS else with_engine(engines.Loop)
     gradient = make(work)  # imports the peer
     before = _peak()
     gradient()

@@ -33,7 +33,8 @@ def _work(bench: dict[str, Any]) -> str:
     for work, results in bench["work"].items():
         best = min(row["seconds"] for name, row in results.items() if name.startswith(OURS))
         peers = [results[peer]["seconds"] for peer in PEERS if "seconds" in results[peer]]
-        baseline = min(peers) if peers else results["metamtl Loop"]["seconds"]
+        loop = [results["metamtl Loop"]["seconds"]] if "metamtl Loop" in results else []
+        baseline = min(peers or loop, default=best)
         cells = [_ms([results[name] for name in names if name in results]) for names in columns.values()]
         speedup = f"{baseline / best:.1f}x" + ("" if peers else " `Loop`")
         rows.append([work, *cells, speedup, f"{bench['floor'][work]['seconds'] * 1e3:.1f}"])

@@ -239,7 +239,7 @@ def with_engine(make: Callable[[], engines.Engine]) -> Callable[[Work], Gradient
     return lambda work: ours(work, make())
 
 
-PLAIN: dict[str, Callable[[Work], Gradient]] = {
+OTHERS: dict[str, Callable[[Work], Gradient]] = {
     "learn2learn": learn2learn,
     "higher": higher,
     "plain torch.func": plain,

@@ -174,7 +174,4 @@ def render(images: Tensor, pairs: Pairs, sides: Iterable[int] = (0, 1), size: in
             digits
         )
         canvas = canvas.maximum(layer)
-    picture = canvas[:, None]
-    if size == CANVAS:
-        return picture
-    return F.interpolate(picture, size=(size, size), mode="bilinear", align_corners=False)
+    return F.interpolate(canvas[:, None], size=(size, size), mode="bilinear", align_corners=False)

@@ -54,7 +54,7 @@ def test_gradients_are_those_of_the_plain_unroll(name: str) -> None:
 def test_peers_compute_it_too_or_say_why_not(peers: tuple[str, ...]) -> None:
     for name in ("sinusoid_5", "anil", "transformer"):
         work = _few(contenders.WORK[name](), 2).double()
-        theirs = {peer: contenders.PLAIN[peer](work) for peer in peers}
+        theirs = {peer: contenders.OTHERS[peer](work) for peer in peers}
         failed, found = bench.differences(theirs, work)
         if name == "transformer":
             assert set(failed) == set(peers) and all(
@@ -85,7 +85,7 @@ def test_operations_are_counted() -> None:
 def test_the_table_holds_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "TRIALS", 1)
     for peer in contenders.PEERS:
-        monkeypatch.delitem(contenders.PLAIN, peer)
+        monkeypatch.delitem(contenders.OTHERS, peer)
     rows = bench.timed(lambda: _few(contenders.transformer(), 2), FAST, rounds=2)
     assert set(rows) == {"plain torch.func", *(f"metamtl {name}" for name in FAST)}
     for row in rows.values():

@@ -58,11 +58,11 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[float]]]:
 
 
 def test_trainings_of_other_processes_are_in_the_table(overrides: Overrides, tmp_path: Path) -> None:
-    given = overrides("steps=null", "gradient_evaluations=40", "meta_batch=2", "validate.times=1")
+    options = overrides("steps=null", "gradient_evaluations=40", "meta_batch=2", "validate.times=1")
     for recipe in ("maml", "anil"):
-        train.run(compose("train", [*given, f"recipe={recipe}", "seed=0"]), tmp_path / recipe / "seed0")
+        train.run(compose("train", [*options, f"recipe={recipe}", "seed=0"]), tmp_path / recipe / "seed0")
     results = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/seed0/result.json")}
-    table = compared(given, tmp_path, "[maml,anil]", "[0]")
+    table = compared(options, tmp_path, "[maml,anil]", "[0]")
     assert len(results) == 2 and len(table["rows"]) == 3
     assert {path: path.stat().st_mtime_ns for path in results} == results
 

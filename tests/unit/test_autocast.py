@@ -130,9 +130,9 @@ def test_the_softmax_of_attention_is_of_single_precision(
     model, recipe = make().to(device), recipes.maml(2, 0.1)
     expected = gradient(model, recipe, episode, engines.Loop(), bf16=True)
     with Softmaxes() as softmaxes:
-        found = gradient(model, recipe, episode, engine, bf16=True)
+        meta_gradient = gradient(model, recipe, episode, engine, bf16=True)
     assert softmaxes.within <= {torch.float32}
-    assert distance(found, expected) < 0.06
+    assert distance(meta_gradient, expected) < 0.06
 
 
 @pytest.mark.parametrize("name", NETS)
