@@ -34,9 +34,9 @@ def _work(bench: dict[str, Any]) -> str:
         best = min(row["seconds"] for name, row in results.items() if name.startswith(OURS))
         peers = [results[peer]["seconds"] for peer in PEERS if "seconds" in results[peer]]
         loop = [results["metamtl Loop"]["seconds"]] if "metamtl Loop" in results else []
-        baseline = min(peers or loop, default=best)
         cells = [_ms([results[name] for name in names if name in results]) for names in columns.values()]
-        speedup = f"{baseline / best:.1f}x" + ("" if peers else " `Loop`")
+        compared = peers or loop
+        speedup = f"{min(compared) / best:.1f}x" + ("" if peers else " `Loop`") if compared else "-"
         rows.append([work, *cells, speedup, f"{bench['floor'][work]['seconds'] * 1e3:.1f}"])
     head = ["one meta-gradient, ms", *columns, "speedup", "arithmetic floor"]
     compiled = "`Compiled`: the faster of all tasks at once and one task at a time. "
