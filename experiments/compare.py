@@ -25,6 +25,7 @@ from metamtl import Estimate
 from . import train
 from .tables.compare import markdown
 from .tables.figure import draw
+from .tables.published import published
 from .tables.report import environment, read_json, write_json, write_text
 from .utils import options, parts
 from .utils.command import command
@@ -79,6 +80,7 @@ def run(cfg: DictConfig, overrides: list[str], folder: Path) -> dict[str, Any]:
     best = max(rows, key=lambda row: sign * row["new"]["mean"])["recipe"]
     for row in rows:
         row["to_best"] = _difference(folder, row["recipe"], best, cfg)
+        row["published"] = published(cfg.task, row["recipe"])
     rows.append(_trivial_row(cfg))
     table = {
         "experiment": {

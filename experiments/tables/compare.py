@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from . import published
 from .markdown import diverged, table_lines
 from .report import sign, signed
 
@@ -26,12 +27,17 @@ def markdown(table: dict[str, Any]) -> str:
         scaled = {key: factor * value for key, value in row["to_best"].items() if value is not None}
         return f"{signed({'ci95': None, **scaled}, digits=1 if percent else 3)} ({sign(row['to_best'])})"
 
+    def to_published(row: dict[str, Any]) -> str:
+        return published.cell(row.get("published"), (row.get("as_trained") or row["new"])["mean"])
+
     unit = f"{table['experiment']['metric']}{', %' if percent else ''}"
     has_batchnorm = any(row.get("by_batchnorm") for row in table["rows"])
     kinds = ("inductive", "transductive") if has_batchnorm else ()
     head = ["recipe", f"training tasks ({unit})", "new tasks"]
     head += [f"new tasks, {kind} BatchNorm" for kind in kinds]
     head += ["worst tenth, new", "adaptation (strategy, steps)", "new tasks, adapted as trained"]
+    has_published = any(row.get("published") is not None for row in table["rows"])
+    head += ["published (difference)"] if has_published else []
     head += ["to the best", "gradient evaluations", "steps", "training s"]
     rows = [
         [
@@ -41,6 +47,7 @@ def markdown(table: dict[str, Any]) -> str:
             cell(row["worst_tenth"]),
             "; ".join(sorted(set(row["adaptation"]))) or "-",
             cell(row["as_trained"]) if row.get("as_trained") else "-",
+            *([to_published(row)] if has_published else []),
             to_best(row),
             f"{row['gradient_evaluations']:,}",
             f"{row['steps']:,}",
@@ -72,6 +79,8 @@ def markdown(table: dict[str, Any]) -> str:
             "Inductive BatchNorm: the same weights, with statistics of the support set or stored ones."
             " Transductive BatchNorm: with those of the query set."
         )
+    if has_published:
+        lines.append(published.NOTE)
     if any(row.get("transductive") for row in table["rows"]):
         lines.append("\\* transductive: predictions depend on all query inputs of a task.")
     return "\n".join(lines) + "\n"
