@@ -7,9 +7,9 @@ from typing import Any
 
 # Accuracy in percent, by data set, ways, shots and recipe, with four convolutions of 64 filters. From the
 # methods' own papers, except: FOMAML on Omniglot from Nichol et al. 2018; MAML, ProtoNet, R2D2 and
-# RelationNet on CIFAR-FS from Bertinetto et al. 2019 (https://arxiv.org/abs/1805.08136); FC100
-# and ANIL from PaddleFSL (https://github.com/tata1661/FSL-Mate), where MAML and ANIL are of first order. Reptile is
-# transductive, and MAML++ an ensemble of five models. Splits and test protocols differ between papers.
+# RelationNet on CIFAR-FS from Bertinetto et al. 2019 (https://arxiv.org/abs/1805.08136); FC100 and ANIL
+# from PaddleFSL (https://github.com/tata1661/FSL-Mate), where MAML and ANIL are of first order. Reptile
+# is transductive, and MAML++ an ensemble of five models. Splits and test protocols differ between papers.
 PUBLISHED: dict[tuple[str, int, int], dict[str, float]] = {
     ("Omniglot", 5, 1): {
         "maml": 98.7,
