@@ -99,7 +99,7 @@ def worker(work: str, rank: int, processes: int, folder: str, core: int, steps: 
     print((time.perf_counter() - start) / steps, float(losses.sum()), flush=True)
     if processes > 1:
         dist.barrier()  # a process that leaves closes connections that others may still use
-    os._exit(0)
+        dist.destroy_process_group()
 
 
 def group(work: str, processes: int, steps: int) -> tuple[float, float]:

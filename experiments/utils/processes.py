@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -32,11 +31,6 @@ def process_group() -> Iterator[None]:
         dist.barrier()  # a process that leaves closes connections that others may still use
     finally:
         dist.destroy_process_group()
-    # Threads of torch may abort the process while the interpreter shuts down; torchrun would report this as
-    # the failure of a finished training.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
 
 
 def num_processes() -> int:

@@ -22,6 +22,12 @@ from .shards import ExampleShards, TaskShards
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+if dist.is_available():
+    # Default arguments of this module are the process group at its first import. If torch.func imported it
+    # after init_process_group, the group would outlive destroy_process_group, and its threads could abort
+    # the process while the interpreter shuts down.
+    import torch.distributed.nn.functional
+
 CONDITION = 1e-10  # of the Gramian; below it the gradients themselves are exchanged
 
 

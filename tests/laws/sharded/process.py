@@ -108,4 +108,4 @@ def join(
         traceback.print_exc()
     finally:
         sys.stderr.flush()
-        os._exit(code)  # threads of torch may abort the process while the interpreter shuts down
+        os._exit(code)  # a fork does not clean up for the process that it was forked from
