@@ -55,7 +55,9 @@ def test_published_protocols_run(experiment: str, composed: Compose, tmp_path: P
         "task.queries=1",
         "net.hidden=8",
     )
-    few = [] if "protonet" in experiment else ["adapt.trained.steps=2"]  # up to 50 steps at test
+    few = (
+        ["adapt.trained.steps=2"] if re.search("_(maml|reptile)_", experiment) else []
+    )  # up to 50 steps at test
     loop = "engine={_target_: metamtl.engines.Loop}"
     cfg = composed(f"experiment={experiment}", *small, *few, loop)
     train.run(cfg, tmp_path)
@@ -71,7 +73,21 @@ def test_published_protocols(composed: Compose) -> None:
         assert (cfg.task.ways, cfg.task.shots, cfg.metric) == (ways, shots, "accuracy")
         text = (Path(train.CONF) / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
         assert "# Published: " in text
-        if name.startswith("omniglot") and "maml" in name:
+        if "mamlpp" in name:
+            assert (cfg.task.rotations, cfg.train_task.rotations) == ("none", "episode")
+            assert (cfg.net.batchnorm, cfg.net.steps, cfg.recipe.steps, cfg.inner.lr) == (
+                "per_step",
+                5,
+                5,
+                0.1,
+            )
+            assert (
+                cfg.recipe.multi_step_until == 10 * 500
+                and cfg.steps == 100 * 500 == 500 * cfg.validate.times
+            )
+            assert (cfg.meta_batch, cfg.task.queries, cfg.test.tasks) == (8, 1, 600)
+            assert cfg.schedule.T_max == cfg.steps and cfg.schedule.eta_min == 1e-5
+        if name.startswith("omniglot") and "_maml_" in name:
             # The authors sum the loss over the ways: 5 * 0.4 and 20 * 0.1.
             assert cfg.inner.lr == ways * {5: 0.4, 20: 0.1}[ways] and cfg.task.queries == shots
             assert cfg.test.tasks == 600 and cfg.adapt.trained.steps == {5: 3, 20: 5}[ways]
