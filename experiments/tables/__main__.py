@@ -27,10 +27,10 @@ from . import group as group_table
 from . import loading as loading_table
 from . import multitask as multitask_table
 from . import new_task as new_task_table
-from . import published, traffic
 from . import scaling as scaling_table
 from . import toy as toy_table
-from .markdown import table_lines
+from . import traffic
+from . import train as train_table
 from .report import read_json, write_text
 
 HERE = Path(__file__).resolve().parents[1]
@@ -45,7 +45,7 @@ def block(results: Path = RESULTS) -> str:
     parts = [_section(path, read_json(path)) for path in paths]
     runs = sorted(results.glob("*/result.json"))
     if runs:
-        parts.append(_runs({path.parent.name: read_json(path) for path in runs}))
+        parts.append(train_table.section({path.parent.name: read_json(path) for path in runs}))
     for path in sorted(results.glob("*/multitask.json")):
         table = read_json(path)
         parts.append(multitask_table.section(path.parent.name, _kept(table), table))
@@ -118,35 +118,6 @@ def _grid(name: str, table: dict[str, Any]) -> str:
 def _kept(table: dict[str, Any]) -> list[str]:
     """The overrides that are part of the experiment."""
     return [text for text in table["experiment"]["overrides"] if not text.lstrip("+").startswith(LOCAL)]
-
-
-def _runs(runs: dict[str, dict[str, Any]]) -> str:
-    """Single trainings, one row each."""
-    head = ["run", "steps", "training s", "adaptation (strategy, steps)", "training tasks", "new tasks"]
-    head += ["worst tenth, new", "published (difference)", "hardware"]
-    rows = []
-    for name, run in runs.items():
-        metric = run["config"]["metric"]
-        train, new = run["seen"][metric], run["test"][metric]
-        cells = [f"{estimate['mean']:.4f} ± {estimate['ci95']:.4f}" for estimate in (train, new)]
-        adaptation, hardware = run["adaptation"], run["hardware"]
-        recipe = run["config"]["recipe"]["_target_"].rpartition(".")[2]
-        as_trained = (run["test_as_trained"] or run["test"])[metric]["mean"]
-        rows.append(
-            [
-                f"{name} ({metric})",
-                f"{run['steps']:,}",
-                f"{run['seconds']:.0f}",
-                f"{adaptation['strategy']}, {adaptation['steps']}",
-                *cells,
-                f"{new['worst_decile']:.4f}",
-                published.cell(published.published(run["config"]["task"], recipe), as_trained),
-                f"{hardware['device']}, {hardware['threads']} threads, torch {run['versions']['torch']}",
-            ]
-        )
-    intervals = {f"{run['test'][run['config']['metric']]['n']} tasks" for run in runs.values()}
-    note = f"Intervals: 95 %, Student t over {', '.join(sorted(intervals))}; one seed."
-    return "\n".join(["### Single trainings", *table_lines(head, rows), "", note, published.NOTE])
 
 
 def _command(table: dict[str, Any]) -> str:

@@ -9,6 +9,12 @@ from . import published
 from .markdown import diverged, table_lines
 from .report import sign, signed
 
+BATCHNORM = (
+    "Inductive BatchNorm: the same weights, with statistics of the support set or stored ones."
+    " Transductive BatchNorm: with those of the query set."
+)
+TRANSDUCTIVE = "\\* transductive: predictions depend on all query inputs of a task."
+
 
 def markdown(table: dict[str, Any]) -> str:
     """Markdown table of a comparison, followed by a line on how it was measured."""
@@ -75,12 +81,9 @@ def markdown(table: dict[str, Any]) -> str:
         f" {hardware['device']}, {hardware['threads']} threads; torch {table['versions']['torch']}.",
     ]
     if kinds:
-        lines.append(
-            "Inductive BatchNorm: the same weights, with statistics of the support set or stored ones."
-            " Transductive BatchNorm: with those of the query set."
-        )
+        lines.append(BATCHNORM)
     if has_published:
         lines.append(published.NOTE)
     if any(row.get("transductive") for row in table["rows"]):
-        lines.append("\\* transductive: predictions depend on all query inputs of a task.")
+        lines.append(TRANSDUCTIVE)
     return "\n".join(lines) + "\n"

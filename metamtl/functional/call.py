@@ -66,17 +66,12 @@ def forward(
     transformed = in_transform()
     all_params = not (is_name(task) or stages)  # a named task uses only its own head
     preflight_context = preflight(model, params, twice=second_order, whole=all_params, stages=stages)
-    checkpoints = not transformed and (preflight_context is not None or uses_checkpoints(model))
-
-    @contextmanager
-    def same_settings() -> Iterator[None]:
-        decomposition = _decomposition(structure, transformed, second_order) or nullcontext()
-        with decomposition, substituted(model, structure, params):
-            yield
-
+    watches_checkpoints = not transformed and (preflight_context is not None or uses_checkpoints(model))
     contexts: tuple[AbstractContextManager[Any] | None, ...] = (
         preflight_context,
-        SubstitutedRecomputation(model, same_settings) if checkpoints else None,
+        SubstitutedRecomputation(model, _same_settings(model, structure, params, transformed, second_order))
+        if watches_checkpoints
+        else None,
         _no_autocast_cache() if _under_autocast() else None,
         _decomposition(structure, transformed, second_order),
     )
@@ -88,6 +83,20 @@ def forward(
                 check(output)
             return output
     return _substituted_call(model, structure, params, stages, args, kwargs, transformed)
+
+
+def _same_settings(
+    model: nn.Module, structure: Structure, params: Params, transformed: bool, second_order: bool
+) -> Callable[[], AbstractContextManager[None]]:
+    """A function that returns a context in which `model` has the parameters and kernels of this pass."""
+
+    @contextmanager
+    def same_settings() -> Iterator[None]:
+        decomposition = _decomposition(structure, transformed, second_order) or nullcontext()
+        with decomposition, substituted(model, structure, params):
+            yield
+
+    return same_settings
 
 
 def _substituted_call(

@@ -194,7 +194,7 @@ class TorchRule(Rule):
         direction, new_slots = self.direction(gradient, slots)
         if self.decays and self.decoupled:
             direction = direction + self.weight_decay * value
-        return value - lr * direction, new_slots
+        return descended(value, direction, lr), new_slots
 
     @abstractmethod
     def init_slots(self, param: Tensor) -> Slots:
@@ -211,6 +211,13 @@ _ATTRIBUTES = {"decoupled_weight_decay": "decoupled"}
 def active(option: Number) -> bool:
     """Whether an option has an effect: always if it is learned; if it is a number, unless it is 0."""
     return isinstance(option, Tensor) or option != 0
+
+
+def descended(value: Tensor, direction: Tensor, lr: float | Tensor) -> Tensor:
+    """`value - lr * direction`."""
+    if isinstance(lr, Tensor):
+        return value - lr * direction
+    return value.add(direction, alpha=-lr)  # one operation; the backward pass of sub(alpha=lr) takes two
 
 
 def average(old: Tensor, new: Tensor, decay: Number) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..functional import Params
-from .base import OptState, Rates, Rule
+from .base import OptState, Rates, Rule, descended
 
 
 class Descent(Rule):
@@ -27,12 +27,6 @@ class Descent(Rule):
         self, params: Params, gradients: Params, opt_state: OptState, lr: Rates, k: Tensor
     ) -> tuple[Params, OptState]:
         return {
-            name: _descend(param, gradients[name], lr[name]) if name in gradients else param
+            name: descended(param, gradients[name], lr[name]) if name in gradients else param
             for name, param in params.items()
         }, ()
-
-
-def _descend(param: Tensor, gradient: Tensor, lr: float | Tensor) -> Tensor:
-    if isinstance(lr, Tensor):
-        return param - lr * gradient
-    return param.sub(gradient, alpha=lr)  # one operation instead of two
