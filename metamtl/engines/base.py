@@ -48,6 +48,13 @@ class TaskGradients(NamedTuple):
 
     def matrix(self) -> Tensor:
         """The rows of `shared`, side by side in one matrix `[T, n]`."""
+        complex_names = [name for name, rows in self.shared.items() if rows.is_complex()]
+        if complex_names:
+            raise TypeError(
+                f"the aggregator reads gradients, but those of {', '.join(complex_names[:5])} are complex;"
+                " store real and imaginary parts in one real parameter [..., 2] and call"
+                " torch.view_as_complex in the forward pass, or use an aggregator that reads losses only."
+            )
         matrices = list(self.matrices().values())
         return matrices[0] if len(matrices) == 1 else torch.cat(matrices, 1)
 

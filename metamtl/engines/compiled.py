@@ -103,7 +103,7 @@ class Compiled(Engine):
                 self._evict_oldest()
                 kind = self._kinds[key] = Kind(_unsupported(problem))
             if kind.reason is None and not kind.examined:
-                kind.examine(problem, index_task(chunk, 0) if self.batched else chunk)
+                problem = kind.examine(problem, index_task(chunk, 0) if self.batched else chunk)
             if kind.reason is None and (unused := _decays_unused(problem, params, chunk, self.batched)):
                 kind.reason = f"the rule decays parameters, but the support loss does not use {unused}"
             result = None if kind.reason is not None else self._attempt(kind, problem, chunk, run)

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import get_overridable_functions
 from torch.utils._pytree import tree_leaves
 
 from ..adapters.inner_loop import InnerLoop
 from ..functional import forward, trainable
+from ..functional.decompositions import observed
 from ..functional.structure import attributes_of, changed_attributes
 from ..objectives.base import reads
 from . import compiled_parts
@@ -54,18 +56,28 @@ class Kind:
             self._loops[first_orders] = StepLoop(BACKEND, _options(), first_orders)
         return self._loops[first_orders]
 
-    def examine(self, problem: TaskProblem, data: Any) -> None:
-        """Run one task uncompiled to determine what it needs. Invalid input raises its own error here."""
+    def examine(self, problem: TaskProblem, data: Any) -> TaskProblem:
+        """Run one task uncompiled to determine what it needs. Invalid input raises its own error here.
+
+        Returns:
+            `problem`, with what this has shown of the model.
+        """
         self.examined = True
         probe = Probe.of(problem, data)
         self.by_parts = probe.by_parts and reads(problem.objective) == "end"
+        hidden = observed(problem.model).difference(*get_overridable_functions().values())
         if probe.draws:
             self.reason = "it draws random numbers"
-            return
+        elif hidden:
+            names = ", ".join(sorted(f"torch.{function.__name__}" for function in hidden))
+            self.reason = f"torch.compile cannot decompose {names}, as second derivatives require"
+        if self.reason is not None:
+            return problem
         with torch.no_grad():
             changes = _attributes_set(problem, data[1][0])
         paths = {module: path for path, module in problem.model.named_modules()}
         self._leftovers = [(paths[module], name) for module, name in changes]
+        return problem.rebuilt()
 
     def with_leftovers(self, problem: TaskProblem) -> TaskProblem:
         """`problem` with the attributes that the forward pass of its model sets."""

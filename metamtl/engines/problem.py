@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -79,6 +79,14 @@ class TaskProblem:
             loop=adapter.inner_loop(model, loss, name),
             name=name,
             adapts=name is None or episode.support is not None,
+        )
+
+    def rebuilt(self) -> TaskProblem:
+        """The same problem, with the structure of the model as it is known now."""
+        return replace(
+            self,
+            structure=structure_of(self.model),
+            loop=self.adapter.inner_loop(self.model, self.loss, self.name),
         )
 
     @property

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .attention import AUTOCAST
-from .decompositions import PACKED, REPLACED, TWICE, DecomposeOps
+from .decompositions import PACKED, REPLACED, TWICE, DecomposeOps, observed
 from .differentiate import in_transform
 from .inputs import Inputs
 from .preflight import preflight
@@ -65,19 +65,24 @@ def forward(
         return _call_compiled(model, structure, params, args, kwargs, stages, leftovers)
     transformed = in_transform()
     all_params = not (is_name(task) or stages)  # a named task uses only its own head
-    preflight_context = preflight(model, params, twice=second_order, whole=all_params, stages=stages)
-    watches_checkpoints = not transformed and (preflight_context is not None or uses_checkpoints(model))
+    look = preflight(
+        model, params, twice=second_order, whole=all_params, signature=structure.signature, stages=stages
+    )
+    fused = structure.fused or look is not None or bool(observed(model))  # a first pass is not known yet
+    watches_checkpoints = not transformed and (look is not None or uses_checkpoints(model))
     contexts: tuple[AbstractContextManager[Any] | None, ...] = (
-        preflight_context,
-        SubstitutedRecomputation(model, _same_settings(model, structure, params, transformed, second_order))
+        SubstitutedRecomputation(
+            model, _same_settings(model, structure, params, fused, transformed, second_order)
+        )
         if watches_checkpoints
         else None,
         _no_autocast_cache() if _under_autocast() else None,
-        _decomposition(structure, transformed, second_order),
+        _decomposition(fused, transformed, second_order),
+        look,  # entered last, so it sees functions before they are decomposed
     )
     if any(context is not None for context in contexts):
         with ExitStack() as stack:
-            check, *_ = [None if c is None else stack.enter_context(c) for c in contexts]
+            *_, check = [None if c is None else stack.enter_context(c) for c in contexts]
             output = _substituted_call(model, structure, params, stages, args, kwargs, transformed)
             if check is not None:
                 check(output)
@@ -86,13 +91,18 @@ def forward(
 
 
 def _same_settings(
-    model: nn.Module, structure: Structure, params: Params, transformed: bool, second_order: bool
+    model: nn.Module,
+    structure: Structure,
+    params: Params,
+    fused: bool,
+    transformed: bool,
+    second_order: bool,
 ) -> Callable[[], AbstractContextManager[None]]:
     """A function that returns a context in which `model` has the parameters and kernels of this pass."""
 
     @contextmanager
     def same_settings() -> Iterator[None]:
-        decomposition = _decomposition(structure, transformed, second_order) or nullcontext()
+        decomposition = _decomposition(fused, transformed, second_order) or nullcontext()
         with decomposition, substituted(model, structure, params):
             yield
 
@@ -164,7 +174,7 @@ def _call_compiled(
     for (module, key), (_, original) in zip(leftovers, attributes):
         if original is not None and type(original) in (list, dict, set):  # the pass modifies a copy
             setattr(module, key, original.copy())
-    decomposition = _decomposition(structure, transformed=True, second_order=True)
+    decomposition = _decomposition(structure.fused, transformed=True, second_order=True)
     if decomposition is not None:
         with decomposition:
             output = _apply(model, stages, args, kwargs)
@@ -182,11 +192,11 @@ def _call_compiled(
     return output
 
 
-def _decomposition(structure: Structure, transformed: bool, second_order: bool) -> DecomposeOps | None:
+def _decomposition(fused: bool, transformed: bool, second_order: bool) -> DecomposeOps | None:
     table: dict[Any, Callable[..., Any]] = {}
-    if structure.fused and transformed:
+    if fused and transformed:
         table |= REPLACED
-    elif structure.fused and second_order:
+    elif fused and second_order:
         table |= {**PACKED, **TWICE}
     if transformed and _under_autocast():
         table |= AUTOCAST

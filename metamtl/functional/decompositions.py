@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.overrides import TorchFunctionMode
 
+_OBSERVED: WeakKeyDictionary[nn.Module, set[Any]] = WeakKeyDictionary()  # functions that models call
 Cell = Callable[..., tuple[Tensor, ...]]
 LAYERS = (nn.RNNBase, nn.RNNCellBase, nn.EmbeddingBag, nn.Bilinear, _NormBase, _WeightNorm)
 
@@ -32,6 +34,20 @@ class DecomposeOps(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.table.get(func, func)(*args, **(kwargs or {}))
+
+
+def observe(model: nn.Module, function: Any) -> None:
+    """Remember that the forward pass of `model` calls `function`, if it is one of `REPLACED`.
+
+    A model may call it itself or in a hook (`torch.nn.utils.weight_norm`), without a layer of `LAYERS`.
+    """
+    if function in REPLACED:
+        _OBSERVED.setdefault(model, set()).add(function)
+
+
+def observed(model: nn.Module) -> frozenset[Any]:
+    """The functions of `REPLACED` that earlier forward passes of `model` have called."""
+    return frozenset(_OBSERVED.get(model, ()))
 
 
 def normalize(
@@ -91,6 +107,25 @@ def instance_norm(
     """`F.instance_norm` without an update of the running statistics."""
     statistics = (None, None) if use_input_stats else (running_mean, running_var)
     return F.instance_norm(input, *statistics, weight, bias, use_input_stats, momentum, eps)
+
+
+def _as_torch(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`function` with the signature of `torch.batch_norm` and `torch.instance_norm`."""
+
+    def run(
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        from_input: bool,
+        momentum: float,
+        eps: float,
+        cudnn_enabled: bool,
+    ) -> Tensor:
+        return function(input, running_mean, running_var, weight, bias, from_input, momentum, eps)
+
+    return run
 
 
 def embedding_bag(
@@ -275,6 +310,8 @@ REPLACED: dict[Any, Callable[..., Any]] = {
     **RECURRENT,
     F.batch_norm: batch_norm,
     F.instance_norm: instance_norm,
+    torch.batch_norm: _as_torch(batch_norm),
+    torch.instance_norm: _as_torch(instance_norm),
     F.embedding_bag: embedding_bag,
     F.bilinear: bilinear,
     torch._weight_norm: weight_norm,

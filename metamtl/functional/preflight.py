@@ -15,6 +15,8 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from .decompositions import observe
+
 # All functions that `once_differentiable` returns share this code object.
 ONCE = once_differentiable(lambda ctx: None).__code__
 
@@ -27,12 +29,14 @@ class Pass(NamedTuple):
         whole: whether it is expected to use all parameters.
         training: whether the model is in training mode.
         stages: the ids of the submodules or functions that run; empty for the whole model.
+        signature: that of the structure of the model.
     """
 
     twice: bool
     whole: bool
     training: bool
     stages: tuple[int, ...]
+    signature: int
 
 
 _CHECKED: WeakKeyDictionary[nn.Module, set[Pass]] = WeakKeyDictionary()
@@ -44,6 +48,7 @@ def preflight(
     *,
     twice: bool,
     whole: bool,
+    signature: int,
     stages: tuple[Callable[..., Any], ...] | None = None,
 ) -> AbstractContextManager[Callable[[Any], None]] | None:
     """Context manager that checks a forward pass; None if a pass of the same kind was already checked.
@@ -51,7 +56,7 @@ def preflight(
     It yields a function to call with the output of the pass.
 
     Args:
-        twice, whole: as in `Pass`.
+        twice, whole, signature: as in `Pass`.
         stages: submodules to run instead of the whole model.
 
     Warns:
@@ -62,9 +67,8 @@ def preflight(
         NotImplementedError: a second derivative is needed, but a `torch.autograd.Function` is marked
             `once_differentiable`: `torch.autograd.grad` would silently treat its gradient as a constant.
     """
-    kind = Pass(
-        twice, whole, model.training, tuple(id(getattr(stage, "function", stage)) for stage in stages or ())
-    )
+    stage_ids = tuple(id(getattr(stage, "function", stage)) for stage in stages or ())
+    kind = Pass(twice, whole, model.training, stage_ids, signature)
     if kind in _CHECKED.get(model, ()):
         return None
     if any(map(is_compiled, model.modules())):  # the operations of compiled code cannot be intercepted
@@ -92,6 +96,7 @@ class _Look(TorchFunctionMode):
         return self.check_output
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        observe(self.model, func)
         for leaf in tree_leaves((args, kwargs)):
             self.unused.pop(id(leaf), None)
             # Inside a transform, a Function that the pass applies is one of the arguments.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .decompositions import LAYERS
+from .decompositions import LAYERS, observed
 
 # Buffers that an adapter sets: the index of the inner step, and the statistics of the support set.
 INNER_STEP, SUPPORT_MEAN, SUPPORT_VAR = "inner_step", "support_mean", "support_var"
@@ -33,16 +33,20 @@ class Structure(NamedTuple):
         custom: modules whose forward pass may set attributes: all except those in `plain`.
         plain: modules of torch without hooks; the modules that contain them may add attributes to them.
         recurrent: recurrent layers, which also store their weights in a list.
-        fused: whether a layer must be decomposed for vmap or second derivatives.
+        calls_fused: whether a forward pass of the model has called a function that must be decomposed.
+        fused: whether a layer must be decomposed for vmap or second derivatives, or such a function.
         support_norms: names and modules of the layers that store statistics of the support set.
+        signature: differs between models with different classes of modules, tensors or hooks.
     """
 
     slots: tuple[Slot, ...]
     custom: tuple[nn.Module, ...]
     plain: tuple[nn.Module, ...]
     recurrent: tuple[nn.RNNBase, ...]
+    calls_fused: bool
     fused: bool
     support_norms: tuple[tuple[str, nn.Module], ...]
+    signature: int
 
     @property
     def counters(self) -> tuple[str, ...]:
@@ -57,8 +61,10 @@ class Structure(NamedTuple):
             custom=tuple(module for module in self.custom if module in kept),
             plain=tuple(module for module in self.plain if module in kept),
             recurrent=tuple(module for module in self.recurrent if module in kept),
-            fused=any(isinstance(module, LAYERS) for module in kept),
+            calls_fused=self.calls_fused,
+            fused=self.calls_fused or any(isinstance(module, LAYERS) for module in kept),
             support_norms=tuple((path, module) for path, module in self.support_norms if module in kept),
+            signature=self.signature,
         )
 
 
@@ -70,7 +76,8 @@ def structure_of(model: nn.Module) -> Structure:
     plain: list[nn.Module] = []
     recurrent: list[nn.RNNBase] = []
     support_norms: list[tuple[str, nn.Module]] = []
-    fused = False
+    kinds: list[Any] = []
+    calls_fused = fused = bool(observed(model))
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
         for tensors, is_buffer in ((module._parameters, False), (module._buffers, True)):
@@ -80,6 +87,7 @@ def structure_of(model: nn.Module) -> Structure:
         if SUPPORT_MEAN in module._buffers:
             support_norms.append((path, module))
         hooks = module._forward_hooks or module._forward_pre_hooks
+        kinds.append((type(module), tuple(module._forward_hooks), tuple(module._forward_pre_hooks)))
         is_torch = type(module).__module__.startswith("torch.nn.")
         (plain if is_torch and not hooks else custom).append(module)
         if isinstance(module, LAYERS):
@@ -87,7 +95,14 @@ def structure_of(model: nn.Module) -> Structure:
             if isinstance(module, nn.RNNBase):
                 recurrent.append(module)
     return Structure(
-        tuple(slots), tuple(custom), tuple(plain), tuple(recurrent), fused, tuple(support_norms)
+        tuple(slots),
+        tuple(custom),
+        tuple(plain),
+        tuple(recurrent),
+        calls_fused,
+        fused,
+        tuple(support_norms),
+        signature=hash((*kinds, *(slot.name for slot in slots))),
     )
 
 

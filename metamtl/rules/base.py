@@ -174,6 +174,12 @@ class TorchRule(Rule):
         for name, param in params.items():
             if name not in gradients:
                 continue
+            if self.adaptive and param.is_complex():
+                raise TypeError(
+                    f"{type(self).__name__} compares real numbers, but {name} is complex; use SGD, or store"
+                    " real and imaginary parts in one real parameter [..., 2] and call"
+                    " torch.view_as_complex in the forward pass."
+                )
             value, gradient = _accumulated(param), gradients[name]
             if self.adaptive and gradient.dtype == torch.float16:
                 gradient = torch.where(gradient == 0, gradient.detach(), gradient)

@@ -91,7 +91,7 @@ def _largest(grads: TaskGradients, count: int = 3) -> str:
 
 def _finite_sum(*tensors: Tensor) -> bool:
     """Whether the sum of all tensors is finite, with one synchronization with the device."""
-    return math.isfinite(float(torch.stack([tensor.sum() for tensor in tensors]).sum()))
+    return bool(torch.isfinite(torch.stack([tensor.sum() for tensor in tensors]).sum()))
 
 
 def _unlabeled(episodes: Any, suspected: Tensor) -> list[str]:

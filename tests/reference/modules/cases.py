@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -219,9 +220,31 @@ def bag(pool: Any, model: nn.Module, params: Params, x: Tensor, k: int, support:
 def weight_normed(model: nn.Module, params: Params, x: Tensor, k: int, support: Any) -> Tensor:
     """By hand, because the second derivative of torch's own function is wrong."""
     length, direction = (params[f"0.parametrizations.weight.original{i}"] for i in (0, 1))
-    weight = length * direction / direction.square().sum(1, keepdim=True).sqrt()
-    hidden = F.linear(x, weight, params["0.bias"]).tanh()
+    hidden = F.linear(x, scaled(direction, length), params["0.bias"]).tanh()
     return F.linear(hidden, params["2.weight"], params["2.bias"])
+
+
+def hook_normed() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # deprecated, but in use
+        return nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 6)), nn.Tanh(), head(6))
+
+
+def hook_normed_by_hand(model: nn.Module, params: Params, x: Tensor, k: int, support: Any) -> Tensor:
+    weight = scaled(params["0.weight_v"], params["0.weight_g"])
+    return F.linear(F.linear(x, weight, params["0.bias"]).tanh(), params["2.weight"], params["2.bias"])
+
+
+def called_by_hand(model: nn.Module, params: Params, x: Tensor, k: int, support: Any) -> Tensor:
+    return F.linear(x, scaled(params["v.weight"], params["g.weight"])).tanh()
+
+
+def real_parts(model: nn.Module, x: Tensor) -> Tensor:
+    return torch.view_as_real(model.layer(x.to(torch.complex128))).flatten(1)[:, :CLASSES]
+
+
+def scaled(direction: Tensor, length: Tensor) -> Tensor:
+    return length * direction / direction.square().sum(1, keepdim=True).sqrt()
 
 
 def square(model: nn.Module, params: Params, x: Tensor, k: int, support: Any) -> Tensor:

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from metamtl import nets
@@ -32,9 +33,12 @@ from .cases import (
     attention,
     bag,
     by_hand,
+    called_by_hand,
     checkpointed,
     encoder,
     head,
+    hook_normed,
+    hook_normed_by_hand,
     hooked,
     image,
     mlp,
@@ -42,6 +46,7 @@ from .cases import (
     normed,
     policy,
     pooled,
+    real_parts,
     recurrent,
     square,
     tied,
@@ -56,6 +61,38 @@ ROWS = {
     "MLP, dropout": Row(lambda: mlp(nn.Dropout(0.5), nn.Tanh()), tasks=1),
     "bilinear form": Row(lambda: Of(lambda m, x: m.form(x, x.sin()), form=nn.Bilinear(4, 4, CLASSES))),
     "weight norm": Row(lambda: normed(parametrizations.weight_norm), forward=weight_normed),
+    "weight norm, by a hook": Row(hook_normed, forward=hook_normed_by_hand),
+    "torch._weight_norm, called": Row(
+        lambda: Of(
+            lambda m, x: F.linear(x, torch._weight_norm(m.v.weight, m.g.weight)).tanh(),
+            v=nn.Linear(4, CLASSES, bias=False),
+            g=nn.Linear(1, CLASSES, bias=False),
+        ),
+        forward=called_by_hand,
+    ),
+    "torch.gru_cell, called": Row(
+        lambda: Of(
+            lambda m, x: torch.gru_cell(x, x[:, :3], m.x.weight, m.h.weight, m.x.bias, m.h.bias),
+            x=nn.Linear(4, 9),
+            h=nn.Linear(3, 9),
+        )
+    ),
+    "F.embedding_bag, called": Row(
+        lambda: Of(
+            lambda m, x: m.head(F.embedding_bag(x, m.table.weight)), table=nn.Embedding(7, 4), head=head()
+        ),
+        "tokens",
+        lambda model, params, x, k, support: F.linear(
+            F.embedding(x, params["table.weight"]).mean(1), params["head.weight"], params["head.bias"]
+        ),
+    ),
+    "torch.batch_norm, called": Row(
+        lambda: Of(
+            lambda m, x: torch.batch_norm(m.layer(x), None, None, None, None, True, 0.1, 1e-5, False),
+            layer=nn.Linear(4, CLASSES),
+        )
+    ),
+    "complex weights": Row(lambda: Of(real_parts, layer=nn.Linear(4, CLASSES, dtype=torch.complex128))),
     "spectral norm, training": Row(lambda: normed(parametrizations.spectral_norm), refusal=IN_PLACE),
     "spectral norm, eval": Row(lambda: normed(parametrizations.spectral_norm), training=False),
     "orthogonal parametrization": Row(lambda: normed(parametrizations.orthogonal)),
