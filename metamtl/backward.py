@@ -26,7 +26,14 @@ from .episode import Episode
 from .functional import Params, trainable
 from .losses import Loss
 from .recipes import Recipe
-from .validation import check_direction, check_features, check_finite, check_tasks, checked_loss
+from .validation import (
+    check_direction,
+    check_features,
+    check_finite,
+    check_tasks,
+    checked_loss,
+    second_derivatives_exist,
+)
 
 DEFAULT = Auto()  # shared by all calls, because it stores which engine is fastest
 
@@ -121,7 +128,8 @@ def meta_backward(
         named = isinstance(checked, Mapping)
         problems = {name: problem(checked[name], name) for name in checked} if named else {}
     if named:
-        grads = named_gradients(problems, checked, shared, adapter_params, recipe.layer, exchange)
+        with second_derivatives_exist():
+            grads = named_gradients(problems, checked, shared, adapter_params, recipe.layer, exchange)
     else:
         engine = DEFAULT if engine is None else engine
         engine.check(model)
@@ -129,7 +137,8 @@ def meta_backward(
             TaskGroup(problem(episode), (episode.support, episode.query, episode.task), positions)
             for episode, positions in zip(checked.groups, checked.positions)
         ]
-        grads = engine.group_gradients(groups, shared, adapter_params)
+        with second_derivatives_exist():
+            grads = engine.group_gradients(groups, shared, adapter_params)
     check_finite(model, recipe.adapter, checked, loss, grads)
     names = tuple(checked) if named else None
     _accumulate(shared, adapter_params, recipe, checked, grads, names)

@@ -2,6 +2,14 @@
 
 from .arguments import check_call, check_features, check_tasks
 from .losses import checked_loss
-from .results import check_direction, check_finite
+from .results import check_direction, check_finite, second_derivatives_exist
 
-__all__ = ["check_call", "check_direction", "check_features", "check_finite", "check_tasks", "checked_loss"]
+__all__ = [
+    "check_call",
+    "check_direction",
+    "check_features",
+    "check_finite",
+    "check_tasks",
+    "checked_loss",
+    "second_derivatives_exist",
+]

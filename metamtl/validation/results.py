@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +20,21 @@ from ..functional import Params
 from ..functional.labels import has_label
 from ..losses import Loss
 from ..meta_batch import MetaBatch
+
+
+@contextmanager
+def second_derivatives_exist() -> Iterator[None]:
+    """Context manager that adds the remedy to torch's error about an operation without one."""
+    try:
+        yield
+    except (NotImplementedError, RuntimeError) as error:
+        found = re.search(r"derivative for '?([\w:.]+_backward)'? is not implemented", str(error))
+        if found is None:
+            raise
+        raise NotImplementedError(
+            f"torch has no second derivative of an operation of the model or the loss ({found[1]}); use"
+            " differentiation='first_order', or write it in operations that have one."
+        ) from error
 
 
 def check_finite(

@@ -145,7 +145,12 @@ IN_PLACE = Refusal(("Vmap",), RuntimeError, "writes in place.*engine=Loop", WRIT
 ONCE = Refusal(SECOND, UNSLOPED, "marked once_differentiable.*differentiation='first_order'", MARKED)
 NO_RULE = Refusal(("Vmap",), RuntimeError, "vmap.*engine=Loop", "has an operation without a rule for vmap")
 HOOKED = Refusal(("Vmap",), RuntimeError, "saved tensor hooks.*engine=Loop", "has hooks on saved tensors")
-UNKNOWN = Refusal(SECOND, UNSLOPED, "derivative.*not implemented", "torch has no second derivative")
+UNKNOWN = Refusal(
+    SECOND,
+    UNSLOPED,
+    "no second derivative of an operation.*cdist.*differentiation='first_order'",
+    "torch has no second derivative",
+)
 
 
 @dataclass(frozen=True)
