@@ -32,7 +32,7 @@ from .validation import (
     check_finite,
     check_tasks,
     checked_loss,
-    second_derivatives_exist,
+    missing_derivatives_explained,
 )
 
 DEFAULT = Auto()  # shared by all calls, because it stores which engine is fastest
@@ -128,7 +128,7 @@ def meta_backward(
         named = isinstance(checked, Mapping)
         problems = {name: problem(checked[name], name) for name in checked} if named else {}
     if named:
-        with second_derivatives_exist():
+        with missing_derivatives_explained():
             grads = named_gradients(problems, checked, shared, adapter_params, recipe.layer, exchange)
     else:
         engine = DEFAULT if engine is None else engine
@@ -137,7 +137,7 @@ def meta_backward(
             TaskGroup(problem(episode), (episode.support, episode.query, episode.task), positions)
             for episode, positions in zip(checked.groups, checked.positions)
         ]
-        with second_derivatives_exist():
+        with missing_derivatives_explained():
             grads = engine.group_gradients(groups, shared, adapter_params)
     check_finite(model, recipe.adapter, checked, loss, grads)
     names = tuple(checked) if named else None

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,30 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def settings_restored() -> Iterator[None]:
+    """Every test, whether it succeeds or fails, leaves the settings of torch as it found them."""
+    before = torch_settings()
+    yield
+    assert torch_settings() == before
+
+
+def torch_settings() -> dict[str, Any]:
+    """The settings that torch keeps for the whole process or thread."""
+    return {
+        "hooks on saved tensors": torch._C._autograd._saved_tensors_hooks_is_enabled(),
+        "transforms of torch.func": torch._C._functorch.peek_interpreter_stack() is not None,
+        "modes": (torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()),
+        "gradients": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+        "autocast": (torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "dtype": torch.get_default_dtype(),
+        "attention": (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()),
+        "fast path": torch.backends.mha.get_fastpath_enabled(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

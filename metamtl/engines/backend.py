@@ -1,13 +1,38 @@
-"""The backend of torch.compile for compiled engines: Inductor, with a workaround for one bug."""
+"""torch.compile for compiled engines: its settings, and Inductor with a workaround for one bug."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
+
+from ..functional import vmap_compatible_kernels
+
+
+@contextmanager
+def compiler_settings() -> Iterator[None]:
+    """Context manager in which compiled code is built and runs; settings of torch are restored after it."""
+    config = torch._dynamo.config
+    saved = config.skip_nnmodule_hook_guards, config.trace_numpy
+    # A graph that raises midway leaves torch's hooks on saved tensors disabled for the whole process.
+    hooks_disabled = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()
+    # Without hook guards, torch would not detect a new hook. With numpy tracing, torch would silently draw
+    # numpy's random numbers from its own generator. Plain assignment, because `config.patch` takes longer
+    # than a small step.
+    config.skip_nnmodule_hook_guards, config.trace_numpy = False, False
+    try:
+        with vmap_compatible_kernels():
+            yield
+    finally:
+        config.skip_nnmodule_hook_guards, config.trace_numpy = saved
+        if hooks_disabled is None:
+            torch._C._autograd._saved_tensors_hooks_enable()
+        else:
+            torch._C._autograd._saved_tensors_hooks_disable(hooks_disabled)
 
 
 def inductor(graph: GraphModule, inputs: Any) -> Any:

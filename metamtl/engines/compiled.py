@@ -6,14 +6,14 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..functional import Params, has_adapter_buffers, trainable, vmap_compatible_kernels
+from ..functional import Params, has_adapter_buffers, trainable
 from ..objectives.base import reads
+from .backend import compiler_settings
 from .base import Engine, TaskGradients, concatenate, index_task, num_tasks, stack
 from .kinds import Kind, code_objects, precision, shapes
 from .loop import leaves
@@ -119,7 +119,7 @@ class Compiled(Engine):
         rng_state = torch.get_rng_state()
         start_time = time.perf_counter()
         try:
-            with torch.no_grad(), _settings():
+            with torch.no_grad(), compiler_settings():
                 result = run(kind, problem, chunk)
         except Exception as error:  # Vmap runs whatever cannot be compiled, or raises its own error
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -161,21 +161,6 @@ class Compiled(Engine):
     def _evict_oldest(self) -> None:
         if len(self._kinds) >= KINDS:
             del self._kinds[next(iter(self._kinds))]
-
-
-@contextmanager
-def _settings() -> Iterator[None]:
-    config = torch._dynamo.config
-    saved = config.skip_nnmodule_hook_guards, config.trace_numpy
-    # Without hook guards, torch would not detect a new hook. With numpy tracing, torch would silently draw
-    # numpy's random numbers from its own generator. Plain assignment, because `config.patch` takes longer
-    # than a small step.
-    config.skip_nnmodule_hook_guards, config.trace_numpy = False, False
-    try:
-        with vmap_compatible_kernels():
-            yield
-    finally:
-        config.skip_nnmodule_hook_guards, config.trace_numpy = saved
 
 
 def _unsupported(problem: TaskProblem) -> str | None:

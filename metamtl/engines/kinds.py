@@ -13,7 +13,7 @@ from torch.overrides import get_overridable_functions
 from torch.utils._pytree import tree_leaves
 
 from ..adapters.inner_loop import InnerLoop
-from ..functional import forward, trainable
+from ..functional import forward, trainable, vmap_compatible_kernels
 from ..functional.decompositions import observed
 from ..functional.structure import attributes_of, changed_attributes
 from ..objectives.base import reads
@@ -73,7 +73,7 @@ class Kind:
             self.reason = f"torch.compile cannot decompose {names}, as second derivatives require"
         if self.reason is not None:
             return problem
-        with torch.no_grad():
+        with torch.no_grad(), vmap_compatible_kernels():  # as compiled code runs
             changes = _attributes_set(problem, data[1][0])
         paths = {module: path for path, module in problem.model.named_modules()}
         self._leftovers = [(paths[module], name) for module, name in changes]

@@ -82,7 +82,7 @@ class TaskProblem:
         )
 
     def rebuilt(self) -> TaskProblem:
-        """The same problem, with the structure of the model as it is known now."""
+        """This problem, with what a first forward pass has shown of the functions that the model calls."""
         return replace(
             self,
             structure=structure_of(self.model),

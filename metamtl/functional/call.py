@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from .attention import AUTOCAST
-from .decompositions import PACKED, REPLACED, TWICE, DecomposeOps, observed
+from .decompositions import REPLACED, TWICE, DecomposeOps, observed
 from .differentiate import in_transform
 from .inputs import Inputs
 from .preflight import preflight
 from .recomputation import SubstitutedRecomputation, uses_checkpoints
+from .recurrent import PACKED
 from .select import Params
 from .structure import Structure, holder, structure_of
 from .substitution import restore, substitute, substituted

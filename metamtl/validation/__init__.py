@@ -2,7 +2,7 @@
 
 from .arguments import check_call, check_features, check_tasks
 from .losses import checked_loss
-from .results import check_direction, check_finite, second_derivatives_exist
+from .results import check_direction, check_finite, missing_derivatives_explained
 
 __all__ = [
     "check_call",
@@ -11,5 +11,5 @@ __all__ = [
     "check_finite",
     "check_tasks",
     "checked_loss",
-    "second_derivatives_exist",
+    "missing_derivatives_explained",
 ]

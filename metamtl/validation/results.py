@@ -23,16 +23,17 @@ from ..meta_batch import MetaBatch
 
 
 @contextmanager
-def second_derivatives_exist() -> Iterator[None]:
-    """Context manager that adds the remedy to torch's error about an operation without one."""
+def missing_derivatives_explained() -> Iterator[None]:
+    """Context manager that adds the remedy to torch's error about a missing second derivative."""
     try:
         yield
     except (NotImplementedError, RuntimeError) as error:
-        found = re.search(r"derivative for '?([\w:.]+_backward)'? is not implemented", str(error))
-        if found is None:
+        # torch names the first derivative: "the derivative for 'aten::_cdist_backward' is not implemented"
+        match = re.search(r"derivative for '?([\w:.]+_backward)'? is not implemented", str(error))
+        if match is None:
             raise
         raise NotImplementedError(
-            f"torch has no second derivative of an operation of the model or the loss ({found[1]}); use"
+            f"torch has no second derivative of an operation of the model or the loss ({match[1]}); use"
             " differentiation='first_order', or write it in operations that have one."
         ) from error
 

@@ -275,3 +275,15 @@ def test_loop_runs_inside(context: Any) -> None:
     with context():
         meta_backward(model, recipe, episode(), F.mse_loss, engine=LOOP)
     assert_close(grads(model), expected)
+
+
+def test_compiled_code_that_cannot_run_leaves_checkpoints_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metamtl.engines.kinds.BACKEND", "eager")
+    model, recipe = Checkpointed().double(), recipes.maml(2, 0.2)
+    with (
+        pytest.warns(UserWarning, match="not compiled .*saved tensor hooks"),
+        pytest.raises(RuntimeError, match="vmap does not support"),
+    ):
+        meta_backward(model, recipe, episode(), F.mse_loss, engine=engines.Compiled())
+    model(episode().query.x[0]).sum().backward()
+    assert all(param.grad is not None for param in model.parameters())

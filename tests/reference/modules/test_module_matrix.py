@@ -137,9 +137,9 @@ class Matrix:
         """`ok`, or why metamtl refuses the row."""
         case = Case.of(self.rows[name])
         refusal = case.row.refusal
-        # What Compiled cannot compile runs under Vmap, which refuses it or not.
-        where = {order, "Vmap" if engine == "Compiled" else engine}
-        refused = refusal is not None and bool(where & set(refusal.where))
+        # What cannot be compiled runs under Vmap, so that Compiled refuses the same rows as Vmap.
+        settings = {order, "Vmap" if engine == "Compiled" else engine}
+        refused = refusal is not None and bool(settings & set(refusal.where))
         recipe = recipes.maml(K, LR, differentiation=order)
         torch.manual_seed(1)
         with warnings.catch_warnings():
