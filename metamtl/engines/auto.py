@@ -35,8 +35,9 @@ class Auto(Engine):
     seconds, a warning is logged first (logger `metamtl`, level WARNING). `compile_seconds` is the total
     compilation time.
 
-    A choice is stored by class names and shapes, so it can affect speed but never results. No model, loss
-    or episode is stored. `choices` lists the choices; they are also logged (level INFO).
+    A choice is stored by class names, shapes and names of parameters, so it can affect speed but never
+    results. No model, loss or episode is stored. `choices` lists the choices; they are also logged (level
+    INFO).
 
     Tasks that run at the same time use at most half of the free memory, according to an upper bound on
     the memory of one task. Workloads that draw random numbers (dropout) always run under `Vmap`, so that
@@ -90,7 +91,7 @@ class Auto(Engine):
         )
 
     def _run(self, work: Work, signature: Any, call: Callable[[Engine], Any]) -> Any:
-        key = (work.evaluation, work.class_names(), work.problem.loop.num_steps, signature)
+        key = (*work.kind(), signature)
         if key not in self._tuners:
             if len(self._tuners) >= TUNERS:
                 del self._tuners[next(iter(self._tuners))]

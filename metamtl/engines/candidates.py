@@ -27,10 +27,13 @@ class Work(NamedTuple):
     data: Any
     evaluation: bool
 
-    def class_names(self) -> tuple[Any, ...]:
-        """The classes of the modules and their training modes, which distinguish kinds of workloads."""
-        modules = (*self.problem.model.modules(), *self.problem.adapter.modules())
-        return tuple((type(module).__qualname__, module.training) for module in modules)
+    def kind(self) -> tuple[Any, ...]:
+        """What workloads of equal shapes and equal speed have in common."""
+        problem, loop = self.problem, self.problem.loop
+        modules = (*problem.model.modules(), *problem.adapter.modules())
+        classes = tuple((type(module).__qualname__, module.training) for module in modules)
+        steps = (loop.num_steps, loop.reads, loop.starts_from_params)
+        return self.evaluation, classes, steps, tuple(map(repr, problem.differentiations))
 
 
 def candidates(work: Work, probe: Probe) -> tuple[list[Engine], str]:

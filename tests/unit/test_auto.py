@@ -109,6 +109,15 @@ def test_another_shape_is_another_choice():
     assert len(auto.choices) == 2
 
 
+@pytest.mark.parametrize("recipe", [recipes.anil(1, 0.01), recipes.fomaml(1, 0.01)])
+def test_other_parameters_or_another_order_is_another_choice(recipe):
+    model, auto = nets.mlp(1, 8, 1).double(), engines.Auto()
+    for one in (recipes.maml(1, 0.01), recipe):
+        for _ in range(7):
+            _step(model, auto, one)
+    assert len(auto.choices) == 2
+
+
 def test_random_work_gives_the_same_numbers_for_a_seed_from_the_first_step():
     model = nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.5), nn.Linear(8, 1)).double()
     found = []
