@@ -91,7 +91,7 @@ class Auto(Engine):
         )
 
     def _run(self, work: Work, signature: Any, call: Callable[[Engine], Any]) -> Any:
-        key = (*work.kind(), signature)
+        key = (*work.key(), signature)
         if key not in self._tuners:
             if len(self._tuners) >= TUNERS:
                 del self._tuners[next(iter(self._tuners))]

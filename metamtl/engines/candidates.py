@@ -27,8 +27,8 @@ class Work(NamedTuple):
     data: Any
     evaluation: bool
 
-    def kind(self) -> tuple[Any, ...]:
-        """What workloads of equal shapes and equal speed have in common."""
+    def key(self) -> tuple[Any, ...]:
+        """All that an engine's speed depends on, except shapes. `Auto` stores its choice under it."""
         problem, loop = self.problem, self.problem.loop
         modules = (*problem.model.modules(), *problem.adapter.modules())
         classes = tuple((type(module).__qualname__, module.training) for module in modules)

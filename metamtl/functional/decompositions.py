@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.overrides import TorchFunctionMode
 
-from .recurrent import CELLS, LAYERS_OVER_TIME, pad_packed
+from .recurrent import RECURRENT_CELLS, RECURRENT_LAYERS, pad_packed
 
 _OBSERVED: WeakKeyDictionary[nn.Module, set[Any]] = WeakKeyDictionary()  # functions that models call
 LAYERS = (nn.RNNBase, nn.RNNCellBase, nn.EmbeddingBag, nn.Bilinear, _NormBase, _WeightNorm)
@@ -182,8 +182,8 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
 
 
 REPLACED: dict[Any, Callable[..., Any]] = {
-    **LAYERS_OVER_TIME,
-    **CELLS,
+    **RECURRENT_LAYERS,
+    **RECURRENT_CELLS,
     torch._pad_packed_sequence: pad_packed,
     F.batch_norm: batch_norm,
     F.instance_norm: instance_norm,
@@ -197,7 +197,7 @@ REPLACED: dict[Any, Callable[..., Any]] = {
 TWICE: dict[Any, Callable[..., Any]] = {
     function: REPLACED[function]
     for function in (
-        *LAYERS_OVER_TIME,
+        *RECURRENT_LAYERS,
         F.embedding_bag,
         torch._weight_norm,
         torch.lstm_cell,

@@ -35,7 +35,7 @@ def _relu(gates: Tensor, state: tuple[Tensor, ...], more: Tensor, project: None)
 
 
 def _packed(args: Sequence[Any]) -> bool:
-    """Whether the arguments of a recurrent function are a packed sequence; then the weights are args[3]."""
+    """Whether a recurrent function of torch is called with a packed sequence, whose weights are args[3]."""
     return isinstance(args[3], (list, tuple))
 
 
@@ -132,13 +132,13 @@ def _one(cell: Cell) -> Callable[..., Any]:
     return run
 
 
-LAYERS_OVER_TIME: dict[Any, Callable[..., Any]] = {
+RECURRENT_LAYERS: dict[Any, Callable[..., Any]] = {
     torch.lstm: _layers(_lstm),
     torch.gru: _layers(_gru),
     torch.rnn_tanh: _layers(_tanh),
     torch.rnn_relu: _layers(_relu),
 }
-CELLS: dict[Any, Callable[..., Any]] = {
+RECURRENT_CELLS: dict[Any, Callable[..., Any]] = {
     torch.lstm_cell: _one(_lstm),
     torch.gru_cell: _one(_gru),
     torch.rnn_tanh_cell: _one(_tanh),
@@ -147,5 +147,5 @@ CELLS: dict[Any, Callable[..., Any]] = {
 # Packed sequences fail inside any transform, including `torch.func.grad`.
 PACKED: dict[Any, Callable[..., Any]] = {
     torch._pad_packed_sequence: pad_packed,
-    **{fused: _if_packed(fused, decomposition) for fused, decomposition in LAYERS_OVER_TIME.items()},
+    **{fused: _if_packed(fused, decomposition) for fused, decomposition in RECURRENT_LAYERS.items()},
 }

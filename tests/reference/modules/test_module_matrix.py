@@ -137,9 +137,9 @@ class Matrix:
         """`ok`, or why metamtl refuses the row."""
         case = Case.of(self.rows[name])
         refusal = case.row.refusal
-        # What cannot be compiled runs under Vmap, so that Compiled refuses the same rows as Vmap.
-        settings = {order, "Vmap" if engine == "Compiled" else engine}
-        refused = refusal is not None and bool(settings & set(refusal.where))
+        # Compiled runs under Vmap what it cannot compile, so both refuse the same modules.
+        runs_under = "Vmap" if engine == "Compiled" else engine
+        refused = refusal is not None and (order in refusal.where or runs_under in refusal.where)
         recipe = recipes.maml(K, LR, differentiation=order)
         torch.manual_seed(1)
         with warnings.catch_warnings():
