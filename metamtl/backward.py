@@ -43,7 +43,8 @@ class Outcome:
     """The result of `meta_backward`.
 
     Attributes:
-        losses: the query loss of each task after adaptation, `[T]`, independent of the objective.
+        losses: the query loss of each task after adaptation, `[T]`, independent of the objective; the loss
+            on the support set for tasks without queries.
         tasks: the names of the tasks, in the order of `losses`; None for a meta-batch.
     """
 

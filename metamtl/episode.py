@@ -50,7 +50,8 @@ class Episode:
 
     Args:
         support: the examples to adapt to; None if nothing is adapted.
-        query: the examples on which the adapted parameters are evaluated.
+        query: the examples on which the adapted parameters are evaluated. It may have no example,
+            `(x[:, :0], y[:, :0])`, if the objective reads only parameters, as that of Reptile does.
         task: ids, or None.
         ways: number of classes N; if None, it is inferred from the labels.
 
@@ -145,9 +146,7 @@ def as_episode(value: Any, name: str | None = None) -> Episode:
     if isinstance(value, Episode):
         return value
     if type(value) is tuple and len(value) == 2 and all(_is_pair(part) or part is None for part in value):
-        support, query = value
-        if query is not None:
-            return Episode(support, query)
+        return Episode(*value)
     where = "" if name is None else f" for task {name!r}"
     kind = "a Batch" if isinstance(value, Batch) else f"a {type(value).__name__}"
     remedy = "Episode(support=(x, y), query=(x, y)), with support=None if nothing is adapted"
@@ -164,6 +163,10 @@ def _is_pair(part: Any) -> bool:
 
 def _batch(name: str, part: Any) -> Batch:
     """Convert a part of an episode to a Batch; `tree_map` supports all its containers."""
+    if part is None:
+        raise TypeError(
+            f"{name} is None; for tasks without queries pass an empty batch, (x[:, :0], y[:, :0])."
+        )
     if not _is_pair(part):
         raise TypeError(f"{name} is a {type(part).__name__}; pass Batch(x, y) or a tuple (x, y).")
     x, y = (_plain(tree, f"{name}.{field}") for field, tree in zip("xy", part))

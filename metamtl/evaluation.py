@@ -140,6 +140,11 @@ def _stages(
     engine.check(model)
     scores = []  # by group, then by stage
     for group, positions in zip(episodes.groups, episodes.positions):
+        if num_examples(*group[0].query) == 0:
+            raise ValueError(
+                "the query set is empty (queries=0), so there is nothing to measure; draw the tasks of an"
+                " evaluation with at least one query."
+            )
         with torch.inference_mode(False):  # adaptation needs gradients
             episode = group.map(_recordable)
             problem = TaskProblem.of(

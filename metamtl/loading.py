@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
+from .functional.random_state import seeded
 from .recipes import Recipe
 
 
@@ -69,10 +69,10 @@ def load(folder: str | os.PathLike[str], *, trained: bool = True) -> Run:
     source = instantiate(cfg.task)
     train = instantiate(OmegaConf.merge(cfg.task, cfg.train_task)) if cfg.get("train_task") else source
     resolve("train", train.split("train"))
-    torch.manual_seed(cfg.seed)
-    model = instantiate(cfg.net)
-    resolve("net", model)
-    recipe = instantiate(cfg.recipe)
+    with seeded(cfg.seed):  # the initial weights are those of the training
+        model = instantiate(cfg.net)
+        resolve("net", model)
+        recipe = instantiate(cfg.recipe)
     if trained:
         weights, prefix = folder / "model.safetensors", "adapter."
         try:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..functional.random_state import seeded
 from .base import Aggregator, weighted
 
 # TorchJD has only weightings for these; TorchJD's base class combines the gradients with the weights.
@@ -150,12 +151,7 @@ class TorchJD(Aggregator):
     def _seeded(self, function: Callable[[Tensor], Tensor], matrix: Tensor) -> Tensor:
         """`function(matrix)` with the seed of this call."""
         follow(self.inner, matrix)
-        with torch.random.fork_rng(devices=[matrix.device] if matrix.is_cuda else []):
-            seed = self.seed + int(self.draws)
-            torch.default_generator.manual_seed(seed)
-            if matrix.is_cuda:
-                with torch.cuda.device(matrix.device):
-                    torch.cuda.manual_seed(seed)
+        with seeded(self.seed + int(self.draws), matrix.device if matrix.is_cuda else None):
             result = function(matrix.detach())
         self.draws = self.draws + 1
         return result

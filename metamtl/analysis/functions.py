@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from ..engines import TaskProblem
 from ..engines.base import split_tasks
 from ..functional import Params, trainable
 from ..functional.differentiate import detached, gradient
+from ..functional.random_state import seeded
 from ..recipes import Recipe
 from ..validation import checked_loss
 from .arguments import Episodes, Losses, check_analysis, check_depends, smooth, task_names
@@ -154,13 +155,7 @@ class TaskFunctions:
         with self.seeded(task):
             return self.problems[task]({**self.params, **params}, {}, data)[:2]
 
-    @contextmanager
-    def seeded(self, task: int) -> Iterator[None]:
-        """The same random numbers in every evaluation of a task; the global state is restored."""
+    def seeded(self, task: int) -> AbstractContextManager[None]:
+        """Context manager with the same random numbers in every evaluation of a task."""
         device = next((p.device for p in self.params.values() if p.is_cuda), None)
-        with torch.random.fork_rng(devices=[] if device is None else [device]):
-            torch.default_generator.manual_seed(task)
-            if device is not None:
-                with torch.cuda.device(device):
-                    torch.cuda.manual_seed(task)
-            yield
+        return seeded(task, device)

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..functional.random_state import seeded
+
 Mode = Literal["RGB", "L"]
 Augment = Callable[[Any], Any]  # maps a Pillow image to a Pillow image
 
@@ -99,8 +101,7 @@ def read_image(
     except (*_ERRORS, image_module.DecompressionBombError) as error:
         raise ValueError(f"{path} is damaged or is no image ({_reason(error)}).") from error
     if augment is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             picture = augment(picture)
         if not isinstance(picture, image_module.Image):
             raise TypeError(

@@ -23,7 +23,7 @@ class TaskGradients(NamedTuple):
     """Losses and gradients of T tasks.
 
     Attributes:
-        losses: the query losses, `[T]`.
+        losses: the query losses, `[T]`; support losses for tasks without queries.
         shared: the gradient of each task's objective with respect to the shared parameters, `[T, ...]` by
             name (the rows of the Jacobian).
         adapter_params: the same for the adapter's own parameters.

@@ -22,6 +22,7 @@ from ..functional import (
     trainable_and_frozen,
     with_support_statistics,
 )
+from ..functional.labels import num_examples
 from ..losses import Loss
 from ..objectives import Adaptation, Objective
 from ..objectives.base import reads
@@ -147,7 +148,18 @@ class TaskProblem:
         return predict(self.model, params, x, self.name, structure=self.structure, leftovers=self.leftovers)
 
     def measure(self, params: Params, batch: Batch) -> Tensor:
-        """The task's loss on a batch."""
+        """The task's loss on a batch.
+
+        Raises:
+            ValueError: the batch is empty, so that it has no mean loss.
+        """
+        if num_examples(*batch) == 0:
+            where = "" if self.name is None else f"task {self.name!r}: "
+            raise ValueError(
+                f"{where}the query set is empty (queries=0), but the objective needs the loss on it; draw"
+                " at least one query, or use an objective that reads only parameters, such as"
+                " objectives.displacement (recipes.reptile)."
+            )
         return self.loss(self.output(params, batch[0]), batch[1])
 
     def result(
@@ -159,7 +171,7 @@ class TaskProblem:
         output: Any = None,
         adapt: Callable[[Params], Params] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The objective and the query loss.
+        """The objective, and the query loss; the loss on the support set if there are no queries.
 
         Args:
             start: the shared parameters.
@@ -173,6 +185,8 @@ class TaskProblem:
         )
         objective = self.objective(task)
         with torch.no_grad():  # if the objective does not use the query loss, it is only reported
+            if support is not None and num_examples(*query) == 0:
+                return objective, self.measure(task.end, support)
             return objective, task.query_loss
 
     def __call__(self, shared: Params, adapter_params: Params, data: Any) -> tuple[Tensor, Tensor]:

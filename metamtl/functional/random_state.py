@@ -59,6 +59,27 @@ class RandomState:
             set_foreign_state(self.foreign)
 
 
+@contextmanager
+def seeded(seed: int, cuda: torch.device | None = None) -> Iterator[None]:
+    """Context manager in which the global random generators start at `seed`; on exit they are as before.
+
+    These are the generators of torch on the CPU and, if it is passed, on the device `cuda`, and those of
+    Python and (if imported) NumPy.
+    """
+    previous = RandomState(cuda, foreign_state())
+    try:
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed all GPUs
+        if cuda is not None:
+            with torch.cuda.device(cuda):
+                torch.cuda.manual_seed(seed)
+        random.seed(seed)
+        if (numpy := getattr(sys.modules.get("numpy"), "random", None)) is not None:
+            numpy.seed(seed % 2**32)
+        yield
+    finally:
+        previous._set()
+
+
 ForeignState = tuple[Any, ...]
 
 

@@ -140,9 +140,10 @@ def reptile(
 ) -> Recipe:
     """Reptile: move towards the parameters after K steps on the support set (Nichol et al. 2018).
 
-    The authors' protocol is `reptile(5, 1e-3, rule=rules.Adam(betas=(0.0, 0.999)), batch_size=10)` with 10
-    support examples of each class, 5 tasks in a step, and `torch.optim.SGD(model.parameters(), lr=1.0)`
-    with a rate that falls linearly to 0.
+    Only support sets are read, so tasks may be drawn with `queries=0`. The authors' protocol is
+    `reptile(5, 1e-3, rule=rules.Adam(betas=(0.0, 0.999)), batch_size=10)` with 10 support examples of each
+    class, 5 tasks in a step, and `torch.optim.SGD(model.parameters(), lr=1.0)` with a rate that falls
+    linearly to 0.
 
     Differs from the authors' code in: the rule's moving averages are reset for every task.
     """

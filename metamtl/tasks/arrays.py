@@ -64,6 +64,13 @@ def widened(values: Tensor) -> Tensor:
     return values.to(torch.int64) if values.dtype in (torch.uint16, torch.uint32, torch.uint64) else values
 
 
+def as_floats(x: Tensor, scale: int | None) -> Tensor:
+    """Images and booleans as floats, images divided by `scale`; other values as they are."""
+    if scale is None and x.dtype != torch.bool:
+        return x
+    return x.to(torch.get_default_dtype()).div_(scale or 1)
+
+
 def class_ids(
     labels: Any, names: Sequence[str] | None = None
 ) -> tuple[Tensor, tuple[str, ...], Callable[[Any], int]]:

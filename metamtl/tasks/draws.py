@@ -1,9 +1,32 @@
-"""Random draws of examples: distinct integers, and examples divided among classes."""
+"""Examples of tasks: how many, which are drawn, and how they form an episode."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from ..episode import Batch, Episode
+
+
+def check_counts(shots: int, queries: int) -> None:
+    """Reject numbers of support and query examples of which no task can consist."""
+    if min(shots, queries) < 0 or shots + queries < 1:
+        raise ValueError(
+            f"shots={shots}, queries={queries}: a task needs at least one example, and neither number may"
+            " be negative. With shots=0 it has no support set, for joint training; with queries=0 its query"
+            " set is empty, for Reptile."
+        )
+
+
+def episode_of(
+    x: Tensor, y: Tensor, num_support: int, task: Tensor | None = None, ways: int | None = None
+) -> Episode:
+    """The episode with the first `num_support` examples of `x` `[T, n, ...]` as support set, if any."""
+    support, query = (
+        Batch(x[:, part].contiguous(), y[:, part].contiguous())
+        for part in (slice(num_support), slice(num_support, None))
+    )
+    return Episode(support if num_support else None, query, task, ways)
 
 
 def distinct(sizes: Tensor, count: int, rng: torch.Generator) -> Tensor:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..episode import Batch, Episode
+from ..episode import Episode
 from ..metrics import Metric, accuracy
-from .arrays import as_tensor, class_ids, image_scale, widened
-from .draws import distinct, distinct_of, members, unequal
-from .items import read_items
+from .arrays import as_floats, as_tensor, class_ids, image_scale, widened
+from .draws import check_counts, distinct, distinct_of, episode_of, members, unequal
+from .items import names_of, read_items
 
 Rotations = Literal["none", "episode", "classes"]
 Balance = Literal["equal", "random", "own"]
@@ -46,7 +46,8 @@ class FewShot:
             are mapped to the ids `0 .. C-1` in sorted order.
         ways: classes per task, N.
         shots: support examples per class, K. With 0, episodes have no support set (for joint training).
-        queries: query examples per class, Q.
+        queries: query examples per class, Q. With 0, the query set is empty (for Reptile, which adapts to
+            the support set and reads nothing else).
         classes: the labels to draw from (a split by class); if None, all labels.
         rotations: `"none"`; `"episode"`: every class of every task is rotated by a random multiple of
             90 degrees, as in the MAML authors' code; `"classes"`: each class rotated by 0, 90, 180 or 270
@@ -97,11 +98,10 @@ class FewShot:
             raise ValueError(f"balance={balance!r} is not one of 'equal', 'random', 'own'.")
         self.ways, self.shots, self.queries = (operator.index(n) for n in (ways, shots, queries))
         self.balance, self.tasks_per_class_set = balance, operator.index(tasks_per_class_set)
-        if min(ways, queries, tasks_per_class_set) < 1 or shots < 0:
+        check_counts(shots, queries)
+        if min(ways, tasks_per_class_set) < 1:
             raise ValueError(
-                f"ways={ways}, shots={shots}, queries={queries}, tasks_per_class_set={tasks_per_class_set}:"
-                " each must be at least 1, because a task is evaluated on its query set; only shots may be"
-                " 0, for tasks without a support set."
+                f"ways={ways}, tasks_per_class_set={tasks_per_class_set}: each must be at least 1."
             )
         if isinstance(images, list) and images and hasattr(images[0], "getbands"):
             raise TypeError("images is a list of Pillow images; use FewShot.from_dataset(pairs).")
@@ -148,8 +148,9 @@ class FewShot:
         """Build tasks from any torch `Dataset` with a length, or from a list of items.
 
         Every item is read once and kept in memory, so a random transform of the data set is applied only
-        once. Pillow images become `[C, H, W]`, or `[H, W]` if they have one channel. If the data set
-        has a list `classes`, as in torchvision, it provides the class names.
+        once; `LazyFewShot.from_dataset` reads items when they are drawn. Pillow images become `[C, H, W]`,
+        or `[H, W]` if they have one channel. If the data set has a list `classes`, as in torchvision, it
+        provides the class names.
 
         Args:
             dataset: items are pairs `(image, class)`, unless `image` and `label` are passed.
@@ -168,9 +169,8 @@ class FewShot:
         ('cat', 'dog')
         """
         images, labels = read_items(dataset, image, label)
-        names = getattr(dataset, "classes", None)
-        if "class_names" not in options and label is None and _names_all(names, labels):
-            options["class_names"] = names
+        if label is None:
+            options.setdefault("class_names", names_of(dataset, labels))
         return cls(images, labels, **options)
 
     def sample(self, num_tasks: int, rng: torch.Generator) -> Episode:
@@ -178,8 +178,8 @@ class FewShot:
 
         Returns:
             An `Episode` with `support.x` `[T, N*K, ...]` (or no support, for K = 0), `query.x`
-            `[T, N*Q, ...]`, their labels, and the class ids `[T, N]` as `task`. Examples are ordered by
-            class, starting with class 0.
+            `[T, N*Q, ...]` (`[T, 0, ...]` for Q = 0), their labels, and the class ids `[T, N]` as `task`.
+            Examples are ordered by class, starting with class 0.
         """
         # Classes and examples are drawn on the CPU, which avoids synchronizing with the device.
         sets = torch.arange(num_tasks, device="cpu") // self.tasks_per_class_set
@@ -193,13 +193,8 @@ class FewShot:
             ids = 4 * ids + turns
         x = self._pictures(positions, turns.gather(1, y))
         y = y.to(x.device, non_blocking=True)
-        cut = self.ways * self.shots
-        return Episode(
-            support=Batch(x[:, :cut].contiguous(), y[:, :cut].contiguous()) if cut else None,
-            query=Batch(x[:, cut:].contiguous(), y[:, cut:].contiguous()),
-            task=ids.to(x.device, non_blocking=True),
-            ways=self.ways,
-        )
+        ids = ids.to(x.device, non_blocking=True)
+        return episode_of(x, y, self.ways * self.shots, ids, ways=self.ways)
 
     def _equal(self, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Positions and labels `[T, N*K + N*Q]`: K + Q examples of each class in `rows` `[T, N]`."""
@@ -228,9 +223,7 @@ class FewShot:
     def _pictures(self, positions: Tensor, turns: Tensor) -> Tensor:
         """Examples at `positions` `[T, n]`, each rotated by `turns` `[T, n]` times 90 degrees."""
         device = self.images.device
-        x = self.images[positions.to(device, non_blocking=True)]
-        if self._scale is not None or x.dtype == torch.bool:
-            x = x.to(torch.get_default_dtype()).div_(self._scale or 1)
+        x = as_floats(self.images[positions.to(device, non_blocking=True)], self._scale)
         if self._scale is not None and self.images.dim() == 3:
             x = x.unsqueeze(2)
         if self.rotations != "none":
@@ -283,10 +276,3 @@ def _chosen(classes: Iterable[Any], number: Callable[[Any], int]) -> Tensor:
         except (KeyError, ValueError, TypeError) as error:
             raise ValueError(f"class {label!r} in classes is not among the labels.") from error
     return torch.tensor(list(ids), dtype=torch.long, device="cpu")
-
-
-def _names_all(names: Any, labels: list[Any]) -> bool:
-    """Whether `names` is a list that has a name for every integer label."""
-    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-        return False
-    return all(hasattr(label, "__index__") and 0 <= int(label) < len(names) for label in labels)

@@ -44,8 +44,8 @@ class ImageFolder:
         seed: seed of the division by fractions.
         mode: `"RGB"` or `"L"` (grayscale).
         augment: a function of a Pillow image (in `mode`, before it is resized) that returns a Pillow image,
-            such as a transform of torchvision; applied to training tasks only. Random numbers come from
-            torch's global generator, whose state during the call is determined by the generator that is
+            such as a transform of torchvision; applied to training tasks only. During the call, the state
+            of the global generators of torch, Python and NumPy is determined by the generator that is
             passed to `sample`.
         check: `"headers"`, or `"full"` to decode every image on first use.
         device: device of the episodes.

@@ -14,6 +14,7 @@ from ..datasets.files import data_folder, split_file
 from ..datasets.omniglot import DRAWERS, Arrays, load
 from ..losses import Loss
 from ..metrics import Metric
+from .draws import check_counts
 from .few_shot import FewShot, Rotations
 from .grouped import GroupedTasks
 
@@ -92,8 +93,9 @@ class Omniglot:
             raise ValueError(f"rotations={rotations!r} is not one of {_listed(get_args(Rotations))}.")
         if within not in ("alphabet", None):
             raise ValueError(f"within={within!r} is not 'alphabet' or None.")
-        if min(ways, shots, queries) < 1:
-            raise ValueError(f"ways={ways}, shots={shots}, queries={queries}: each must be at least 1.")
+        check_counts(shots, queries)
+        if ways < 1:
+            raise ValueError(f"ways={ways} must be at least 1.")
         if shots + queries > DRAWERS:
             raise ValueError(
                 f"{shots} shots + {queries} queries need {shots + queries} drawings per character,"

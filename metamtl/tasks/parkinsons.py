@@ -14,9 +14,10 @@ from ..datasets import parkinsons
 from ..datasets.files import check_split
 from ..datasets.prepared import Arrays, Dir
 from ..datasets.preprocess import chosen, split_groups, standardized, targets
-from ..episode import Batch, Episode
+from ..episode import Episode
 from ..losses import Loss, mean_over_labeled
 from ..metrics import Metric, absolute_error, mse
+from .draws import check_counts, episode_of
 from .labeled import LabeledTasks
 
 TASKS = ("motor", "total")
@@ -87,7 +88,7 @@ class Patients:
 
     Args:
         shots, queries: support and query recordings per patient, all distinct; each patient has 101 or
-            more.
+            more. One of the two may be 0, as in `FewShot`.
         data_dir, device: as in `Parkinsons`.
 
     Raises:
@@ -106,8 +107,7 @@ class Patients:
         data_dir: Dir = None,
         device: torch.device | str | None = None,
     ) -> None:
-        if min(shots, queries) < 1:
-            raise ValueError(f"shots={shots}, queries={queries}: each must be at least 1.")
+        check_counts(shots, queries)
         self.shots, self.queries = shots, queries
         self.recordings, self.device = Recordings(data_dir), device
 
@@ -152,10 +152,7 @@ class PatientTasks:
                 for recordings in (self._of[patient] for patient in patients.tolist())
             ]
         ).to(self._x.device)
-        x, y, k = self._x[rows], self._y[rows], self.shots
-        return Episode(
-            Batch(x[:, :k], y[:, :k]), Batch(x[:, k:], y[:, k:]), task=patients.to(self._x.device)
-        )
+        return episode_of(self._x[rows], self._y[rows], self.shots, patients.to(self._x.device))
 
 
 class Recordings:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..episode import Batch, Episode
+from ..episode import Episode
 from ..losses import Loss
 from ..metrics import Metric, mse
+from .draws import check_counts, episode_of
 
 Range = tuple[float, float]
 
@@ -27,8 +28,8 @@ class Sinusoid:
     Each time a task is drawn, its support and query points are drawn again.
 
     Args:
-        shots: support points per task, K.
-        queries: query points per task, Q.
+        shots: support points per task, K. With 0, episodes have no support set.
+        queries: query points per task, Q. With 0, the query set is empty.
         tasks: None for infinitely many tasks, which never repeat; a number for a fixed list of that many
             tasks, generated from `seed`. Tasks are then drawn from the list with replacement, and
             `Episode.task` holds their indices, so that each task can have its own head.
@@ -42,8 +43,8 @@ class Sinusoid:
         dtype: dtype of x and y; if None, torch's default. Points agree between dtypes up to rounding.
 
     Raises:
-        ValueError: a number below 1, an empty or infinite range, negative noise; amplitudes that are not
-            positive on a logarithmic scale.
+        ValueError: a negative number of points, none at all, an empty or infinite range, negative noise;
+            amplitudes that are not positive on a logarithmic scale.
 
     >>> sinusoids = Sinusoid(shots=10, queries=5)
     >>> episode = sinusoids.sample(4, torch.Generator().manual_seed(0))
@@ -69,8 +70,7 @@ class Sinusoid:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if min(shots, queries) < 1:
-            raise ValueError(f"shots={shots}, queries={queries}: each must be at least 1.")
+        check_counts(shots, queries)
         if tasks is not None and tasks < 1:
             raise ValueError(f"tasks={tasks} must be at least 1, or None for infinitely many.")
         for name, bounds in (("amplitude", amplitude), ("phase", phase), ("x_range", x_range)):
@@ -146,11 +146,9 @@ class Sinusoid:
         if self.noise:
             y = y + self.noise * torch.randn(points, generator=rng, dtype=torch.float64, device="cpu")
         x, y = self._placed(x), self._placed(y)
-        return Episode(
-            support=Batch(x[:, : self.shots], y[:, : self.shots]),
-            query=Batch(x[:, self.shots :], y[:, self.shots :]),
-            task=ids if ids is None or self.device is None else ids.to(self.device, non_blocking=True),
-        )
+        if ids is not None and self.device is not None:
+            ids = ids.to(self.device, non_blocking=True)
+        return episode_of(x, y, self.shots, ids)
 
     def _waves(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Amplitudes and phases of `count` tasks, each `[count]`."""

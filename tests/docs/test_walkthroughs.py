@@ -63,11 +63,8 @@ def test_a_folder_of_images_becomes_a_table_of_three_methods(tmp_path: Path) -> 
         for number in range(11):  # one shot and ten queries, as in the config that init writes
             noisy = (pattern + rng.integers(0, 50, (20, 20))).astype(np.uint8)
             Image.fromarray(noisy).save(folder / f"{number}.png")
-    source = (mine / "mine.py").read_text(encoding="utf-8")
-    start, end = source.index("class Data"), source.index("def net")
-    data = block(page, "class Data")
-    (mine / "mine.py").write_text(f"{source[:start]}{data}\n\n{source[end:]}", encoding="utf-8")
-    (mine / "conf/net/mine.yaml").write_text(block(page, "_target_", "yaml"), encoding="utf-8")
+    (mine / "conf/task/mine.yaml").write_text(block(page, "ImageFolder", "yaml"), encoding="utf-8")
+    (mine / "conf/net/mine.yaml").write_text(block(page, "conv4", "yaml"), encoding="utf-8")
     experiment = mine / "conf/experiment/mine.yaml"
     trivial = "trivial: {net: {inputs: 784}}"
     assert f"`{trivial}`" in (DOCS / page).read_text(encoding="utf-8")

@@ -127,5 +127,8 @@ def test_every_way_of_sharing_runs(changes: list[str], composed: Compose, tmp_pa
     cfg = composed("experiment=adult", "steps=2", "meta_batch=8", "validate.times=1", *changes)
     assert train.run(cfg, tmp_path)["steps"] == 2
     saved = load_file(tmp_path / "model.safetensors")
-    for name, tensor in load(tmp_path).model.state_dict().items():
+    state = torch.get_rng_state()
+    loaded = load(tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, tensor in loaded.model.state_dict().items():
         assert torch.equal(tensor, saved[name])

@@ -134,6 +134,9 @@ def test_sentences_without_a_support_set(tiny: Path) -> None:
     domains = Clinc150(ways=2, shots=0, queries=3, data_dir=tiny).split("train")
     episode = domains.sample(3, rng())
     assert episode.support is None and episode.query.x["mask"].shape[:2] == (3, 6)
+    supports = Clinc150(ways=2, shots=3, queries=0, data_dir=tiny).split("train").sample(3, rng())
+    assert supports.support is not None and supports.support.x["mask"].shape[:2] == (3, 6)
+    assert supports.query.x["mask"].shape[:2] == (3, 0) and supports.query.y.shape == (3, 0)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +147,7 @@ def test_sentences_without_a_support_set(tiny: Path) -> None:
         ({"balance": "random", "queries": 19}, "need 84 examples in total"),
         ({"balance": "own", "classes": [0, 1, 2, 9]}, "at least one each"),
         ({"tasks_per_class_set": 0}, "tasks_per_class_set=0: each must be at least 1"),
-        ({"queries": 0}, "queries=0.*evaluated on its query set; only shots may be 0"),
+        ({"shots": 0, "queries": 0}, "shots=0, queries=0: a task needs at least one example"),
         ({"shots": -1}, "shots=-1"),
     ],
 )

@@ -74,6 +74,7 @@ def test_tasks_within_one_alphabet(server: Server, tmp_path: Path, monkeypatch: 
         ({"rotations": "all"}, "rotations='all' is not one of"),
         ({"ways": 0}, "at least 1"),
         ({"shots": 10, "queries": 11}, "Omniglot has 20"),
+        ({"shots": 0, "queries": 0}, "a task needs at least one example"),
     ],
 )
 def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:

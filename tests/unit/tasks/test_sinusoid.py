@@ -132,8 +132,8 @@ def test_loss_and_metric_agree() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shots": 0}, "shots=0, queries=10"),
-        ({"queries": -1}, "at least 1"),
+        ({"shots": 0, "queries": 0}, "shots=0, queries=0: a task needs at least one example"),
+        ({"queries": -1}, "neither number may be negative"),
         ({"tasks": 0}, "tasks=0 must be at least 1"),
         ({"amplitude": (5.0, 0.1)}, "amplitude"),
         ({"amplitude_scale": "decibel"}, "amplitude_scale='decibel' is not 'linear' or 'log'"),

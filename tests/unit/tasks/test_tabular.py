@@ -210,8 +210,11 @@ def test_a_patient_is_a_few_shot_task(tiny: Path) -> None:
     assert outcome.losses.shape == (5,)
     with pytest.raises(ValueError, match=r"4 shots \+ 3 queries need 7 recordings"):
         Patients(4, 3, data_dir=tiny).split("test")
-    with pytest.raises(ValueError, match="each must be at least 1"):
-        Patients(0)
+    supports = Patients(4, 0, data_dir=tiny).split("test").sample(2, torch.Generator())
+    assert supports.support is not None and supports.query.x.shape == (2, 0, 19)
+    assert Patients(0, 4, data_dir=tiny).split("test").sample(2, torch.Generator()).support is None
+    with pytest.raises(ValueError, match="shots=0, queries=0: a task needs at least one example"):
+        Patients(0, 0)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
