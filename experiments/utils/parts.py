@@ -67,6 +67,11 @@ def build(cfg: DictConfig, sources: Sources | None = None) -> Parts:
     options.check(cfg, "train")
     sources = sources or Sources()
     source = sources(cfg)
+    if getattr(source, "queries", None) == 0:
+        raise options.OptionError(
+            "task.queries=0: validation and test are measured on queries; to leave them out in the training"
+            " alone, use train_task={queries: 0}."
+        )
     validation, test = source.split("validation"), source.split("test")
     for metric in (cfg.metric, *(cfg.reference or {})):
         higher(validation, metric)
@@ -95,6 +100,11 @@ def build(cfg: DictConfig, sources: Sources | None = None) -> Parts:
     )
     schedule = part("schedule", cfg.schedule, lambda make: make(optimizer))
     cost = StepCost(model, recipe, train.loss)
+    try:
+        cost(sample(train, cfg.meta_batch, cfg.seed, 0))  # what no step can do ends it before the training
+    except Exception as error:
+        error.add_note(f"This was the first task of a training with recipe={cfg.recipe}.")
+        raise
     if cfg.engine is not None:
         engine = evaluator = part("engine", cfg.engine)
         if isinstance(train.loss, Mapping) and not isinstance(engine, engines.Auto | engines.Loop):

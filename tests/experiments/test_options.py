@@ -82,6 +82,18 @@ def test_transductive_methods_can_be_forbidden(
         train.run(composed(*forbidden, "+adapt.tim={_target_: metamtl.adapters.TIM}"), tmp_path)
 
 
+def test_a_recipe_that_needs_queries_ends_a_comparison_before_the_first_training(
+    overrides: Overrides, tmp_path: Path, no_training: None
+) -> None:
+    with pytest.raises(ValueError, match="validation and test are measured on queries"):
+        table(compare, overrides, tmp_path, "task.queries=0")
+    without = ("train_task={queries: 0}", "recipes=[reptile,maml]")
+    with pytest.raises(ValueError, match="the query set is empty") as caught:
+        table(compare, overrides, tmp_path, *without, "steps=null", "max_minutes=1")
+    assert "recipe={'_target_': 'metamtl.recipes.maml'" in caught.value.__notes__[0]
+    assert not list(tmp_path.iterdir())
+
+
 def test_metrics_of_named_tasks(composed: Compose, tmp_path: Path, no_training: None) -> None:
     experiment = "experiment=glyphs_multitask"
     with pytest.raises(ValueError, match=r"metric=acc: .* it has .*case/accuracy"):
