@@ -12,7 +12,7 @@ from .engines import Auto, Engine, TaskProblem, example_exchange
 from .episode import Episode
 from .estimate import Estimate
 from .functional import trainable
-from .functional.labels import num_examples
+from .functional.labels import is_empty, num_examples
 from .losses import Loss
 from .meta_batch import MetaBatch
 from .metrics import Metric
@@ -140,7 +140,7 @@ def _stages(
     engine.check(model)
     scores = []  # by group, then by stage
     for group, positions in zip(episodes.groups, episodes.positions):
-        if num_examples(*group[0].query) == 0:
+        if group.num_tasks and is_empty(group[0].query):
             raise ValueError(
                 "the query set is empty (queries=0), so there is nothing to measure; draw the tasks of an"
                 " evaluation with at least one query."

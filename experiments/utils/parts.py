@@ -58,11 +58,12 @@ class Sources:
 
 
 def build(cfg: DictConfig, sources: Sources | None = None) -> Parts:
-    """Check the config of a training and build all its parts.
+    """Check the config of a training and build all its parts; the first task of the training runs once.
 
     Raises:
         ValueError: an invalid option; the message contains its name.
         ImportError: a part requires a package that is not installed.
+        Exception: what the first task raises, for example because the recipe does not fit the tasks.
     """
     options.check(cfg, "train")
     sources = sources or Sources()

@@ -22,7 +22,7 @@ from ..functional import (
     trainable_and_frozen,
     with_support_statistics,
 )
-from ..functional.labels import num_examples
+from ..functional.labels import is_empty
 from ..losses import Loss
 from ..objectives import Adaptation, Objective
 from ..objectives.base import reads
@@ -153,7 +153,7 @@ class TaskProblem:
         Raises:
             ValueError: the batch is empty, so that it has no mean loss.
         """
-        if num_examples(*batch) == 0:
+        if is_empty(batch):
             where = "" if self.name is None else f"task {self.name!r}: "
             raise ValueError(
                 f"{where}the query set is empty (queries=0), but the objective needs the loss on it; draw"
@@ -185,7 +185,7 @@ class TaskProblem:
         )
         objective = self.objective(task)
         with torch.no_grad():  # if the objective does not use the query loss, it is only reported
-            if support is not None and num_examples(*query) == 0:
+            if support is not None and is_empty(query):
                 return objective, self.measure(task.end, support)
             return objective, task.query_loss
 

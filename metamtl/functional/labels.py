@@ -91,6 +91,26 @@ def num_examples(output: Any, y: Any) -> int | None:
     return len(tensors[0]) if tensors else None
 
 
+def is_empty(batch: tuple[Any, Any]) -> bool:
+    """Whether `(x, y)` has no example.
+
+    Its targets are then empty, and so is a tensor of `x`; without targets, every tensor of `x`. Otherwise
+    an empty tensor is an example's own, such as the edges of a graph that has none.
+
+    >>> is_empty((torch.zeros(0, 3), torch.zeros(0)))
+    True
+    >>> is_empty(({"nodes": torch.zeros(4, 3), "edges": torch.zeros(0, 2)}, None))
+    False
+    """
+    if isinstance(batch[1], Tensor) and batch[1].numel():
+        return False
+    inputs, targets = (
+        [not len(leaf) for leaf in tree_leaves(part) if isinstance(leaf, Tensor) and leaf.dim()]
+        for part in batch
+    )
+    return all(targets) and any(inputs) if targets else bool(inputs) and all(inputs)
+
+
 def aligned(output: Tensor, y: Tensor) -> Tensor:
     """`output` in the shape of `y`, if a last axis of length 1 is the only difference.
 
