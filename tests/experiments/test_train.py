@@ -47,17 +47,21 @@ def test_no_episode_is_met_in_two_places(
 ) -> None:
     from metamtl.tasks import Sinusoid
 
-    drawn: list[float] = []
+    draws: list[list[float]] = []
     sample = Sinusoid.sample
 
     def spy(family: Sinusoid, num_tasks: int, rng: torch.Generator) -> Any:
         episode = sample(family, num_tasks, rng)
-        drawn.extend(episode.support.x[:, 0, 0].tolist())
+        draws.append(episode.support.x[:, 0, 0].tolist())
         return episode
 
     monkeypatch.setattr(Sinusoid, "sample", spy)
     for seed in (0, 1):
+        before = len(draws)
         train.run(composed("steps=2", f"seed={seed}"), tmp_path / str(seed))
+        checked = draws.pop(before)  # the tasks of the first step, one of which runs before the training
+        assert checked in draws[before:]
+    drawn = [number for draw in draws for number in draw]
     assert len(drawn) == 2 * (2 * 25 + 4 * 4)
     assert len(set(drawn)) == len(drawn)
 
