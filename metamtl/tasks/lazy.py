@@ -78,7 +78,8 @@ class LazyFewShot:
             device, options: as in `LazyFewShot`.
 
         Raises:
-            TypeError: an `IterableDataset` or a `DataLoader`; no labels.
+            TypeError: an `IterableDataset` or a `DataLoader`; no labels; `targets` that the data set's
+                `target_transform` changes.
             ValueError: an empty data set; the number of labels is not that of the items. On a draw: an item
                 that cannot be read (with its index).
 
@@ -90,12 +91,14 @@ class LazyFewShot:
         """
         check_dataset(dataset)
         kind = type(dataset).__name__
-        labels = getattr(dataset, "targets", None) if labels is None else labels
         if labels is None:
-            raise TypeError(
-                f"the {kind} has no attribute targets with the class of each item, and the classes must be"
-                " known before items are read; pass labels=[...]."
-            )
+            labels, changed = (getattr(dataset, name, None) for name in ("targets", "target_transform"))
+            if labels is None or changed is not None:
+                found = "no attribute targets" if labels is None else "a target_transform besides targets"
+                raise TypeError(
+                    f"the {kind} has {found}, and the class of each item must be known before items are"
+                    " read; pass labels=[...]."
+                )
         if len(labels) != len(dataset):
             raise ValueError(
                 f"the {kind} has {len(dataset)} items, but there are {len(labels)} labels; pass one label"

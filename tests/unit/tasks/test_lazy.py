@@ -121,6 +121,10 @@ def test_labels_and_images_of_ones_own() -> None:
     assert torch.equal(episode.query.x[..., 0].long() % 2, episode.task.repeat_interleave(3, 1))
 
 
+class Renamed(Pairs):
+    target_transform = str
+
+
 class Endless(IterableDataset[int]):
     def __iter__(self) -> Any:
         return iter(range(3))
@@ -133,7 +137,8 @@ def broken(x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("dataset", "labels", "error", "message"),
     [
-        (TensorDataset(torch.zeros(24, 2)), None, TypeError, r"no attribute targets .* pass labels="),
+        (TensorDataset(torch.zeros(24, 2)), None, TypeError, "no attribute targets.* pass labels="),
+        (Renamed(ITEMS["bytes"]), None, TypeError, "a target_transform besides targets.* pass labels="),
         (TensorDataset(torch.zeros(24, 2)), LABELS[:9], ValueError, "24 items, but there are 9 labels"),
         (DataLoader(Pairs(ITEMS["bytes"])), None, TypeError, "whose items are batches"),
         (Endless(), LABELS, TypeError, "no length or no integer indices"),
