@@ -12,7 +12,7 @@ from .engines import Auto, Engine, TaskProblem, example_exchange
 from .episode import Episode
 from .estimate import Estimate
 from .functional import trainable
-from .functional.labels import is_empty, num_examples
+from .functional.labels import is_empty
 from .losses import Loss
 from .meta_batch import MetaBatch
 from .metrics import Metric
@@ -185,7 +185,7 @@ def _check_measured(episodes: Mapping[str, Episode], metrics: Any) -> None:
 
 def _output(model: nn.Module, recipe: Recipe, episode: Episode, loss: Loss, name: str) -> Any:
     """The output and the labels of the query set of one named task; None without an example."""
-    if num_examples(*episode.query) == 0:
+    if is_empty(episode.query):
         return None
     with torch.inference_mode(False), torch.no_grad():
         episode = episode.map(_recordable)

@@ -92,10 +92,10 @@ def num_examples(output: Any, y: Any) -> int | None:
 
 
 def is_empty(batch: tuple[Any, Any]) -> bool:
-    """Whether `(x, y)` has no example.
+    """Whether the batch `(x, y)` has zero examples.
 
-    Its targets are then empty, and so is a tensor of `x`; without targets, every tensor of `x`. Otherwise
-    an empty tensor is an example's own, such as the edges of a graph that has none.
+    If `y` has tensors, all of them and at least one of `x` must be empty; if it has none, all tensors of
+    `x`. A single empty tensor may belong to an example, such as the edges of a graph without edges.
 
     >>> is_empty((torch.zeros(0, 3), torch.zeros(0)))
     True

@@ -35,7 +35,10 @@ def _relu(gates: Tensor, state: tuple[Tensor, ...], more: Tensor, project: None)
 
 
 def _packed(args: Sequence[Any]) -> bool:
-    """Whether a recurrent function of torch is called with a packed sequence, whose weights are args[3]."""
+    """Whether these are the arguments of a recurrent function of torch for a packed sequence.
+
+    The list of weights is then the fourth argument, otherwise the third.
+    """
     return isinstance(args[3], (list, tuple))
 
 

@@ -92,12 +92,16 @@ class LazyFewShot:
         check_dataset(dataset)
         kind = type(dataset).__name__
         if labels is None:
-            labels, changed = (getattr(dataset, name, None) for name in ("targets", "target_transform"))
-            if labels is None or changed is not None:
-                found = "no attribute targets" if labels is None else "a target_transform besides targets"
+            labels = getattr(dataset, "targets", None)
+            if labels is None:
                 raise TypeError(
-                    f"the {kind} has {found}, and the class of each item must be known before items are"
-                    " read; pass labels=[...]."
+                    f"the {kind} has no attribute targets, and the class of each item must be known before"
+                    " items are read; pass labels=[...]."
+                )
+            if getattr(dataset, "target_transform", None) is not None:
+                raise TypeError(
+                    f"the {kind} has a target_transform, which is not applied to its attribute targets;"
+                    " pass labels=[...] with the transformed classes."
                 )
         if len(labels) != len(dataset):
             raise ValueError(

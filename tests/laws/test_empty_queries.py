@@ -50,11 +50,11 @@ def test_the_gradient_is_that_with_queries(engine: engines.Engine, recipe: Recip
     assert episode.support is not None
     expected, model = net(), net()
     meta_backward(expected, recipe, episode, F.cross_entropy, engine=engines.Loop())
-    found = meta_backward(model, recipe, without_queries(episode), F.cross_entropy, engine=engine)
+    outcome = meta_backward(model, recipe, without_queries(episode), F.cross_entropy, engine=engine)
     torch.testing.assert_close(gradient(model), gradient(expected), rtol=1e-12, atol=1e-13)
     on_support = Episode(episode.support, episode.support, episode.task, 3)
     values = evaluate(expected, recipe, on_support, F.cross_entropy, engine=engines.Loop()).values
-    torch.testing.assert_close(found.losses, values, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(outcome.losses, values, rtol=1e-12, atol=1e-13)
 
 
 READERS = {
@@ -95,7 +95,7 @@ def test_a_named_task_without_queries_is_named() -> None:
 
     x, y = POINTS.float()[:6], LABELS[:6]
     episodes = {"a": Episode(None, (x, y)), "b": Episode(None, (x[:0], y[:0]))}  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="task 'b': the query set is empty"):
+    with pytest.raises(ValueError, match="task 'b': the support or the query set is empty"):
         meta_backward(Heads(), recipes.joint(), episodes, dict.fromkeys(episodes, F.cross_entropy))
 
 

@@ -137,9 +137,9 @@ class Matrix:
         """`ok`, or why metamtl refuses the row."""
         case = Case.of(self.rows[name])
         refusal = case.row.refusal
-        # Compiled runs under Vmap what it cannot compile, so both refuse the same modules.
-        runs_under = "Vmap" if engine == "Compiled" else engine
-        refused = refusal is not None and (order in refusal.where or runs_under in refusal.where)
+        # Compiled falls back to Vmap for what it cannot compile, so the refusals of Vmap are its own, too.
+        refusing = {order, "Vmap" if engine == "Compiled" else engine}
+        refused = refusal is not None and not refusing.isdisjoint(refusal.where)
         recipe = recipes.maml(K, LR, differentiation=order)
         torch.manual_seed(1)
         with warnings.catch_warnings():

@@ -138,7 +138,12 @@ def broken(x: np.ndarray) -> np.ndarray:
     ("dataset", "labels", "error", "message"),
     [
         (TensorDataset(torch.zeros(24, 2)), None, TypeError, "no attribute targets.* pass labels="),
-        (Renamed(ITEMS["bytes"]), None, TypeError, "a target_transform besides targets.* pass labels="),
+        (
+            Renamed(ITEMS["bytes"]),
+            None,
+            TypeError,
+            "a target_transform, which is not .* pass labels=",
+        ),
         (TensorDataset(torch.zeros(24, 2)), LABELS[:9], ValueError, "24 items, but there are 9 labels"),
         (DataLoader(Pairs(ITEMS["bytes"])), None, TypeError, "whose items are batches"),
         (Endless(), LABELS, TypeError, "no length or no integer indices"),
