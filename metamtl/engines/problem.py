@@ -157,8 +157,8 @@ class TaskProblem:
             where = "" if self.name is None else f"task {self.name!r}: "
             raise ValueError(
                 f"{where}the support or the query set is empty (queries=0), but the objective needs"
-                " the loss on it; draw at least one example, or use an objective that reads only parameters,"
-                " such as objectives.displacement (recipes.reptile)."
+                " the loss on it; draw at least one example, or use an objective that reads only"
+                " parameters, such as objectives.displacement (recipes.reptile)."
             )
         return self.loss(self.output(params, batch[0]), batch[1])
 
